@@ -1,0 +1,31 @@
+"""PeCo (arXiv 2111.12710): masked image modelling on a perceptual codebook."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+__all__ = ["load_backbone", "load_tokenizer"]
+
+# By name, not by an import statement: every module of the package runs this file first, and must not thereby depend on the models.
+
+
+def load_tokenizer(directory: str | Path) -> Any:
+    """Read a tokenizer folder: a `peco.tokenizer.model.PerceptualTokenizer` in eval mode.
+
+    Raises:
+        peco.errors.PecoError: the folder is missing, damaged or of another kind.
+    """
+    return importlib.import_module("peco.tokenizer.io").load(directory)
+
+
+def load_backbone(directory: str | Path, **overrides: Any) -> Any:
+    """Read a backbone folder: a timm model in eval mode, without the head of pre-training.
+
+    Args:
+        directory: the folder; plain `timm.create_model("local-dir:DIR", pretrained=True)` reads it too.
+        overrides: arguments of `timm.create_model`, as `num_classes` or `img_size`.
+
+    Raises:
+        peco.errors.PecoError: the folder is missing, damaged or doesn't fit the arguments.
+    """
+    return importlib.import_module("peco.artifacts").load_timm(directory, **overrides)

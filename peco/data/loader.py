@@ -1,0 +1,182 @@
+"""Batches for training, in the global order, and scans over a whole split.
+
+The order itself is in `peco/data/order.py`; here it is read: lanes pull runs of samples from the shards, hold one window each, and
+the samples of a step are decoded in the workers and collated on the rank that owns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from peco.data.order import EpochOrder, GlobalOrder, slots
+from peco.data.shards import Sample, ShardSet
+from peco.errors import PecoError
+
+Fields = dict[str, Any]
+Batch = dict[str, Tensor]
+Make = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and numbers
+
+
+class TrainLoader:
+    """This rank's part of the global batches.
+
+    Batch t is the same set of samples for any `world` and `workers`. `make` runs in the workers and must be picklable and a pure
+    function of its arguments; arrays it gives under a name that starts with `image` must be uint8 (H, W, 3) and come out as
+    float32 (B, 3, H, W) in [0, 1], everything else is stacked as it is.
+
+    Args:
+        shards: the split.
+        make: sample and epoch to named fields.
+        batch_size: global batch size; a multiple of `lanes`.
+        seed: of the order.
+        lanes: lanes of the global order; a multiple of `world`.
+        buffer: samples in a shuffle window.
+        rank: this process.
+        world: number of processes.
+        workers: loader processes wished for; reduced until they divide the rank's lanes.
+
+    Raises:
+        PecoError: lanes, batch size and world do not fit together, or the split is empty.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        make: Make,
+        *,
+        batch_size: int,
+        seed: int,
+        lanes: int,
+        buffer: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+    ) -> None:
+        if lanes % world:
+            raise PecoError(
+                f"loader.lanes: {lanes} is not allowed with {world} processes; expected a multiple of {world}"
+            )
+        if batch_size % lanes:
+            raise PecoError(f"batch_size: {batch_size} is not allowed; expected a multiple of loader.lanes ({lanes})")
+        if len(shards) == 0:
+            raise PecoError(f"{shards.root}: no samples to train on")
+        order = GlobalOrder(tuple(s.samples for s in shards.shards), lanes, buffer, seed)
+        self._lanes = _Lanes(shards, make, order, batch_size, rank, world)
+        mine = lanes // world
+        self._workers = next(n for n in range(min(workers, mine), -1, -1) if n == 0 or mine % n == 0)
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """Batches of the steps [start_step, stop_step), at the cost of at most one window of reads a lane before the first."""
+        dataset = _Steps(self._lanes, start_step, stop_step)
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=4 if self._workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+        parts = iter(loader)
+        while part := list(islice(parts, max(1, self._workers))):  # worker w gives part w of each batch, in turn
+            yield {name: _finish(name, torch.cat([p[name] for p in part])) for name in part[0]}
+
+
+def scan(
+    shards: ShardSet,
+    make: Make,
+    *,
+    batch_size: int,
+    start: int = 0,
+    stop: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The samples [start, stop) of a split once, in order, with epoch 0; rank r gets the r-th of `world` contiguous parts."""
+    count = (len(shards) if stop is None else stop) - start
+    start, stop = start + count * rank // world, start + count * (rank + 1) // world
+    loader = DataLoader(
+        _Scan(shards, make, start, stop, batch_size),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        yield {name: _finish(name, value) for name, value in batch.items()}
+
+
+class _Lanes:
+    """The lanes of one rank: reads samples for any part of the stream."""
+
+    def __init__(
+        self, shards: ShardSet, make: Make, order: GlobalOrder, batch_size: int, rank: int, world: int
+    ) -> None:
+        self.shards, self.make, self.order, self.batch_size = shards, make, order, batch_size
+        self.rank, self.world = rank, world
+
+    def read(self, slot: int, start_position: int) -> Iterator[tuple[Sample, int]]:
+        """Samples (with their epoch) at the stream positions of a slot, from the first one >= start_position on, for ever."""
+        total, lanes = len(self.order), self.order.lanes
+        epoch = start_position // total
+        while True:
+            lane = (slot - epoch * total) % lanes
+            first = max(0, start_position - epoch * total)  # position in this epoch
+            number = -(-(first - lane) // lanes) if first > lane else 0
+            yield from ((sample, epoch) for sample in self._read_lane(self.order.epoch(epoch), lane, number))
+            epoch += 1
+
+    def _read_lane(self, epoch_order: EpochOrder, lane: int, number: int) -> Iterator[Sample]:
+        size, buffer = epoch_order.lane_size(lane), self.order.buffer
+        while number < size:
+            window = number // buffer
+            held = [s for run in epoch_order.window_runs(lane, window) for s in self.shards.read(*run)]
+            for place in epoch_order.window_shuffle(lane, window)[number - window * buffer :]:
+                yield held[place]
+            number = (window + 1) * buffer
+
+
+class _Steps(IterableDataset[Batch]):
+    """Parts of consecutive batches: one item a step, read by one worker."""
+
+    def __init__(self, lanes: _Lanes, start: int, stop: int) -> None:
+        self._lanes, self._start, self._stop = lanes, start, stop
+
+    def __iter__(self) -> Iterator[Batch]:
+        lanes, worker = self._lanes, get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        mine = slots(lanes.order.lanes, lanes.rank + lanes.world * number, lanes.world * workers)
+        streams = [lanes.read(slot, self._start * lanes.batch_size) for slot in mine]
+        rounds = lanes.batch_size // lanes.order.lanes
+        for _ in range(self._start, self._stop):
+            yield _collate([lanes.make(*next(stream)) for _ in range(rounds) for stream in streams])
+
+
+class _Scan(IterableDataset[Batch]):
+    def __init__(self, shards: ShardSet, make: Make, start: int, stop: int, batch_size: int) -> None:
+        self._shards, self._make, self._range, self._batch_size = shards, make, (start, stop), batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        start, stop = self._range
+        # Worker w reads batches w, w + workers, ...: the DataLoader takes them in turn, which restores the order.
+        for first in range(start + number * self._batch_size, stop, workers * self._batch_size):
+            samples = self._shards.read(first, min(first + self._batch_size, stop))
+            yield _collate([self._make(sample, 0) for sample in samples])
+
+
+def _collate(samples: list[Fields]) -> Batch:
+    return {name: torch.from_numpy(np.stack([np.asarray(s[name]) for s in samples])) for name in samples[0]}
+
+
+def _finish(name: str, values: Tensor) -> Tensor:
+    # Pixels travel between processes as bytes and become floats here: a quarter of the traffic.
+    if name.startswith("image"):
+        return values.permute(0, 3, 1, 2).contiguous().float().div_(255)
+    return values

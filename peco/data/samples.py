@@ -1,0 +1,37 @@
+"""What a stage reads of a sample: a random view of an epoch, or the evaluation view. Callables for `TrainLoader` and `scan`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peco import config
+from peco.data import views
+from peco.data.loader import Fields
+from peco.data.order import VIEW, sample_rng
+from peco.data.shards import Sample, decode
+
+
+@dataclass(frozen=True)
+class RandomView:
+    """The view of a sample in an epoch: "image" of `size` pixels a side."""
+
+    seed: int
+    recipe: config.View
+    size: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        image = decode(sample.image)
+        view = views.draw(sample_rng(self.seed, epoch, sample.index, VIEW), self.recipe, image.width, image.height)
+        return {"index": sample.index, "image": views.apply(image, view, self.size)}
+
+
+@dataclass(frozen=True)
+class CenterView:
+    """The evaluation view of a sample, "image" of `size` pixels a side, and its "label" (-1: none)."""
+
+    size: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        image = decode(sample.image)
+        pixels = views.apply(image, views.center(image.width, image.height), self.size)
+        return {"index": sample.index, "label": sample.label, "image": pixels}

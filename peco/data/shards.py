@@ -1,0 +1,233 @@
+"""Shards: the images of a data set as WebDataset tars with an index. This is the reading side; `peco/data/writing.py` writes.
+
+A folder of shards holds, for each split,
+
+- `train-00000.tar`, …: samples one after the other, each a few members that share a key: the image (`jpg`, `png`, …) and, where
+  there is a label, `cls`. Plain `webdataset.WebDataset(...).decode("pil")` reads them.
+- `train.labels.npy`: int64 (samples,), -1 where there is no label.
+- `train.offsets.npy`: int64 (samples,), byte in its tar at which a sample begins.
+
+and `index.json`: `version`, `source`, `classes` (all, in the order of the labels), `splits` (for each: `samples`, `labelled`,
+`classes` that occur in it, `shards` with name, samples, bytes and sha256), `rejected` (count; the list is `rejected.tsv`) and
+`ignored` (counts by reason).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from peco.errors import PecoError
+
+VERSION = 1  # of the layout described above
+MIN_SIDE = 8  # pixels; a smaller image shows nothing
+MAX_PIXELS = 89_478_485  # more are taken for a decompression bomb; Pillow warns from here on
+BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
+
+# Without this list, Pillow tries all it knows, among them formats that start other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+Image.init()  # formats named to Image.open must be registered, and it registers only the commonest by itself
+_MEND = "run `dvc checkout`, or `dvc repro shards` to write the shards anew"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a split. `index` is its position in the split, shard after shard; `label` is -1 where there is none."""
+
+    index: int
+    key: str
+    image: bytes
+    label: int
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar as the index describes it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class ShardSet:
+    """The shards of one split. Holds no open file, so it goes to worker processes as it is.
+
+    Attributes:
+        labels: int64 (samples,), indexes into `classes`, -1: none.
+        labelled: whether every sample has a label.
+        starts: int64 (shards,), index of the first sample of each shard.
+        offsets: int64 (samples,), byte at which a sample begins in its tar.
+    """
+
+    root: Path
+    split: str
+    shards: tuple[ShardInfo, ...]
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    labelled: bool
+    starts: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, start: int, stop: int) -> Iterator[Sample]:
+        """Samples [start, stop) in order, read front to back.
+
+        Raises:
+            ValueError: the range isn't within the split.
+            PecoError: a shard is missing or damaged.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise ValueError(f"samples [{start}, {stop}) of {len(self)} in {self.split}")
+        while start < stop:
+            number = int(np.searchsorted(self.starts, start, side="right")) - 1
+            end = int(self.starts[number]) + self.shards[number].samples
+            yield from self._read_shard(number, start, min(stop, end))
+            start = end
+
+    def _read_shard(self, number: int, start: int, stop: int) -> Iterator[Sample]:
+        shard = self.shards[number]
+        path = self.root / shard.name
+        last = int(self.starts[number]) + shard.samples - 1
+        try:
+            with open(path, "rb") as file:
+                if file.seek(0, io.SEEK_END) != shard.bytes:
+                    raise ValueError("another size than its index says")
+                file.seek(int(self.offsets[start]))
+                for index in range(start, stop):
+                    end = int(self.offsets[index + 1]) if index < last else shard.bytes
+                    key, image = _read_sample(file.read(end - int(self.offsets[index])))
+                    yield Sample(index, key, image, int(self.labels[index]))
+        except OSError as error:
+            raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_MEND}") from None
+        except ValueError as error:
+            raise PecoError(f"{path}: the shard is damaged ({error}); {_MEND}") from None
+
+
+def load_index(root: Path) -> dict[str, Any]:
+    """The content of `index.json`.
+
+    Raises:
+        PecoError: it is missing, damaged, or of another version.
+    """
+    path = root / "index.json"
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); {_MEND}") from None
+    except ValueError:
+        raise PecoError(f"{path}: the index is damaged; {_MEND}") from None
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        raise PecoError(f"{path}: not an index of version {VERSION}; run `dvc repro shards` to write the shards anew")
+    return index
+
+
+def open_shards(root: Path, split: str) -> ShardSet:
+    """The shards of one split.
+
+    Raises:
+        PecoError: there is no such split, or the folder is missing or damaged.
+    """
+    index = load_index(root)
+    if split not in index["splits"]:
+        raise PecoError(f"{root}: no split {split}; it has {', '.join(index['splits'])}")
+    entry = index["splits"][split]
+    shards = tuple(ShardInfo(**shard) for shard in entry["shards"])
+    counts = np.array([shard.samples for shard in shards], dtype=np.int64)
+    return ShardSet(
+        root=root,
+        split=split,
+        shards=shards,
+        classes=tuple(index["classes"]),
+        labels=_load_array(root / f"{split}.labels.npy", entry["samples"]),
+        labelled=entry["labelled"],
+        starts=np.cumsum(counts) - counts,
+        offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
+    )
+
+
+def decode(source: Sample | bytes) -> Image.Image:
+    """The picture in an encoded image: upright by its EXIF orientation, mode RGB, the first frame of several.
+
+    Transparent pixels are laid over white, 16 bits are scaled to 8, grey, palette, CMYK and other modes are converted.
+
+    Raises:
+        PecoError: not an image, damaged or truncated, a side under `MIN_SIDE`, or more than `MAX_PIXELS`.
+    """
+    data = source if isinstance(source, bytes) else source.image
+    try:
+        return _decode(data)
+    except PecoError as error:
+        raise error if isinstance(source, bytes) else PecoError(f"sample {source.key}: {error}; {_MEND}") from None
+
+
+def _decode(data: bytes) -> Image.Image:
+    if not data:
+        raise PecoError("empty file")
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if min(image.size) < MIN_SIDE:
+                raise PecoError(f"a side under {MIN_SIDE} pixels")
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
+    except (PecoError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise PecoError("not an image of a known format") from None
+    except Image.DecompressionBombError:
+        raise PecoError(f"more than {MAX_PIXELS} pixels") from None
+    except Exception as error:  # damaged files raise nearly anything in Pillow's readers
+        raise PecoError("truncated" if "truncated" in str(error).lower() else "can't be decoded") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise PecoError("floating-point pixels, which have no agreed range")
+    if image.mode.startswith("I"):
+        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _read_sample(block: bytes) -> tuple[str, bytes]:
+    """Key and image of the sample that the tar members in `block` hold."""
+    at = 0
+    while at + BLOCK <= len(block):
+        header = block[at : at + BLOCK]
+        if header[257:262] != b"ustar":
+            break
+        name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
+        at += BLOCK
+        key, _, extension = name.partition(".")
+        if extension != "cls":
+            if at + size > len(block):
+                break
+            return key, block[at : at + size]
+        at += -(-size // BLOCK) * BLOCK
+    raise ValueError("no sample where the index says")
+
+
+def _load_array(path: Path, length: int) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        raise PecoError(f"{path}: missing or damaged; {_MEND}") from None
+    if array.shape != (length,):
+        raise PecoError(f"{path}: {len(array)} entries for {length} samples; {_MEND}")
+    return array

@@ -1,0 +1,91 @@
+"""Where images come from: opens the source that `dataset.source` names, and draws the procedural one."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from peco import config
+from peco.data import scenes
+from peco.data.imagefolder import ImageFolder
+from peco.data.raw import RawSample, Source
+from peco.data.webdataset_source import WebDatasetSource
+from peco.errors import PecoError
+
+VAL_START = 1_000_000  # scenes of val have the indexes from here on
+
+
+def open_source(dataset: config.Dataset, work: Path) -> Source:
+    """The source that the parameters name.
+
+    Args:
+        dataset: its `path` is relative to the current folder.
+        work: folder for temporary files.
+
+    Raises:
+        PecoError: the input is missing, unreadable, damaged, empty or not what its source expects.
+    """
+    path = Path(dataset.path)
+    if dataset.source == "scenes":
+        return SceneSource(path, dataset.scenes)
+    if dataset.source == "images":
+        return ImageFolder(path, val_fraction=dataset.val_fraction, seed=dataset.seed, work=work)
+    return WebDatasetSource(dataset.path, val_fraction=dataset.val_fraction, seed=dataset.seed)
+
+
+class SceneSource:
+    """The procedural set as PNG, in the order of its indexes, which are independent draws: nothing is left to shuffle.
+
+    Args:
+        path: descriptor with `generator: scenes`, `version` and `seed`.
+        sizes: how many images of which size are drawn.
+
+    Raises:
+        PecoError: the descriptor is missing or wrong, or asks for another version than this code draws.
+    """
+
+    def __init__(self, path: Path, sizes: config.Scenes) -> None:
+        self._seed, self._sizes = _read_descriptor(path), sizes
+        if sizes.train > VAL_START:
+            raise PecoError(f"dataset.scenes.train: {sizes.train} is not allowed; expected at most {VAL_START}")
+        self.classes = scenes.CLASSES
+        self.ignored: Counter[str] = Counter()
+        self.total: int | None = sizes.train + sizes.val
+
+    def samples(self) -> Iterator[RawSample]:
+        for split, first, count in (("train", 0, self._sizes.train), ("val", VAL_START, self._sizes.val)):
+            for index in range(first, first + count):
+                scene = scenes.render(self._seed, index, self._sizes.size)
+                png = io.BytesIO()
+                Image.fromarray(scene.image).save(png, "PNG")
+                yield RawSample(split, f"{index:07d}.png", png.getvalue(), scene.label)
+
+
+def _read_descriptor(path: Path) -> int:
+    example = f"expected three lines: generator: scenes, version: {scenes.VERSION}, seed: 0"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); {example}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise PecoError(f"{path}: not a YAML file; {example}") from None
+    if (
+        not isinstance(found, dict)
+        or found.keys() != {"generator", "version", "seed"}
+        or found["generator"] != "scenes"
+    ):
+        raise PecoError(f"{path}: not a descriptor of the set of scenes; {example}")
+    if found["version"] != scenes.VERSION:
+        raise PecoError(
+            f"{path}: version {found['version']} of the scenes is asked for, but this code draws version {scenes.VERSION}; "
+            f"set version: {scenes.VERSION} (other images, so numbers don't compare) or use the code of that version"
+        )
+    seed = found["seed"]
+    if type(seed) is not int or seed < 0:
+        raise PecoError(f"{path}: seed: {seed!r} is not allowed; expected an integer from 0 on")
+    return seed

@@ -1,0 +1,110 @@
+"""Stored token targets: one array file per image shard, in the shard's order, memory-mapped when read.
+
+An entry holds the numbers of a view and the token grid that the tokenizer gave for exactly that view. Files are plain `.npy` of
+shape (samples, views) with the dtype of `entry_dtype`; `index.json` says what they belong to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peco.data.shards import ShardSet
+from peco.data.views import VIEW_DTYPE, View, from_record
+from peco.errors import PecoError
+
+INDEX = "index.json"
+
+
+def entry_dtype(tokens: int) -> np.dtype:
+    """One stored view: its numbers and its `tokens` token numbers, row by row, as uint16."""
+    return np.dtype([("view", VIEW_DTYPE), ("tokens", "<u2", (tokens,))])
+
+
+def shard_file(shard_name: str) -> str:
+    """Name of the array file that belongs to an image shard."""
+    return Path(shard_name).with_suffix(".npy").name
+
+
+def write_index(folder: Path, shards: ShardSet, *, views: int, grid: int, codes: int) -> None:
+    """Describe a finished folder of token files."""
+    files = [folder / shard_file(s.name) for s in shards.shards] if views else []
+    index = {
+        "version": 1,
+        "views": views,
+        "grid": [grid, grid],
+        "codes": codes,
+        "samples": len(shards),
+        "shards": [{"name": f.name, "sha256": hashlib.sha256(f.read_bytes()).hexdigest()} for f in files],
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@dataclass
+class TokenStore:
+    """Reader of a folder of token targets. Files are mapped when first used, in whichever process uses them.
+
+    Args:
+        folder: made by the `tokens` stage.
+        shards: the split that the tokens were made of.
+
+    Raises:
+        PecoError: the folder is missing, damaged or belongs to other shards.
+    """
+
+    folder: Path
+    shards: ShardSet
+    _maps: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise PecoError(f"{self.folder}: no readable token targets; `dvc repro tokens` makes them") from None
+        if self.index["samples"] != len(self.shards):
+            raise PecoError(
+                f"{self.folder}: tokens of {self.index['samples']} samples, but the shards hold {len(self.shards)}; "
+                "`dvc repro tokens` makes them anew"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    @property
+    def views(self) -> int:
+        """Stored views of each sample; 0 if tokens are to be computed online."""
+        return int(self.index["views"])
+
+    @property
+    def codes(self) -> int:
+        """Size of the codebook that the tokens index."""
+        return int(self.index["codes"])
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side."""
+        return int(self.index["grid"][0])
+
+    def get(self, sample: int, view: int) -> tuple[View, np.ndarray]:
+        """View and tokens (int64, (grid * grid,)) of a stored view of a sample."""
+        shard = int(np.searchsorted(self.shards.starts, sample, side="right")) - 1
+        entry = self._map(shard)[sample - int(self.shards.starts[shard]), view]
+        return from_record(entry["view"]), entry["tokens"].astype(np.int64)
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            path = self.folder / shard_file(self.shards.shards[shard].name)
+            try:
+                entries = np.load(path, mmap_mode="r")
+            except (OSError, ValueError) as error:
+                raise PecoError(f"{path}: not readable ({error}); `dvc repro tokens` makes it anew") from None
+            expected = (self.shards.shards[shard].samples, self.views)
+            if entries.shape != expected or entries.dtype != entry_dtype(self.grid**2):
+                raise PecoError(f"{path}: shape {entries.shape}, expected {expected}; `dvc repro tokens` makes it anew")
+            self._maps[shard] = entries
+        return self._maps[shard]

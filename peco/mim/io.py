@@ -1,0 +1,63 @@
+"""Folders of pre-trained backbones: a timm model by `artifacts.save_timm`, mask token and head in a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peco import artifacts
+from peco.errors import PecoError
+from peco.mim.model import MEAN, STD, MaskedImageModel
+
+HEAD = "mim_head.safetensors"
+KIND = "backbone"
+
+
+def save(
+    directory: str | Path,
+    model: MaskedImageModel,
+    *,
+    arch: str,
+    model_args: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the backbone for timm, and mask token and head beside it.
+
+    Args:
+        directory: the folder; replaced if there is one.
+        model: to write.
+        arch, model_args: as `build_backbone` gave them.
+        extra: further notes for the `peco` part of config.json.
+
+    Raises:
+        PecoError: writing failed.
+    """
+    artifacts.save_timm(
+        directory,
+        model.backbone,
+        arch=arch,
+        model_args=model_args,
+        mean=MEAN,
+        std=STD,
+        extra={**(extra or {}), "kind": KIND, "codes": model.head.out_features},
+        beside={
+            HEAD: {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+        },
+    )
+
+
+def load(directory: str | Path) -> MaskedImageModel:
+    """Read backbone, mask token and head, in eval mode.
+
+    Raises:
+        PecoError: the folder is missing, damaged or of another kind.
+    """
+    codes = artifacts.section(directory, KIND).get("codes")
+    if not isinstance(codes, int) or codes < 1:
+        raise PecoError(f"{directory}: config.json lacks the number of codes; fetch or make the folder again")
+    model = MaskedImageModel(artifacts.load_timm(directory), codes)
+    path = Path(directory) / HEAD
+    backbone = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
+    artifacts.fill(model, {**backbone, **artifacts.load_tensors(path)}, path)
+    return model.eval()

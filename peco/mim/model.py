@@ -1,0 +1,112 @@
+"""Masked image modelling in the manner of BEiT (arXiv 2106.08254): predict the code of each masked patch.
+
+Legend: B batch, C channels, H W pixels, L patches of an image, D width, M masked patches of the whole batch, K codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peco import config
+
+# Normalisation of the inputs, as in BEiT.
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.5, 0.5, 0.5)
+INIT_STD = 0.02
+
+
+def build_backbone(
+    vit: config.Vit, image_size: int, layer_scale: float | None, drop_path: float, num_classes: int = 0
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """Build a BEiT backbone through timm.
+
+    Relative position bias per block, no absolute position; the final norm acts on all tokens (`use_fc_norm` false), so that
+    the weights serve as features and for classification alike. Initialised as BEiT: normal of std 0.02, residual branches
+    scaled down with depth.
+
+    Args:
+        vit: architecture (one of timm's `beit_*`) and its size.
+        image_size: side in pixels.
+        layer_scale: start value of the residual branches' scales; None leaves the scales out.
+        drop_path: rate of the last block, rising from 0 at the first.
+        num_classes: outputs of a classification head; 0 for none.
+
+    Returns:
+        model, registered architecture, and the arguments that rebuild it (what belongs to training only is left out).
+    """
+    model_args: dict[str, Any] = {
+        "img_size": image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.embed_dim,
+        "depth": vit.depth,
+        "num_heads": vit.num_heads,
+        "mlp_ratio": vit.mlp_ratio,
+        "init_values": layer_scale or 0.0,  # timm takes None for "as registered"
+        "use_abs_pos_emb": False,
+        "use_rel_pos_bias": True,
+        "use_fc_norm": False,
+        "global_pool": "avg",
+    }
+    model = timm.create_model(vit.arch, num_classes=num_classes, drop_path_rate=drop_path, **model_args)
+    return model, vit.arch, model_args
+
+
+class MaskedImageModel(nn.Module):
+    """A BEiT backbone with a mask token and a linear head over the codes.
+
+    Args:
+        backbone: from `build_backbone`, without classification head.
+        codes: size K of the codebook.
+    """
+
+    def __init__(self, backbone: nn.Module, codes: int) -> None:
+        super().__init__()
+        width = cast(int, backbone.embed_dim)
+        self.backbone = backbone
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.head = nn.Linear(width, codes)
+        nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
+        nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x_BCHW: Tensor, mask_BL: Tensor) -> Tensor:
+        """Scores of the codes at the masked patches.
+
+        Args:
+            x_BCHW: float in [0, 1].
+            mask_BL: bool, True where a patch is hidden from the model; L counts row by row.
+
+        Returns:
+            logits_MK: masked patches of the first image row by row, then those of the second, and so on.
+        """
+        beit = cast(Any, self.backbone)
+        x_BLD = beit.patch_embed(2 * x_BCHW - 1)  # MEAN and STD
+        x_BLD = torch.where(mask_BL[..., None], self.mask_token.to(x_BLD.dtype), x_BLD)
+        x_BLD = torch.cat([beit.cls_token.expand(len(x_BLD), -1, -1).to(x_BLD.dtype), x_BLD], dim=1)
+        for block in beit.blocks:
+            x_BLD = block(x_BLD)
+        x_BLD = beit.norm(x_BLD)[:, beit.num_prefix_tokens :]
+        return cast(Tensor, self.head(x_BLD[mask_BL]))
+
+    @torch.no_grad()
+    def predict(self, x_BCHW: Tensor, mask_BL: Tensor) -> Tensor:
+        """The most probable code of each masked patch: int64 (M,), in the order of `forward`."""
+        return self.forward(x_BCHW, mask_BL).argmax(dim=1)
+
+
+def mim_loss(logits_MK: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy (nats) and accuracy (0 to 1), both means over the masked patches.
+
+    Args:
+        logits_MK: from `MaskedImageModel.forward` under the same mask.
+        tokens_BL: int64, the code of every patch.
+        mask_BL: bool.
+    """
+    target_M = tokens_BL[mask_BL]
+    accuracy = (logits_MK.detach().argmax(dim=1) == target_M).float().mean()
+    return F.cross_entropy(logits_MK.float(), target_M), accuracy

@@ -1,0 +1,166 @@
+"""Intermediate features of any timm model, for the perceptual term of the tokenizer's loss.
+
+Legend: B batch, C channels, H W pixels, h w feature positions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, cast
+
+import safetensors
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peco import config
+from peco.artifacts import normalization
+from peco.errors import PecoError
+
+_LOCAL = "put its weights on this machine and set perceptual_net.timm.checkpoint"
+
+
+class FeatureNet(nn.Module):
+    """A frozen network that gives features of chosen blocks; gradients flow to the input.
+
+    A block is what the model's `feature_info` lists: a transformer block of a ViT, a stage of a ConvNet (ResNet: stem and four
+    stages; VGG: the convolutions before each pooling). Blocks after the last one asked for are cut off.
+
+    A network with a fixed input size (ViT) gets its images resized to it (bilinear, antialiased); any other sees them as they are.
+
+    Args:
+        model: the network; it is taken over, i.e. frozen and pruned in place. Mean and std are those of its `pretrained_cfg`.
+        blocks: numbers of blocks, from 1.
+
+    Raises:
+        PecoError: there is no such block, or the model has no intermediate features.
+    """
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
+        super().__init__()
+        if not hasattr(model, "forward_intermediates"):
+            raise PecoError(
+                f"perceptual_net.timm.model: {type(model).__name__} gives no intermediate features; take another model"
+            )
+        self.model = cast(Any, model)
+        depth = len(self.model.feature_info)
+        for block in blocks:
+            if not 1 <= block <= depth:
+                raise PecoError(f"tokenizer.perceptual.blocks: {block} is not allowed; expected from 1 to {depth}")
+        self.indices = sorted({block - 1 for block in blocks})
+        self.model.prune_intermediate_layers(self.indices, prune_norm=True)
+        mean_C11, std_C11 = normalization(model)
+        self.register_buffer("mean_C11", mean_C11, persistent=False)
+        self.register_buffer("std_C11", std_C11, persistent=False)
+        embed = _strict_embed(model)
+        self.size: tuple[int, int] | None = None if embed is None else tuple(embed.img_size)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: dropout and batch statistics would make the distance of equal images differ from zero."""
+        return super().train(False)
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Features (BChw) of images in [0, 1], in ascending order of blocks, without class or register tokens."""
+        if self.size is not None and x_BCHW.shape[-2:] != self.size:
+            x_BCHW = F.interpolate(x_BCHW, self.size, mode="bilinear", antialias=True)
+        x_BCHW = (x_BCHW - self.mean_C11) / self.std_C11
+        features: list[Tensor] = self.model.forward_intermediates(
+            x_BCHW, indices=self.indices, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        return features
+
+
+def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
+    """Create a timm model without classifier head: weights of `checkpoint`, else from the hub if `pretrained`, else random.
+
+    A network with a fixed input size is built for `image_size`, rounded up to whole patches, and its position embedding is
+    resampled. Weights come as safetensors, from the hub at commit `revision`. Those converted from MoCo v3
+    (`peco.perceptual.convert`) need a model with ImageNet's mean and std, as `vit_base_patch16_224.dino`.
+
+    Raises:
+        PecoError: timm knows no such model; no network or no such revision; the file is missing, damaged or of another shape.
+    """
+    name = cfg.model
+    if cfg.revision and name.startswith("hf-hub:"):
+        name = f"{name}@{cfg.revision}"
+    with torch.device("meta"):
+        skeleton = _create(
+            name, "perceptual_net.timm.model", "check the name (timm.list_models()) and, for hf-hub:, the network"
+        )
+    options: dict[str, Any] = {}
+    embed = _strict_embed(skeleton)
+    if embed is not None:
+        patch = max(embed.patch_size)
+        options["img_size"] = -(-image_size // patch) * patch
+    if cfg.checkpoint:
+        key = "perceptual_net.timm.checkpoint"
+        _require_weights(Path(cfg.checkpoint), skeleton, key, cfg.model)
+        overlay = {"file": cfg.checkpoint, "custom_load": False}
+        hint = f"give the weights of {cfg.model}"
+        model = _create(name, key, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        used: Any = model.pretrained_cfg
+        used["file"] = None  # a path must not end up in an artifact
+        return model
+    if cfg.pretrained and not name.startswith("hf-hub:"):
+        options["pretrained_cfg_overlay"] = _hub_source(skeleton, cfg)
+    return _create(name, "perceptual_net.timm", _LOCAL, pretrained=cfg.pretrained, **options)
+
+
+def _hub_source(skeleton: nn.Module, cfg: config.TimmNet) -> dict[str, Any]:
+    """What makes timm fetch safetensors at the pinned commit; it splits `revision` off the repository's name at the `@`."""
+    known: Any = skeleton.pretrained_cfg
+    repository = known.get("hf_hub_id")
+    if not repository:
+        raise PecoError(
+            f"perceptual_net.timm.model: {cfg.model} has no weights on the hub; {_LOCAL} or pretrained: false"
+        )
+    return {
+        "hf_hub_id": f"{repository}@{cfg.revision}" if cfg.revision else repository,
+        "hf_hub_filename": known.get("hf_hub_filename") or "model.safetensors",
+        "custom_load": known.get("custom_load", False),
+    }
+
+
+def _require_weights(path: Path, skeleton: nn.Module, key: str, name: str) -> None:
+    """Check that the file has every weight of the model: timm would leave the missing ones random without a word."""
+    if not path.is_file():
+        raise PecoError(f"{key}: {path}: no such file; give a .safetensors file or null")
+    if path.suffix != ".safetensors":
+        raise PecoError(
+            f"{key}: {path}: not a .safetensors file; `python -m peco.perceptual.convert` converts MoCo v3 checkpoints"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+    except (safetensors.SafetensorError, OSError) as error:
+        raise PecoError(f"{key}: {path}: damaged or unreadable ({error}); fetch or convert it again") from None
+    missing = [k for k in skeleton.state_dict() if k not in found and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise PecoError(
+            f"{key}: {path} lacks {len(missing)} weights of {name}, such as {missing[0]}; give one that has them"
+        )
+
+
+def _strict_embed(model: nn.Module) -> Any:
+    """The patch embedding that insists on its `img_size`; None for networks that take any size."""
+    embeds = (m for m in model.modules() if isinstance(m, timm.layers.PatchEmbed))
+    return next((m for m in embeds if m.img_size and m.strict_img_size), None)
+
+
+def _create(name: str, key: str, hint: str, **options: Any) -> nn.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm's deprecations are not the user's business
+            model: nn.Module = timm.create_model(name, num_classes=0, **options)
+    except Exception as error:  # timm, the hub's client and safetensors share no base class
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PecoError(f"{key}: {name}: {reason[:300]}; {hint}") from error
+    return model

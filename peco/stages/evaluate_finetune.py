@@ -1,0 +1,70 @@
+"""Stage `evaluate@finetune`: fine-tune the whole backbone by BEiT's recipe, from its pre-trained and from random weights, alike.
+
+The score is that of the last step: no choice is made, so none has to be made on a third split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peco import artifacts, config
+from peco.data.loader import Fields, scan
+from peco.data.order import AUGMENT
+from peco.data.samples import CenterView
+from peco.data.shards import Sample, decode, open_shards
+from peco.downstream.augment import augment
+from peco.downstream.finetune import FinetuneTask, build_classifier, evaluate
+from peco.downstream.splits import why_skipped
+from peco.stages import common
+from peco.stages.fit import fit
+from peco.training.distributed import Dist
+
+PARAMS = ("seed", "loader", "evaluate.finetune")
+SCAN_BATCH = 128
+
+
+@dataclass(frozen=True)
+class AugmentedView:
+    """A training view of a sample and its label."""
+
+    seed: int
+    size: int
+    cfg: config.Finetune
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        key = (self.seed, epoch, sample.index, AUGMENT)
+        pixels = augment(decode(sample.image), key, self.size, self.cfg)
+        return {"index": sample.index, "label": sample.label, "image": pixels}
+
+
+def main(run: common.StageRun) -> None:
+    cfg, seed = run.config.evaluate.finetune, run.config.seed
+    dist = Dist.init()
+    train, val = (open_shards(common.SHARDS, split) for split in ("train", "val"))
+    if reason := why_skipped(train, val):
+        if dist.rank == 0:
+            print(f"{run.name}: skipped: {reason}", flush=True)
+            run.metrics({"skipped": reason})
+        return
+    size = int(artifacts.describe(common.BACKBONE)["pretrained_cfg"]["input_size"][1])
+    make = AugmentedView(seed, size, cfg)
+    metrics: dict[str, Any] = {}
+    work = Path()
+    for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
+        model = build_classifier(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
+        task = FinetuneTask(model, len(train.classes), cfg)
+        inputs = [common.SHARDS, common.BACKBONE]
+        averaged, _, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs, name=f"finetune_{name}")
+        if averaged is not None:
+            task.load_state_dict(averaged)
+        batches = scan(val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers)
+        metrics[f"{prefix}accuracy"] = evaluate(model, batches, dist.all_reduce_sum)
+    if dist.rank == 0:
+        run.metrics(metrics)
+        common.finished(work)
+
+
+if __name__ == "__main__":
+    common.run_stage("evaluate@finetune", PARAMS, main)

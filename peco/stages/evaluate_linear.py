@@ -1,0 +1,52 @@
+"""Stage `evaluate@linear`: linear probe of the frozen backbone, of its random initialisation, and of plain image statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from peco.data.loader import scan
+from peco.data.samples import CenterView
+from peco.data.shards import ShardSet, open_shards
+from peco.downstream import linear
+from peco.downstream.splits import why_skipped
+from peco.stages import common
+from peco.stages.probes import SCAN_BATCH, Features, backbone_size, backbones, features
+
+PARAMS = ("seed", "evaluate.holdout", "evaluate.linear")
+
+
+def main(run: common.StageRun) -> None:
+    train, val = (open_shards(common.SHARDS, split) for split in ("train", "val"))
+    if reason := why_skipped(train, val):
+        print(f"{run.name}: skipped: {reason}", flush=True)
+        run.metrics({"skipped": reason})
+        return
+    cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
+    metrics: dict[str, Any] = {}
+    for prefix, model in backbones(run.config.seed):
+        ours, theirs = (features(model, split, run.workers) for split in (train, val))
+        result = linear.evaluate(ours, theirs, cfg, holdout)
+        metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}l2": result.l2}
+    simple = [image_statistics(split, run.workers) for split in (train, val)]
+    for name in ("pixels", "histogram"):
+        ours, theirs = (({name: found[name]}, labels) for found, labels in simple)
+        metrics[f"{name}_accuracy"] = linear.evaluate(ours, theirs, cfg, holdout).accuracy
+    run.metrics(metrics)
+
+
+def image_statistics(split: ShardSet, workers: int) -> Features:
+    """Raw pixels and colour histogram of the evaluation views: what a representation has to beat."""
+    found: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
+    labels = []
+    for batch in scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers):
+        pixels = batch["image"].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        found["pixels"].append(torch.as_tensor(linear.raw_pixels(pixels)))
+        found["histogram"].append(torch.as_tensor(linear.colour_histogram(pixels)))
+        labels.append(batch["label"])
+    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
+
+
+if __name__ == "__main__":
+    common.run_stage("evaluate@linear", PARAMS, main)

@@ -1,0 +1,165 @@
+"""Stage `perceptual_net`: the network in whose features image and reconstruction are to agree.
+
+`source: train` trains a vision transformer by MoCo v3 on the user's own shards; `source: timm` takes an existing network. Either
+way the result is a timm model folder, with a kNN score beside that of the same network at random initialisation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from peco import artifacts, config
+from peco.data import views
+from peco.data.loader import Fields, scan
+from peco.data.order import SECOND_VIEW, VIEW, sample_rng
+from peco.data.samples import CenterView
+from peco.data.shards import Sample, ShardSet, decode, open_shards
+from peco.downstream import knn
+from peco.downstream.features import extract
+from peco.downstream.splits import why_skipped
+from peco.perceptual.features import build_timm
+from peco.perceptual.moco import MoCo
+from peco.stages import common
+from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.training.distributed import Dist
+from peco.training.loop import Task
+
+PARAMS = ("seed", "loader", "perceptual_net")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbours=(5, 10, 20), temperature=0.07)
+SCAN_BATCH = 128
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """Two independent views of a sample, as contrastive learning needs."""
+
+    seed: int
+    recipe: config.View
+    size: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        image = decode(sample.image)
+        fields: Fields = {"index": sample.index}
+        for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
+            rng = sample_rng(self.seed, epoch, sample.index, purpose)
+            view = views.draw(rng, self.recipe, image.width, image.height)
+            fields[name] = views.apply(image, view, self.size)
+        return fields
+
+
+class MocoTask(Task):
+    """MoCo v3 on normalised pairs of views."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, moco: MoCo) -> None:
+        super().__init__()
+        self.moco = moco
+        self.register_buffer("mean_C11", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x1, x2 = ((batch[name] - self.mean_C11) / self.std_C11 for name in ("image_1", "image_2"))
+        loss, scalars = self.moco(x1, x2)
+        return loss, scalars
+
+    def after_step(self, step: int, total: int) -> None:
+        self.moco.update_momentum(step, total)
+
+
+def vit_args(vit: config.Vit, image_size: int) -> dict[str, Any]:
+    """Arguments of `timm.create_model` for a plain ViT of this size."""
+    return {
+        "img_size": image_size,
+        "patch_size": vit.patch_size,
+        "embed_dim": vit.embed_dim,
+        "depth": vit.depth,
+        "num_heads": vit.num_heads,
+        "mlp_ratio": vit.mlp_ratio,
+    }
+
+
+def main(run: common.StageRun) -> None:
+    cfg, size = run.config.perceptual_net, run.config.loader.image_size
+    dist = Dist.init()
+    train = open_shards(common.SHARDS, "train")
+    if cfg.source == "timm":
+        net = build_timm(cfg.timm, size)
+        if dist.rank == 0:
+            mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
+            artifacts.save_timm(
+                common.PERCEPTUAL_NET,
+                net,
+                arch=cfg.timm.model.split(".")[0],
+                model_args={},
+                mean=mean,
+                std=std,
+                extra={"kind": "perceptual_net", "source": cfg.timm.model},
+            )
+            common.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
+            run.metrics(score(run, train, dist))
+        return
+
+    args = vit_args(cfg.vit, size)
+    seed_everything(run.config.seed)
+    moco = MoCo(
+        lambda: timm.create_model(cfg.vit.arch, num_classes=0, **args),
+        cfg.moco,
+        gather=dist.all_gather,
+        mean_over_ranks=dist.mean_with_grad,
+        rank=dist.rank,
+    )
+    task = MocoTask(moco).to(dist.device)
+    make = TwoViews(run.config.seed, cfg.moco.view, size)
+    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=[common.SHARDS])
+    if dist.rank == 0:
+        if averaged is not None:
+            task.load_state_dict(averaged)
+        encoder: nn.Module = task.moco.encoder
+        artifacts.save_timm(
+            common.PERCEPTUAL_NET,
+            encoder,
+            arch=cfg.vit.arch,
+            model_args=args,
+            mean=MEAN,
+            std=STD,
+            extra={"kind": "perceptual_net", "source": "MoCo v3"},
+        )
+        publish_metrics(run, logs, score(run, train, dist))
+        common.finished(work)
+
+
+def score(run: common.StageRun, train: ShardSet, dist: Dist) -> dict[str, Any]:
+    """kNN accuracy of the published network and of the same at random initialisation, or why there is none."""
+    val = open_shards(common.SHARDS, "val")
+    if reason := why_skipped(train, val):
+        return {"skipped": reason}
+    center = CenterView(run.config.loader.image_size)
+    scores: dict[str, Any] = {}
+    for prefix, model in (
+        ("", artifacts.load_timm(common.PERCEPTUAL_NET)),
+        ("random_", artifacts.random_like(common.PERCEPTUAL_NET, seed=run.config.seed)),
+    ):
+        ours, theirs = (
+            extract(model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers), blocks(model))
+            for split in (train, val)
+        )
+        scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT).accuracy
+    return scores
+
+
+def blocks(model: nn.Module) -> range:
+    """Numbers of all blocks of a transformer."""
+    return range(1, len(model.blocks) + 1)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    common.run_stage(Path(__file__).stem, PARAMS, main)

@@ -1,0 +1,102 @@
+"""Stage `pretrain`: masked image modelling in the manner of BEiT, with the perceptual tokens as targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from peco import artifacts, config
+from peco.data import views
+from peco.data.loader import Fields
+from peco.data.order import MASK, VIEW, sample_rng
+from peco.data.shards import Sample, decode, open_shards
+from peco.data.tokens import TokenStore
+from peco.errors import PecoError
+from peco.mim import io
+from peco.mim.masking import block_mask
+from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+from peco.stages import common
+from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer.model import PerceptualTokenizer
+from peco.training.distributed import Dist
+from peco.training.loop import Task
+
+PARAMS = ("seed", "loader", "tokens", "pretrain")
+
+
+@dataclass(frozen=True)
+class MaskedView:
+    """A view of a sample, its mask, and its tokens where they are stored; else the view at the tokenizer's size as well."""
+
+    seed: int
+    recipe: config.View
+    size: int
+    grid: int
+    masking: config.Masking
+    store: TokenStore
+    tokenizer_size: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        image = decode(sample.image)
+        mask = block_mask(sample_rng(self.seed, epoch, sample.index, MASK), self.grid, self.grid, self.masking)
+        fields: Fields = {"index": sample.index, "mask": mask.ravel()}
+        if self.store.views:
+            view, fields["tokens"] = self.store.get(sample.index, epoch % self.store.views)
+        else:
+            rng = sample_rng(self.seed, epoch, sample.index, VIEW)
+            view = views.draw(rng, self.recipe, image.width, image.height)
+            fields["image_tokenizer"] = views.apply(image, view, self.tokenizer_size)
+        fields["image"] = views.apply(image, view, self.size)
+        return fields
+
+
+class PretrainTask(Task):
+    """Predict the tokens of masked patches. The tokenizer, if tokens are computed online, is frozen and not part of the state."""
+
+    def __init__(self, model: MaskedImageModel, tokenizer: PerceptualTokenizer | None) -> None:
+        super().__init__()
+        self.model = model
+        self._tokenizer = (tokenizer,)  # in a tuple, so that it is no submodule
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        mask_BL = batch["mask"]
+        (tokenizer,) = self._tokenizer
+        tokens_BL = batch["tokens"] if tokenizer is None else tokenizer.tokenize(batch["image_tokenizer"]).flatten(1)
+        loss, accuracy = mim_loss(self.model(batch["image"], mask_BL), tokens_BL, mask_BL)
+        return loss, {"accuracy": accuracy}
+
+
+def main(run: common.StageRun) -> None:
+    cfg, seed, size = run.config.pretrain, run.config.seed, run.config.loader.image_size
+    dist = Dist.init()
+    train = open_shards(common.SHARDS, "train")
+    store = TokenStore(common.TOKENS, train)
+    grid = size // cfg.vit.patch_size
+    if store.grid != grid:
+        raise PecoError(
+            f"{common.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
+            "`dvc repro tokens` makes them anew"
+        )
+    tokenizer = None if store.views else tokenizer_io.load(common.TOKENIZER).to(dist.device)
+    seed_everything(seed)
+    backbone, arch, model_args = build_backbone(cfg.vit, size, cfg.layer_scale, cfg.drop_path)
+    task = PretrainTask(MaskedImageModel(backbone, store.codes), tokenizer).to(dist.device)
+    tokenizer_size = int(artifacts.section(common.TOKENIZER, tokenizer_io.KIND)["image_size"])
+    make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
+    inputs = [common.SHARDS, common.TOKENIZER, common.TOKENS]
+    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
+    if dist.rank == 0:
+        if averaged is not None:
+            task.load_state_dict(averaged)
+        extra = {"masking": config.to_dict(cfg.masking)}
+        io.save(common.BACKBONE, task.model, arch=arch, model_args=model_args, extra=extra)
+        publish_metrics(run, logs, {name: logs.latest[name] for name in ("loss", "accuracy")})
+        common.finished(work)
+
+
+if __name__ == "__main__":
+    common.run_stage(Path(__file__).stem, PARAMS, main)

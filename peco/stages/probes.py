@@ -1,0 +1,37 @@
+"""What the evaluations on frozen features share: the features of the backbone and of its random initialisation, for train and val."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from peco import artifacts
+from peco.data.loader import scan
+from peco.data.samples import CenterView
+from peco.data.shards import ShardSet
+from peco.downstream.features import extract
+from peco.stages import common
+
+SCAN_BATCH = 128
+
+Features = tuple[dict[str, Tensor], Tensor]  # by block (N, D); labels (N,)
+
+
+def backbone_size() -> int:
+    """Side in pixels of the images that the backbone takes."""
+    return int(artifacts.describe(common.BACKBONE)["pretrained_cfg"]["input_size"][1])
+
+
+def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
+    """The pre-trained backbone and the same at random initialisation, with the prefix of their metrics."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    yield "", artifacts.load_timm(common.BACKBONE).to(device)
+    yield "random_", artifacts.random_like(common.BACKBONE, seed=seed).to(device)
+
+
+def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
+    """Features of every block of `model` for the evaluation views of a split."""
+    batches = scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers)
+    return extract(model, batches, range(1, len(model.blocks) + 1))  # type: ignore[arg-type]

@@ -1,0 +1,101 @@
+"""Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions agree with the image in deep features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from peco import artifacts
+from peco.data.loader import scan
+from peco.data.samples import CenterView, RandomView
+from peco.data.shards import open_shards
+from peco.perceptual.distance import PerceptualDistance
+from peco.perceptual.features import FeatureNet
+from peco.stages import common
+from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.tokenizer import io
+from peco.tokenizer.loss import TokenizerLoss
+from peco.tokenizer.model import PerceptualTokenizer
+from peco.training.distributed import Dist
+from peco.training.loop import Task
+
+PARAMS = ("seed", "loader", "tokenizer")
+SCAN_BATCH = 64
+VAL_IMAGES = 2000  # reconstruction is scored on about so many images at most
+
+
+class TokenizerTask(Task):
+    """Reconstruct views through the codebook."""
+
+    def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss) -> None:
+        super().__init__()
+        self.tokenizer, self.loss = tokenizer, loss
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        reconstruction, quantized = self.tokenizer(batch["image"])
+        loss, parts = self.loss(reconstruction, batch["image"], quantized)
+        return loss, parts
+
+    def after_step(self, step: int, total: int) -> None:
+        self.tokenizer.quantizer.update()
+
+    def epoch_metrics(self) -> dict[str, float]:
+        usage, perplexity = self.tokenizer.quantizer.epoch_usage()
+        return {"usage": usage, "perplexity": perplexity}
+
+
+def main(run: common.StageRun) -> None:
+    cfg, seed = run.config.tokenizer, run.config.seed
+    dist = Dist.init()
+    train = open_shards(common.SHARDS, "train")
+    seed_everything(seed)
+    tokenizer = PerceptualTokenizer(
+        cfg.autoencoder,
+        cfg.quantizer,
+        all_reduce=dist.all_reduce_sum,
+        broadcast=dist.broadcast,
+        gather=dist.all_gather,
+        seed=seed,
+    )
+    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), cfg.perceptual.blocks)
+    distance = PerceptualDistance(net, cfg.perceptual.normalize)
+    loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
+    task = TokenizerTask(tokenizer, loss).to(dist.device)
+    make = RandomView(seed, cfg.view, cfg.image_size)
+    inputs = [common.SHARDS, common.PERCEPTUAL_NET]
+    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
+    if dist.rank == 0:
+        if averaged is not None:
+            task.load_state_dict(averaged)
+        io.save(common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
+        summary = score(tokenizer.eval(), distance.to(dist.device), cfg.image_size, dist.device, run.workers)
+        publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
+        common.finished(work)
+
+
+@torch.no_grad()
+def score(
+    tokenizer: PerceptualTokenizer, distance: PerceptualDistance, size: int, device: torch.device, workers: int
+) -> dict[str, float]:
+    """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
+    split = open_shards(common.SHARDS, "val")
+    if len(split) == 0:
+        split = open_shards(common.SHARDS, "train")
+    count, l1, perceptual, psnr = 0, 0.0, 0.0, 0.0
+    for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers):
+        if count >= VAL_IMAGES:
+            break
+        x_BCHW = batch["image"].to(device)
+        reconstruction_BCHW = tokenizer.reconstruct(x_BCHW)
+        mse_B = (reconstruction_BCHW - x_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
+        psnr += float((-10 * mse_B.log10()).sum())
+        l1 += float((reconstruction_BCHW - x_BCHW).abs().mean(dim=(1, 2, 3)).sum())
+        perceptual += float(distance(reconstruction_BCHW, x_BCHW)) * len(x_BCHW)
+        count += len(x_BCHW)
+    return {"val_psnr": psnr / count, "val_l1": l1 / count, "val_perceptual": perceptual / count}
+
+
+if __name__ == "__main__":
+    common.run_stage(Path(__file__).stem, PARAMS, main)

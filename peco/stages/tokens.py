@@ -1,0 +1,117 @@
+"""Stage `tokens`: the token targets of V views of every training sample, one array file per shard.
+
+View v is the view that training would draw in epoch v. With `tokens.views: 0` nothing is stored, and pre-training computes tokens
+online. Shards are shared out over the processes; a shard that an interrupted run has finished is not done again.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from peco import artifacts, config
+from peco.artifacts import publish
+from peco.data import views
+from peco.data.loader import Fields, scan
+from peco.data.order import VIEW, sample_rng
+from peco.data.shards import Sample, ShardSet, decode, open_shards
+from peco.data.tokens import TokenStore, entry_dtype, shard_file, write_index
+from peco.stages import common
+from peco.tokenizer import io
+from peco.tokenizer.model import PerceptualTokenizer
+from peco.training.distributed import Dist
+
+PARAMS = ("seed", "tokens")
+SCAN_BATCH = 64
+
+
+@dataclass(frozen=True)
+class StoredViews:
+    """All stored views of a sample: pixels uint8 (V, H, W, 3) and their numbers (V,) of VIEW_DTYPE as bytes."""
+
+    seed: int
+    recipe: config.View
+    count: int
+    size: int
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        image = decode(sample.image)
+        drawn = [
+            views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.recipe, image.width, image.height)
+            for v in range(self.count)
+        ]
+        numbers = np.stack([views.to_record(view) for view in drawn])
+        pixels = np.stack([views.apply(image, view, self.size) for view in drawn])
+        return {"pixels": pixels, "numbers": numbers.view(np.uint8).reshape(self.count, -1)}
+
+
+def main(run: common.StageRun) -> None:
+    dist = Dist.init()
+    train = open_shards(common.SHARDS, "train")
+    tokenizer = io.load(common.TOKENIZER).to(dist.device)
+    size = int(artifacts.section(common.TOKENIZER, io.KIND)["image_size"])
+    count = run.config.tokens.views
+    codes, grid = tokenizer.quantizer.codes, size // tokenizer.factor
+    work = run.work([common.SHARDS, common.TOKENIZER])
+    folder = work / "tokens"
+    folder.mkdir(exist_ok=True)
+    if count:
+        make = StoredViews(run.config.seed, run.config.tokens.view, count, size)
+        for number in range(dist.rank, len(train.shards), dist.world):
+            target = folder / shard_file(train.shards[number].name)
+            if not target.exists():
+                write_shard(train, number, tokenizer, make, target, dist.device, run.workers)
+            if dist.rank == 0:
+                print(f"tokens  shard {number + 1}/{len(train.shards)}", flush=True)
+    dist.barrier()
+    if dist.rank == 0:
+        write_index(folder, train, views=count, grid=grid, codes=codes)
+        run.metrics({"views": count, "samples": len(train), **(code_usage(TokenStore(folder, train)) if count else {})})
+        common.TOKENS.parent.mkdir(exist_ok=True)
+        publish(folder, common.TOKENS)
+        common.finished(work)
+
+
+def write_shard(
+    train: ShardSet,
+    number: int,
+    tokenizer: PerceptualTokenizer,
+    make: StoredViews,
+    target: Path,
+    device: torch.device,
+    workers: int,
+) -> None:
+    """Tokenize the stored views of one shard into `target`, complete or not at all."""
+    start = int(train.starts[number])
+    stop = start + train.shards[number].samples
+    parts = []
+    for batch in scan(train, make, batch_size=SCAN_BATCH, workers=workers, start=start, stop=stop):
+        pixels = batch["pixels"].flatten(0, 1).to(device)
+        x_BCHW = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
+        tokens_Bhw = tokenizer.tokenize(x_BCHW)
+        entries = np.empty((len(batch["pixels"]), make.count), dtype=entry_dtype(tokens_Bhw[0].numel()))
+        entries["view"] = batch["numbers"].numpy().view(views.VIEW_DTYPE)[..., 0]
+        entries["tokens"] = tokens_Bhw.cpu().numpy().reshape(*entries.shape, -1)
+        parts.append(entries)
+    part = target.with_suffix(".part")
+    with part.open("wb") as stream:
+        np.save(stream, np.concatenate(parts))
+    part.replace(target)
+
+
+def code_usage(store: TokenStore) -> dict[str, float]:
+    """Share of the codes that occur among all stored tokens, and the perplexity of their distribution."""
+    histogram_K = np.zeros(store.codes, dtype=np.int64)
+    for shard in store.shards.shards:
+        entries = np.load(store.folder / shard_file(shard.name), mmap_mode="r")
+        histogram_K += np.bincount(entries["tokens"].ravel(), minlength=store.codes)
+    p = histogram_K[histogram_K > 0] / histogram_K.sum()
+    return {"usage": len(p) / store.codes, "perplexity": math.exp(-(p * np.log(p)).sum())}
+
+
+if __name__ == "__main__":
+    common.run_stage(Path(__file__).stem, PARAMS, main)

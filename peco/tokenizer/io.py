@@ -1,0 +1,56 @@
+"""Folders of trained tokenizers: weights, and the parameters of the autoencoder and the quantizer that they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peco import artifacts, config
+from peco.errors import PecoError
+from peco.tokenizer.model import PerceptualTokenizer
+
+KIND = "tokenizer"
+
+
+def save(
+    directory: str | Path,
+    tokenizer: PerceptualTokenizer,
+    autoencoder: config.Autoencoder,
+    quantizer: config.Quantizer,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a tokenizer.
+
+    Args:
+        directory: the folder; replaced if there is one.
+        tokenizer: to write.
+        autoencoder, quantizer: what it was built from.
+        extra: further notes for config.json, such as the image size it was trained at.
+
+    Raises:
+        PecoError: writing failed.
+    """
+    built = {"autoencoder": config.to_dict(autoencoder), "quantizer": config.to_dict(quantizer)}
+    artifacts.save(directory, tokenizer.state_dict(), {"peco": {**(extra or {}), "kind": KIND, **built}})
+
+
+def load(directory: str | Path) -> PerceptualTokenizer:
+    """Read a tokenizer, in eval mode.
+
+    Raises:
+        PecoError: the folder is missing, damaged, of another kind, or its weights don't fit its parameters.
+    """
+    part = artifacts.section(directory, KIND)
+    try:
+        raw = part["autoencoder"]
+        autoencoder = config.Autoencoder(**{**raw, "channels": tuple(raw["channels"])})
+        quantizer = config.Quantizer(**part["quantizer"])
+    except (KeyError, TypeError) as error:
+        raise PecoError(
+            f"{directory}/config.json: not the parameters of a tokenizer ({error}); fetch or make the folder again"
+        ) from None
+    tokenizer = PerceptualTokenizer(autoencoder, quantizer)
+    weights = Path(directory) / artifacts.WEIGHTS
+    artifacts.fill(tokenizer, artifacts.load_tensors(weights), weights)
+    return tokenizer.eval()

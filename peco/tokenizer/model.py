@@ -1,0 +1,87 @@
+"""The perceptual tokenizer: images to grids of discrete tokens and back.
+
+Legend: B batch, C = 3 channels, H W pixels, D code width, h w token grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from peco import config
+from peco.errors import PecoError
+from peco.tokenizer.autoencoder import Decoder, Encoder
+from peco.tokenizer.quantizer import Collective, QuantizerOutput, VectorQuantizer, identity
+
+
+class PerceptualTokenizer(nn.Module):
+    """VQ-VAE of PeCo (arXiv 2111.12710, section 3.1); images are float32 BCHW in [0, 1].
+
+    Args:
+        autoencoder: layout of encoder and decoder.
+        quantizer: codebook.
+        all_reduce, broadcast, gather, seed: see `VectorQuantizer`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: config.Autoencoder,
+        quantizer: config.Quantizer,
+        *,
+        all_reduce: Collective = identity,
+        broadcast: Collective = identity,
+        gather: Collective = identity,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.factor = autoencoder.stem_stride * 2 ** (len(autoencoder.channels) - 1)
+        """Pixels per token along one side."""
+        self.encoder = Encoder(autoencoder, quantizer.dim)
+        self.quantizer = VectorQuantizer(
+            quantizer, all_reduce=all_reduce, broadcast=broadcast, gather=gather, seed=seed
+        )
+        self.decoder = Decoder(autoencoder, quantizer.dim)
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, QuantizerOutput]:
+        """Reconstruction on the scale of the input but not clamped, and the quantizer's output.
+
+        Raises:
+            PecoError: height or width is no multiple of `factor`.
+        """
+        quantized = self.quantizer(self._encode(x_BCHW))
+        return self._decode(quantized.z_q_BDhw), quantized
+
+    @torch.no_grad()
+    def tokenize(self, x_BCHW: Tensor) -> Tensor:
+        """Tokens (int64, Bhw) of images.
+
+        Raises:
+            PecoError: height or width is no multiple of `factor`.
+        """
+        return self.quantizer.encode(self._encode(x_BCHW))
+
+    @torch.no_grad()
+    def decode(self, tokens_Bhw: Tensor) -> Tensor:
+        """Images (BCHW in [0, 1]) that tokens stand for."""
+        return self._decode(self.quantizer.lookup(tokens_Bhw)).clamp(0, 1)
+
+    def reconstruct(self, x_BCHW: Tensor) -> Tensor:
+        """Images after tokenizing and decoding, BCHW in [0, 1].
+
+        Raises:
+            PecoError: height or width is no multiple of `factor`.
+        """
+        return self.decode(self.tokenize(x_BCHW))
+
+    def _encode(self, x_BCHW: Tensor) -> Tensor:
+        H, W = x_BCHW.shape[-2:]
+        if H % self.factor or W % self.factor:
+            raise PecoError(
+                f"tokenizer: an image of {H}x{W} pixels does not divide into tokens of {self.factor} pixels; resize it"
+            )
+        z_BDhw: Tensor = self.encoder(2 * x_BCHW - 1)
+        return z_BDhw
+
+    def _decode(self, z_q_BDhw: Tensor) -> Tensor:
+        x_BCHW: Tensor = (self.decoder(z_q_BDhw) + 1) / 2
+        return x_BCHW

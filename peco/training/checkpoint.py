@@ -1,0 +1,101 @@
+"""Working checkpoints: what a stopped training goes on from.
+
+They are private to the stage that writes them, kept under the work folder and never published.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+
+from peco.errors import PecoError
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint at `path` atomically and durably: after a crash at any moment the old or the new one is there.
+
+    Args:
+        path: the file; its folder is made where missing.
+        state: tensors and plain values, nested in dicts, lists and tuples.
+
+    Raises:
+        PecoError: the disk is full. The previous checkpoint is untouched.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PecoError(
+                f"disk full at {path.parent}: free space and run again; the last checkpoint is kept"
+            ) from None
+        raise
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """Read the checkpoint at `path`, tensors on the CPU; None where there is none.
+
+    A damaged file is renamed to `*.damaged` with one line of warning, and counts as none.
+
+    Raises:
+        PecoError: the file is there and can't be opened.
+    """
+    if not path.exists():
+        return None
+    with _readable(path) as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # broken bytes may raise nearly anything
+            state = None
+    if isinstance(state, dict):
+        return state
+    aside = path.with_name(path.name + ".damaged")
+    os.replace(path, aside)
+    print(
+        f"warning: checkpoint {path} is damaged, kept as {aside.name}; starting from the beginning",
+        file=sys.stderr,
+        flush=True,
+    )
+    return None
+
+
+def _readable(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that, or delete it to start anew") from None
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a checkpoint into `module`.
+
+    Raises:
+        PecoError: a name or a shape differs: the checkpoint is of another model.
+    """
+    own = module.state_dict()
+    wrong = next(iter(sorted(own.keys() ^ state.keys())), None)
+    if wrong is not None:
+        side = "lacks" if wrong in own else "has an unknown"
+        raise PecoError(
+            f"checkpoint {path} {side} tensor {wrong}: it belongs to another model; delete the file and run again"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise PecoError(
+                f"checkpoint {path}: tensor {name} is {tuple(state[name].shape)}, the model needs {tuple(tensor.shape)}; "
+                "it belongs to another model: delete the file and run again"
+            )
+    module.load_state_dict(state)

@@ -1,0 +1,142 @@
+"""The processes of one training job and the few collectives that models are given as callables.
+
+A job of one process needs no process group: every collective is then the identity. Collectives wait for all ranks, so each rank has
+to make the same calls in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from peco.errors import PecoError
+
+# Rank 0 may do long work alone (k-means, writing a model) while the others wait.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Dist:
+    """This process among those of the job.
+
+    Attributes:
+        rank: number of this process, 0 to world - 1.
+        world: number of processes.
+        local_rank: number of this process on its machine.
+        device: where its tensors live; collectives take and give tensors on this device.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def init(cls) -> Dist:
+        """Join the job that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK; one process without them.
+
+        Uses `cuda:local_rank` and nccl where CUDA is available and PECO_DEVICE is not `cpu`, else the CPU and gloo.
+
+        Raises:
+            PecoError: there are fewer GPUs than processes on this machine, or PECO_DEVICE asks for what isn't there.
+        """
+        rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        device = _device(local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        return cls(rank, world, local_rank, device)
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, same shape and dtype; no gradient."""
+        total = tensor.detach()
+        if self.world > 1:
+            total = total.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total)
+        return total
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Tensors of all ranks, which must have one shape, concatenated along dimension 0 in rank order; no gradient."""
+        local = tensor.detach()
+        if self.world == 1:
+            return local
+        parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(self.world)]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    def mean_with_grad(self, tensor: Tensor) -> Tensor:
+        """Mean over the ranks, differentiable.
+
+        Each rank's gradient is that of the sum of all ranks' losses with regard to its own `tensor`. DistributedDataParallel
+        averages parameter gradients over the ranks, which makes them the gradient of the mean loss.
+        """
+        if self.world == 1:
+            return tensor
+        return cast(Tensor, _Mean.apply(tensor, self))
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor on every rank; no gradient. All ranks pass the same shape and dtype."""
+        received = tensor.detach()
+        if self.world > 1:
+            received = received.clone(memory_format=torch.contiguous_format)
+            dist.broadcast(received, src=0)
+        return received
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+    def close(self) -> None:
+        """Leave the job."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Dist) -> Tensor:
+        ctx.group = group
+        return group.all_reduce_sum(tensor) / group.world
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # Every rank's output depends on this rank's input with the factor 1 / world.
+        return ctx.group.all_reduce_sum(grads[0]) / ctx.group.world, None
+
+
+def mean_in_rank_order(group: Dist, grads: Tensor) -> torch.futures.Future[Tensor]:
+    """Mean of a bucket of gradients, each element added up in the order of ranks: DDP's communication hook for the CPU.
+
+    DDP fills its buckets anew after the first step of a process, and the order in which gloo adds depends on an element's
+    place in its bucket: with three ranks or more, a resumed training would differ in the last bits.
+    """
+    parts = [torch.empty_like(grads) for _ in range(group.world)]
+    dist.all_gather(parts, grads)
+    for part in parts[1:]:
+        parts[0] += part
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(parts[0] / group.world)
+    return future
+
+
+def _device(local_rank: int) -> torch.device:
+    wished = os.environ.get("PECO_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    if wished == "cpu":
+        return torch.device("cpu")
+    if wished != "cuda":
+        raise PecoError(f"PECO_DEVICE: {wished!r} is not allowed; expected cpu or cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise PecoError(
+            f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} found): "
+            "start at most one process a GPU, or set PECO_DEVICE=cpu"
+        )
+    return torch.device("cuda", local_rank)

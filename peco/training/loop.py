@@ -1,0 +1,318 @@
+"""The one training loop.
+
+A stage describes what is trained as a `Task`; `train` runs it to the end, on one process or many, and goes on from a working
+checkpoint where an earlier run was stopped. Stopped at any step and run again with the same number of processes, a training on the
+CPU ends in the same bits as one that was never stopped: batches are functions of the step, all random numbers of (seed, step,
+rank), and everything else is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from peco.config import Optim
+from peco.errors import Interrupted, PecoError
+from peco.training import checkpoint
+from peco.training.distributed import Dist, mean_in_rank_order
+from peco.training.metrics import MetricLog, Progress
+from peco.training.optim import Ema, lr_at, param_groups, total_steps
+from peco.training.signals import StopSignals
+
+Batch = dict[str, Tensor]
+POINTS = 200  # of a curve, at most
+
+
+class Task(nn.Module):
+    """What is trained: networks, loss and what else happens in a step.
+
+    Everything that a later step depends on must be a parameter or a persistent buffer, and buffers must be equal on all ranks after
+    `after_step` (statistics summed over the ranks): rank 0's are checkpointed and given to all on resume. Every trainable parameter
+    must take part in every loss; what is frozen has `requires_grad` False.
+    """
+
+    def forward(self, batch: Batch, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch.
+
+        Args:
+            batch: this rank's samples, or a chunk of them; tensors with leading dimension B on the task's device.
+            step: optimizer step, from 0.
+            total: optimizer steps of the whole training.
+
+        Returns:
+            The mean loss over the batch (0-dim), and further detached 0-dim scalars to log by name; `loss`, `lr` and `grad_norm`
+            are the loop's own names. The same names every time.
+        """
+        raise NotImplementedError
+
+    def after_step(self, step: int, total: int) -> None:
+        """Called once after each optimizer step, on all ranks."""
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Metrics collected since the last call, then reset. Called at each end of an epoch on all ranks; the same on all."""
+        return {}
+
+    def param_groups(self, optim: Optim) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer; `lr_scale` in a group multiplies its learning rate."""
+        return param_groups(self, optim)
+
+
+def train(
+    task: Task,
+    loader_batches: Callable[[int, int], Iterator[Batch]],
+    *,
+    name: str,
+    samples: int,
+    optim: Optim,
+    seed: int,
+    dist: Dist,
+    work: Path,
+    logs: MetricLog,
+) -> dict[str, Tensor] | None:
+    """Train `task` in place, from the checkpoint in `work` where there is one.
+
+    A checkpoint is written every PECO_CHECKPOINT_SECONDS (120), every PECO_CHECKPOINT_STEPS where that is set, when SIGTERM or
+    SIGINT asks to stop, and after the last step.
+
+    Args:
+        task: moved to `dist.device` and set to training mode.
+        loader_batches: (start, stop) to this rank's batches of the steps [start, stop), on the CPU.
+        name: of the stage, for people.
+        samples: samples in an epoch.
+        optim: recipe; `batch_size` is that of all ranks together.
+        seed: of the random numbers drawn in a step.
+        dist: this process.
+        work: folder of the checkpoint, which all ranks must see.
+        logs: gets loss, gradient norm, learning rate and the task's scalars as means over windows of steps, and the epoch metrics.
+
+    Returns:
+        State dict for `task` with averaged parameters, or None where `optim.ema` is None.
+
+    Raises:
+        PecoError: the batch doesn't divide, the checkpoint is of another model, the disk is full, or the training diverged.
+        Interrupted: asked to stop; the checkpoint is written.
+    """
+    if optim.batch_size % (dist.world * optim.accumulate):
+        raise PecoError(
+            f"optim.batch_size: {optim.batch_size} is not allowed; expected a multiple of "
+            f"{dist.world} processes x {optim.accumulate} accumulated parts (optim.accumulate)"
+        )
+    run = _Run(task, name, samples, optim, seed, dist, work / "checkpoint.pt", logs)
+    run.resume()
+    with StopSignals() as stop:
+        run.loop(loader_batches, stop)
+        if stop.requested:  # after the last step asked the ranks
+            raise Interrupted(f"{name}: stopped after the last step; run it again to go on from here")
+    return run.ema.averaged(task) if run.ema else None
+
+
+class _Run:
+    """State of one training: what a checkpoint holds, and the step that changes it."""
+
+    def __init__(
+        self, task: Task, name: str, samples: int, optim: Optim, seed: int, dist: Dist, path: Path, logs: MetricLog
+    ) -> None:
+        self.task, self.name, self.samples, self.optim, self.seed = task, name, samples, optim, seed
+        self.dist, self.path, self.logs = dist, path, logs
+        self.total = total_steps(optim, samples)
+        self.warmup = round(optim.warmup_epochs * samples / optim.batch_size)
+        self.window = -(-self.total // POINTS)
+        self.every_seconds = _env_number("PECO_CHECKPOINT_SECONDS", 120.0)
+        self.every_steps = _env_number("PECO_CHECKPOINT_STEPS", 0.0) or math.inf
+        task.to(dist.device).train()
+        self.optimizer = torch.optim.AdamW(
+            task.param_groups(optim), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.ema = Ema(task, optim.ema) if optim.ema is not None else None
+        self.step = 0
+        self.restarts = 0
+        self.sums: dict[str, float] = {}  # of the values in the current window of steps
+
+    def resume(self) -> None:
+        """Take over the checkpoint, if there is one."""
+        state = checkpoint.load(self.path) if self.dist.rank == 0 else None
+        step = int(self.dist.broadcast(torch.tensor(state["step"] if state else 0, device=self.dist.device)))
+        if step and state is None:
+            state = checkpoint.load(self.path)
+            if state is None or state["step"] != step:
+                raise PecoError(
+                    f"{self.path}: rank {self.dist.rank} doesn't see rank 0's checkpoint; all nodes must share the work folder"
+                )
+        if state is None:
+            return
+        checkpoint.load_into(self.task, state["task"], self.path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.logs.load_state_dict(state["logs"])
+        self.step, self.sums, self.restarts = step, state["sums"], state["restarts"] + 1
+        if self.dist.rank == 0:
+            print(f"{self.name}  goes on from step {step}/{self.total}", flush=True)
+
+    def save(self) -> None:
+        if self.dist.rank == 0:
+            state = {
+                "step": self.step,
+                "task": self.task.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
+                "logs": self.logs.state_dict(),
+                "sums": self.sums,
+                "restarts": self.restarts,
+            }
+            checkpoint.save(self.path, state)
+        self.logs.exporter.saved()
+
+    def loop(self, loader_batches: Callable[[int, int], Iterator[Batch]], stop: StopSignals) -> None:
+        dist, total = self.dist, self.total
+        model = self._model()
+        progress = Progress(
+            self.name, self.step, total, self.optim.batch_size, self.logs.exporter, visible=dist.rank == 0
+        )
+        self.logs.exporter.set({"restarts": self.restarts})
+        batches = loader_batches(self.step, total)
+        saved = time.monotonic()
+        try:
+            while self.step < total:
+                began = time.monotonic()
+                batch = {key: value.to(dist.device, non_blocking=True) for key, value in next(batches).items()}
+                wait = time.monotonic() - began
+                due = began - saved >= self.every_seconds or (self.step + 1) % self.every_steps == 0
+                values, stopping, due = self._step(model, batch, stop, due)
+                self._log(values)
+                progress.update(self.step, values, wait)
+                if due or stopping or self.step == total:
+                    self.save()
+                    saved = time.monotonic()
+                if stopping:
+                    dist.barrier()  # a launcher may end all ranks as soon as one leaves: not before rank 0 has saved
+                    raise Interrupted(
+                        f"{self.name}: stopped at step {self.step} of {total}; run it again to go on from here"
+                    )
+        finally:
+            progress.close()
+
+    def _model(self) -> nn.Module:
+        if self.optim.compile:
+            self.task.compile()
+        if self.dist.world == 1 or self.step == self.total:
+            return self.task
+        cuda = self.dist.device.type == "cuda"
+        for buffer in self.task.buffers():  # equal on all ranks from the start; then they are the task's business
+            buffer.copy_(self.dist.broadcast(buffer))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers came after torch 2.9
+            model = DistributedDataParallel(
+                self.task,
+                device_ids=[self.dist.device] if cuda else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        if not cuda:
+            model.register_comm_hook(self.dist, lambda group, bucket: mean_in_rank_order(group, bucket.buffer()))
+        return model
+
+    def _step(
+        self, model: nn.Module, batch: Batch, stop: StopSignals, due: bool
+    ) -> tuple[dict[str, float], bool, bool]:
+        """One optimizer step. Returns its values, and whether any rank wants to stop or to save."""
+        step, total, optim = self.step, self.total, self.optim
+        seed_generators(self.seed, step, self.dist.rank)
+        names, local = self._gradients(model, batch)
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
+        wishes = torch.tensor([stop.requested, due], dtype=torch.float64).to(self.dist.device, non_blocking=True)
+        shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
+        lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
+        values = dict(zip(["grad_norm", "loss", *names], (v / self.dist.world for v in shared[2:]), strict=True)) | {
+            "lr": lr
+        }
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            raise PecoError(self._diverged(values))
+        if optim.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(self.params, optim.clip_grad, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(step)
+        self.task.after_step(step, total)
+        self.step += 1
+        return values, shared[0] > 0, shared[1] > 0
+
+    def _gradients(self, model: nn.Module, batch: Batch) -> tuple[list[str], Tensor]:
+        """Gradients of the mean loss over the local batch; names of the scalars, and loss and scalars as one float64 tensor."""
+        parts = self.optim.accumulate
+        chunks = [
+            dict(zip(batch, values, strict=True))
+            for values in zip(*(v.chunk(parts) for v in batch.values()), strict=True)
+        ]
+        sums: list[Tensor] = []
+        names: list[str] = []
+        for number, chunk in enumerate(chunks, start=1):
+            silent = isinstance(model, DistributedDataParallel) and number < parts
+            with model.no_sync() if silent else contextlib.nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.dist.device.type, torch.bfloat16, enabled=self.optim.precision == "bf16"):
+                    loss, scalars = model(chunk, self.step, self.total)
+                (loss / parts).backward()
+            names = list(scalars)
+            sums.append(torch.stack([value.detach().double() for value in (loss, *scalars.values())]))
+        return names, torch.stack(sums).mean(0)
+
+    def _diverged(self, values: dict[str, float]) -> str:
+        precision = " or use optim.precision fp32" if self.optim.precision == "bf16" else ""
+        return (
+            f"{self.name}: not finite at step {self.step + 1} of {self.total} (loss {values['loss']:g}, gradient norm "
+            f"{values['grad_norm']:g}): lower optim.lr ({self.optim.lr:g}){precision}; the last good checkpoint is kept"
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        """Log the mean over each window of steps (windows don't depend on where a run was stopped), and the metrics of an epoch."""
+        done, last = self.step, self.step == self.total
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        if done % self.window == 0 or last:
+            steps = done % self.window or self.window
+            self.logs.log(done, {name: value / steps for name, value in self.sums.items()})
+            self.sums = {}
+        position = done * self.optim.batch_size
+        if last or position // self.samples > (position - self.optim.batch_size) // self.samples:
+            self.logs.log(done, self.task.epoch_metrics())
+
+
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Seed the global generators of torch, numpy and Python (timm's mixup draws from numpy's) for one step of one rank."""
+    word = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
+    torch.default_generator.manual_seed(word)  # torch.manual_seed costs a millisecond where CUDA isn't in use
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(word)
+    np.random.seed(word)
+    random.seed(word)
+
+
+def _env_number(key: str, default: float) -> float:
+    text = os.environ.get(key)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:
+        raise PecoError(f"{key}: {text!r} is not allowed; expected a number of at least 0")
+    return number

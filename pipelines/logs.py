@@ -1,0 +1,95 @@
+"""Following a job's log files and showing them on the terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+
+@dataclass(frozen=True)
+class Line:
+    text: str  # without the newline
+    error: bool  # from stderr
+    rank: str | None  # None where there is one process
+
+
+class Tail:
+    """The lines that a growing file has gained since the last look."""
+
+    def __init__(self, path: Path, *, error: bool, rank: str | None) -> None:
+        self.path, self.error, self.rank = path, error, rank
+        self._file: BinaryIO | None = None
+        self._rest = b""
+
+    def read(self, *, last: bool = False) -> Iterator[Line]:
+        """Complete lines; with `last` also one that lacks its newline."""
+        if self._file is None and self.path.exists():
+            self._file = self.path.open("rb")
+        data = self._rest + (self._file.read() if self._file else b"")
+        *lines, self._rest = data.split(b"\n")
+        if last and self._rest:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            yield Line(line.decode(errors="replace"), self.error, self.rank)
+
+
+class Screen:
+    """Shows lines as they come, and on a terminal redraws progress lines (those that begin with a carriage return) in place.
+
+    What a user can mend is one line that begins with `error: `. It is shown once, whichever and however many ranks print it, and
+    what the ranks still write to stderr after it is their end, not the cause: it stays in the log files.
+    """
+
+    def __init__(self) -> None:
+        self.bar = sys.stdout.isatty() and sys.stderr.isatty()
+        self.errors = 0  # lines of stderr so far
+        self._explained = False
+        self._drawn: TextIO | None = None
+
+    def show(self, lines: list[Line]) -> None:
+        # Ranks end within moments of each other: the one that knows why comes first.
+        lines.sort(key=lambda line: not self._is_cause(line))
+        for line in lines:
+            self._show(line)
+
+    def close(self) -> None:
+        """Leave the cursor on a line of its own."""
+        if self._drawn:
+            self._drawn.write("\n")
+            self._drawn.flush()
+            self._drawn = None
+
+    def note(self, text: str) -> None:
+        """Show a line of the launcher itself."""
+        self._write(sys.stderr, text)
+        sys.stderr.flush()
+
+    @staticmethod
+    def _is_cause(line: Line) -> bool:
+        return line.error and line.rank is not None and line.text.startswith("error: ")
+
+    def _show(self, line: Line) -> None:
+        stream = sys.stderr if line.error else sys.stdout
+        progress = line.text.startswith("\r")
+        if progress and self.bar:
+            width = shutil.get_terminal_size().columns - 1
+            stream.write(f"\r\x1b[K{line.text[1:].rstrip()[:width]}")
+            self._drawn = stream
+        elif self._is_cause(line):
+            if not self._explained:
+                self._write(stream, line.text)
+            self._explained = True
+        elif not (line.error and self._explained):
+            rank = f"[{line.rank}] " if line.rank is not None and not progress else ""
+            self._write(stream, rank + line.text.lstrip("\r"))
+        self.errors += line.error and not progress
+        stream.flush()
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        self.close()
+        stream.write(text + "\n")

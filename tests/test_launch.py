@@ -1,0 +1,388 @@
+"""`python -m pipelines.launch STAGE`: lines, statuses, signals; run on made-up stages in a small copy of the repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from peco.config import Resources
+from peco.errors import PecoError
+from pipelines.graph import Stage
+from pipelines.launch import gpus, resolve
+
+ROOT = Path(__file__).parent.parent
+DVC = """
+stages:
+  shards: {cmd: x, meta: {threads: 2}}
+  tokenizer: {cmd: x, meta: {processes: 1, threads: 1, workers: 3}}
+  evaluate: {foreach: [knn], do: {cmd: x}}
+  unknown: {cmd: x}
+"""
+# What every stage will do: an error that the user can mend is one line and status 2.
+MENDABLE = """
+import sys
+from peco.errors import PecoError
+def main():
+    raise PecoError("data: missing; get some")
+try:
+    main()
+except PecoError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+"""
+# Saves its work when asked to stop, which takes a moment, then ends as interrupted.
+PATIENT = """
+import os, signal, sys, time
+from pathlib import Path
+rank = os.environ.get("RANK", "0")
+def stop(number, frame):
+    time.sleep(0.5)
+    Path(f"saved{rank}").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+Path(f"pid{rank}").write_text(str(os.getpid()))
+print("ready", flush=True)
+time.sleep(60)
+"""
+DEAF = PATIENT.replace("signal.SIGTERM, stop", "signal.SIGTERM, signal.SIG_IGN")
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Callable[..., Path]:
+    """Makes a repository whose stages are the given sources: `repo(tokenizer="print(1)")`."""
+    shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "peco/stages").mkdir(parents=True)
+    for name in ("__init__.py", "config.py", "errors.py", "stages/__init__.py"):
+        shutil.copy(ROOT / "peco" / name, tmp_path / "peco" / name)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "dvc.yaml").write_text(DVC)
+
+    def build(**stages: str) -> Path:
+        for name, source in stages.items():
+            (tmp_path / f"peco/stages/{name}.py").write_text(source)
+        return tmp_path
+
+    return build
+
+
+def environment(**more: str) -> dict[str, str]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("PECO_", "TORCHX_", "TORCHELASTIC_"))}
+    return {**own, "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def start(folder: Path, stage: str = "tokenizer", **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.launch", stage],
+        cwd=folder,
+        env=environment(**env),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def launch(folder: Path, stage: str = "tokenizer", **env: str) -> tuple[int, str, str]:
+    process = start(folder, stage, **env)
+    out, err = process.communicate(timeout=50)
+    return process.returncode, out, err
+
+
+def wait_for(*paths: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not all(path.exists() and path.read_text() for path in paths):
+        assert time.monotonic() < deadline, f"{paths} did not appear"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def children_in(folder: Path) -> list[int]:
+    """Living processes that work in `folder`."""
+
+    def search() -> Iterator[int]:
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if (entry / "cwd").resolve() == folder.resolve() and is_alive(int(entry.name)):
+                    yield int(entry.name)
+            except OSError:
+                continue
+
+    return list(search())
+
+
+def test_lines_pass_through_and_the_time_is_kept(repo: Callable[..., Path]) -> None:
+    folder = repo(
+        tokenizer="import sys\nprint('to stdout')\nprint('to stderr', file=sys.stderr)\nprint('no newline', end='')"
+    )
+    status, out, err = launch(folder)
+    assert (status, err) == (0, "to stderr\n")
+    lines = out.splitlines()
+    assert lines[:2] == ["to stdout", "no newline"]
+    assert re.fullmatch(r"tokenizer: \d+\.\d s", lines[2])
+    [record] = [json.loads(line) for line in (folder / ".work/times.jsonl").read_text().splitlines()]
+    assert record["stage"] == "tokenizer"
+    assert 0 < record["seconds"] < 30
+    [log] = (folder / ".work/logs/tokenizer").rglob("stdout.log")
+    assert log.read_text() == "to stdout\nno newline"
+
+
+def test_lines_appear_as_they_are_written(repo: Callable[..., Path]) -> None:
+    process = start(repo(tokenizer="import time\nprint('first')\ntime.sleep(60)"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "first\n"
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_a_stage_of_a_foreach_runs_its_own_module(repo: Callable[..., Path]) -> None:
+    status, out, _ = launch(repo(evaluate_knn="print('knn')"), "evaluate@knn")
+    assert status == 0
+    assert out.startswith("knn\nevaluate@knn: ")
+
+
+def test_the_stage_is_told_what_it_gets(repo: Callable[..., Path]) -> None:
+    source = "import os, sys\nprint(*(os.environ.get(k) for k in sys.argv[1:] or {}))"
+    source = source.replace(
+        "sys.argv[1:] or {}",
+        "('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'PECO_THREADS', 'PECO_WORKERS', 'PECO_PROGRESS', 'MINE')",
+    )
+    folder = repo(tokenizer=source, shards=source)
+    assert launch(folder, MINE="kept")[1].startswith("1 1 1 3 plain kept\n")
+    assert launch(folder, "shards", PECO_NPROC="2", PECO_WORKERS="5")[1].startswith("2 2 2 5 plain None\n")
+
+
+def test_several_processes_share_a_job_and_their_lines_name_the_rank(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="import os\nprint(os.environ['RANK'], os.environ['WORLD_SIZE'])")
+    status, out, err = launch(folder, PECO_NPROC="2")
+    assert (status, err) == (0, "")
+    assert sorted(out.splitlines()[:2]) == ["[0] 0 2", "[1] 1 2"]
+
+
+def test_nodes_are_simulated(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="import os\nprint(os.environ['WORLD_SIZE'], os.environ['LOCAL_RANK'])")
+    status, out, err = launch(folder, PECO_NODES="2", PECO_NPROC="1")
+    assert (status, err) == (0, "")
+    assert sorted(out.splitlines()[:2]) == ["[0.0] 2 0", "[1.0] 2 0"]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_what_the_user_can_mend_is_one_line_and_status_2(repo: Callable[..., Path], processes: str) -> None:
+    status, out, err = launch(repo(tokenizer=MENDABLE), PECO_NPROC=processes)
+    assert (status, out, err) == (2, "", "error: data: missing; get some\n")
+
+
+def test_ranks_that_fail_because_another_did_say_nothing(repo: Callable[..., Path]) -> None:
+    one = MENDABLE.replace(
+        "def main():", "import os, time\ndef main():\n    if os.environ['RANK'] == '0':\n        time.sleep(1); 1 / 0"
+    )
+    late = one.replace("time.sleep(1); 1 / 0", "signal.signal(signal.SIGTERM, lambda *_: 1 / 0); time.sleep(60)")
+    status, out, err = launch(repo(tokenizer="import signal" + late), PECO_NPROC="2")
+    assert (status, out, err) == (2, "", "error: data: missing; get some\n")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_crash_shows_its_own_traceback_and_no_other(repo: Callable[..., Path], processes: str) -> None:
+    status, out, err = launch(
+        repo(tokenizer="import os\nif os.environ.get('RANK', '0') == '0': 1 / 0\nimport time; time.sleep(60)"),
+        PECO_NPROC=processes,
+    )
+    assert (status, out) == (1, "")
+    assert err.count("Traceback") == 1
+    assert err.rstrip().endswith("ZeroDivisionError: division by zero")
+    assert not re.search("torchx|torch/distributed|elastic", err)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_silent_death_is_told(repo: Callable[..., Path], processes: str) -> None:
+    folder = repo(tokenizer="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    status, _, err = launch(folder, PECO_NPROC=processes)
+    assert status == 1
+    assert re.fullmatch(
+        r"error: tokenizer: its process was ended by SIGKILL \(out of memory\?\); its logs are in \S+\n", err
+    )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_lets_the_stage_save_its_work(repo: Callable[..., Path], number: signal.Signals, processes: int) -> None:
+    folder = repo(tokenizer=PATIENT)
+    process = start(folder, PECO_NPROC=str(processes))
+    wait_for(*(folder / f"pid{rank}" for rank in range(processes)))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert all((folder / f"saved{rank}").exists() for rank in range(processes))
+    assert err.count("\n") == 1
+    assert "tokenizer: stopping" in err
+    assert children_in(folder) == []
+
+
+def test_a_stop_that_arrives_twice_at_once_is_one(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer=PATIENT)
+    process = start(folder)
+    wait_for(folder / "pid0")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (folder / "saved0").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_signal_kills(repo: Callable[..., Path], processes: int) -> None:
+    folder = repo(tokenizer=DEAF)
+    process = start(folder, PECO_NPROC=str(processes))
+    wait_for(*(folder / f"pid{rank}" for rank in range(processes)))
+    process.terminate()
+    time.sleep(1.2)
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert children_in(folder) == []
+
+
+def test_a_stage_that_does_not_stop_in_time_is_killed(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer=DEAF)
+    process = start(folder, PECO_GRACE_SECONDS="1")
+    wait_for(folder / "pid0")
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert children_in(folder) == []
+
+
+def test_a_killed_rank_ends_the_others(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer=PATIENT)
+    process = start(folder, PECO_NPROC="2")
+    wait_for(folder / "pid0", folder / "pid1")
+    os.kill(int((folder / "pid1").read_text()), signal.SIGKILL)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "was ended by SIGKILL" in err
+    assert children_in(folder) == []
+
+
+def test_what_a_stage_leaves_running_is_ended(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="import subprocess\nsubprocess.Popen(['sleep', '60'], start_new_session=True)")
+    assert launch(folder)[0] == 0
+    assert children_in(folder) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells children of their parent's death on Linux only")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_launcher_takes_its_stage_along(repo: Callable[..., Path], processes: int) -> None:
+    folder = repo(tokenizer=PATIENT)
+    process = start(folder, PECO_NPROC=str(processes))
+    wait_for(*(folder / f"pid{rank}" for rank in range(processes)))
+    process.kill()
+    process.communicate(timeout=10)
+    deadline = time.monotonic() + 10
+    while children_in(folder):
+        assert time.monotonic() < deadline, "the stage runs on"
+        time.sleep(0.05)
+    assert (folder / "saved0").exists()
+
+
+PROGRESS = "import os\nassert os.environ['PECO_PROGRESS'] == '{}'\nprint('start')\nfor i in range(2): print(f'\\rstep {{i}}')\nprint('end')"
+
+
+def test_progress_is_redrawn_on_a_terminal(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer=PROGRESS.format("bar"))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(sys.executable, [sys.executable, "-m", "pipelines.launch", "tokenizer"], environment(COLUMNS="80"))
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = shown.decode().replace("\r\n", "\n")
+    assert text.startswith("start\n\r\x1b[Kstep 0\r\x1b[Kstep 1\nend\ntokenizer: ")
+
+
+def test_progress_is_plain_lines_in_a_pipe(repo: Callable[..., Path]) -> None:
+    _, out, _ = launch(repo(tokenizer=PROGRESS.format("plain")))
+    assert out.splitlines()[:4] == ["start", "step 0", "step 1", "end"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "env", "message"),
+    [
+        ("nothing", {}, "nothing: no such stage; there are: shards, tokenizer, evaluate@knn, unknown"),
+        ("unknown", {}, "unknown: pipelines/components.py has no component unknown; add one"),
+        ("tokenizer", {"PECO_NPROC": "two"}, "PECO_NPROC=two: not allowed; expected an integer, at least 0"),
+        ("tokenizer", {"PECO_NODES": "0"}, "PECO_NODES=0: not allowed; expected an integer, at least 1"),
+        (
+            "tokenizer",
+            {"PECO_SCHEDULER": "slurm"},
+            "PECO_SCHEDULER=slurm: not available yet; leave it unset or use local_cwd",
+        ),
+    ],
+)
+def test_a_wrong_call_is_one_line(repo: Callable[..., Path], stage: str, env: dict[str, str], message: str) -> None:
+    assert launch(repo(tokenizer="print('not started')"), stage, **env) == (2, "", f"error: {message}\n")
+
+
+def test_wrong_parameters_stop_before_anything_starts(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="print('not started')")
+    (folder / "params.yaml").write_text((folder / "params.yaml").read_text().replace("seed:", "sead:", 1))
+    status, out, err = launch(folder)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def stage(**meta: int) -> Stage:
+    return Stage("s", ("x",), (), (), (), meta, generated=False)
+
+
+def test_resources_come_from_meta_then_from_the_environment() -> None:
+    meta = {"nodes": 1, "processes": 2, "threads": 3, "workers": 4}
+    assert resolve(stage(**meta), {}, single=False) == Resources(1, 2, 3, 4)
+    env = {"PECO_NODES": "2", "PECO_NPROC": "5", "PECO_THREADS": "6", "PECO_WORKERS": "7"}
+    assert resolve(stage(**meta), env, single=False) == Resources(2, 5, 6, 7)
+
+
+def test_a_single_process_stays_single() -> None:
+    assert resolve(stage(threads=3), {"PECO_NPROC": "8", "PECO_NODES": "2"}, single=True) == Resources(1, 1, 3, 0)
+    with pytest.raises(PecoError, match="one process"):
+        resolve(stage(processes=2), {}, single=True)
+
+
+def test_zero_means_what_the_machine_has() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert resolve(stage(processes=0), {"CUDA_VISIBLE_DEVICES": ""}, single=False) == Resources(1, 1, cores, 0)
+    assert resolve(stage(processes=0), {"CUDA_VISIBLE_DEVICES": "0,1,2"}, single=False).processes == 3
+    assert resolve(stage(processes=cores * 2), {}, single=False).threads == 1
+
+
+def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: X (UUID: a)'\necho '  MIG 1g.10gb'\necho 'GPU 1: X (UUID: b)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert gpus({}) == 2
+    assert gpus({"CUDA_VISIBLE_DEVICES": "1"}) == 1
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert gpus({}) == 0

@@ -1,0 +1,137 @@
+"""The masked image model: published sizes, BEiT's structure, and nothing seen of what is masked."""
+
+import math
+
+import pytest
+import torch
+
+from peco import config
+from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+
+TINY = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)
+VIT_B = config.Vit("beit_base_patch16_224", patch_size=16, embed_dim=768, depth=12, num_heads=12, mlp_ratio=4)
+VIT_L = config.Vit("beit_large_patch16_224", patch_size=16, embed_dim=1024, depth=24, num_heads=16, mlp_ratio=4)
+VIT_H = config.Vit("beit_large_patch16_224", patch_size=14, embed_dim=1280, depth=32, num_heads=16, mlp_ratio=4)
+
+
+def tiny(codes: int = 10, layer_scale: float | None = 0.1, drop_path: float = 0.0) -> MaskedImageModel:
+    torch.manual_seed(0)
+    backbone, _, _ = build_backbone(TINY, 32, layer_scale, drop_path)
+    return MaskedImageModel(backbone, codes)
+
+
+def half_masked() -> torch.Tensor:
+    """(2, 16): different patches of the two images, 5 of each."""
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[0, [0, 3, 5, 6, 15]] = True
+    mask[1, [1, 2, 9, 10, 14]] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("vit", "published"),
+    # BEiT-B and -L as in timm's model cards, ViT-H/14 as in MAE.
+    [(VIT_B, 86.53e6), (VIT_L, 304.43e6), (VIT_H, 632.1e6)],
+)
+def test_sizes_with_a_head_of_1000_classes_are_the_published_ones(vit: config.Vit, published: float) -> None:
+    with torch.device("meta"):
+        model, _, _ = build_backbone(vit, 224, 0.1, 0.1, num_classes=1000)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(published, rel=1e-3)
+
+
+@pytest.mark.parametrize(("vit", "millions"), [(VIT_B, 85.8), (VIT_L, 303.4), (VIT_H, 631.0)])
+def test_sizes_without_a_head(vit: config.Vit, millions: float) -> None:
+    with torch.device("meta"):
+        model = MaskedImageModel(build_backbone(vit, 224, 1e-5, 0.0)[0], 8192)
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
+    own = 8192 * vit.embed_dim + 8192 + vit.embed_dim
+    assert sum(p.numel() for p in model.parameters()) == parameters + own
+
+
+def test_position_is_relative_and_per_block() -> None:
+    backbone = tiny().backbone
+    assert backbone.pos_embed is None and backbone.rel_pos_bias is None
+    assert all(block.attn.relative_position_bias_table is not None for block in backbone.blocks)
+    assert isinstance(backbone.fc_norm, torch.nn.Identity) and not isinstance(backbone.norm, torch.nn.Identity)
+
+
+def test_layer_scale_may_be_left_out() -> None:
+    assert tiny(layer_scale=None).backbone.blocks[0].gamma_1 is None
+    assert tiny(layer_scale=0.1).backbone.blocks[0].gamma_1.detach().unique().tolist() == pytest.approx([0.1])
+
+
+def test_initialisation_is_beits() -> None:
+    torch.manual_seed(0)
+    vit = config.Vit("beit_base_patch16_224", patch_size=16, embed_dim=192, depth=6, num_heads=3, mlp_ratio=4)
+    model = MaskedImageModel(build_backbone(vit, 64, 0.1, 0.0)[0], 512)
+    assert model.head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.mask_token.std().item() == pytest.approx(0.02, rel=0.2)
+    for i, block in enumerate(model.backbone.blocks, 1):
+        assert block.attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert block.attn.proj.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * i), rel=0.05)
+        assert block.mlp.fc2.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * i), rel=0.05)
+
+
+def test_logits_do_not_depend_on_pixels_under_the_mask() -> None:
+    model, mask = tiny().eval(), half_masked()
+    x = torch.rand(2, 3, 32, 32)
+    hidden = mask.reshape(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    other = torch.where(hidden, torch.rand_like(x), x)
+    torch.testing.assert_close(model(x, mask), model(other, mask), rtol=0, atol=0)
+    seen = torch.where(hidden, x, torch.rand_like(x))
+    assert not torch.allclose(model(x, mask), model(seen, mask))
+
+
+def test_logits_come_image_by_image_and_row_by_row() -> None:
+    model, mask = tiny().eval(), half_masked()
+    x = torch.rand(2, 3, 32, 32)
+    logits = model(x, mask)
+    assert logits.shape == (10, 10)
+    torch.testing.assert_close(logits[:5], model(x[:1], mask[:1]))
+    torch.testing.assert_close(logits[5:], model(x[1:], mask[1:]))
+    torch.testing.assert_close(model.predict(x, mask), model(x, mask).argmax(1))
+
+
+def test_an_image_without_mask_passes_as_in_plain_timm() -> None:
+    model = tiny().eval()
+    x = torch.rand(2, 3, 32, 32)
+    captured = []
+    hook = model.backbone.norm.register_forward_hook(lambda module, args, out: captured.append(out))
+    model(x, torch.zeros(2, 16, dtype=torch.bool))
+    hook.remove()
+    torch.testing.assert_close(captured[0], model.backbone.forward_features((x - 0.5) / 0.5))
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    """Distributed training without a search for unused parameters rests on it."""
+    model = tiny(drop_path=0.1).train()
+    model(torch.rand(2, 3, 32, 32), half_masked()).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_loss_is_the_mean_over_masked_patches() -> None:
+    torch.manual_seed(0)
+    mask, tokens, logits = half_masked(), torch.randint(0, 10, (2, 16)), torch.randn(10, 10)
+    loss, accuracy = mim_loss(logits, tokens, mask)
+    targets = [int(tokens[b, i]) for b in range(2) for i in range(16) if mask[b, i]]
+    rows = list(zip(logits.tolist(), targets, strict=True))
+    by_hand = [math.log(sum(math.exp(v) for v in row)) - row[t] for row, t in rows]
+    assert loss.item() == pytest.approx(sum(by_hand) / 10, rel=1e-5)
+    assert accuracy.item() == pytest.approx(sum(row[t] == max(row) for row, t in rows) / 10)
+    assert mim_loss(torch.full((10, 10), 0.0), tokens, mask)[0].item() == pytest.approx(math.log(10))
+
+
+def test_learns_a_visible_rule() -> None:
+    """Each image has one colour, which is the code of all its patches: masked ones can be told from those seen."""
+    model, mask = tiny(codes=4, layer_scale=None), half_masked()[:1].expand(8, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    levels = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    for _ in range(60):
+        code = torch.randint(0, 4, (8,))
+        x = levels[code].reshape(8, 1, 1, 1).expand(8, 3, 32, 32)
+        loss, accuracy = mim_loss(model(x, mask), code[:, None].expand(8, 16), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert accuracy.item() == 1.0

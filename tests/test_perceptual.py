@@ -1,0 +1,396 @@
+"""The perceptual room: features of any timm model, the distance, MoCo v3, and the converter of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from peco import config
+from peco.errors import PecoError
+from peco.perceptual.convert import convert, main
+from peco.perceptual.distance import PerceptualDistance
+from peco.perceptual.features import FeatureNet, build_timm
+from peco.perceptual.moco import GlobalBatchNorm, MoCo
+
+VIT = "vit_tiny_patch16_224"
+
+
+def timm_net(model: str = VIT, pretrained: bool = False, checkpoint: object = None) -> config.TimmNet:
+    return config.TimmNet(model, pretrained, None, None if checkpoint is None else str(checkpoint))
+
+
+def small_vit(img_size: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model(
+        "vit_small_patch16_224", num_classes=0, img_size=img_size, patch_size=8, embed_dim=32, depth=4, num_heads=2
+    )
+
+
+def images(seed: int, batch: int = 2, size: int = 32) -> Tensor:
+    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+# Features
+
+
+def test_vit_features_are_the_patch_tokens_after_each_block() -> None:
+    model, x = small_vit().eval(), images(0)
+    hooked: list[Tensor] = []
+    for index in (0, 2):
+        model.blocks[index].register_forward_hook(lambda _m, _i, out: hooked.append(out))
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    model((x - mean) / std)
+    features = FeatureNet(model, [3, 1])(x)
+    for feature, tokens in zip(features, hooked, strict=False):
+        assert feature.shape == (2, 32, 4, 4)
+        torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens[:, 1:])
+
+
+def test_blocks_after_the_last_one_asked_for_do_not_run() -> None:
+    model, ran = small_vit(), []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda _m, _i, _o, index=index: ran.append(index))
+    FeatureNet(model, [2])(images(0))
+    assert ran == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "shapes"),
+    [
+        (VIT, (6, 12), [(192, 4, 4), (192, 4, 4)]),
+        ("vit_small_patch14_dinov2", (1,), [(384, 5, 5)]),  # 64 is no multiple of 14: built for 70
+        ("resnet50", (1, 2, 5), [(64, 32, 32), (256, 16, 16), (2048, 2, 2)]),
+        ("vgg11", (1, 5), [(64, 64, 64), (512, 4, 4)]),
+    ],
+)
+def test_transformers_and_convnets_give_features_at_any_image_size(
+    name: str, blocks: tuple[int, ...], shapes: list[tuple[int, ...]]
+) -> None:
+    net = FeatureNet(build_timm(timm_net(name), 64), blocks)
+    x = images(0, size=64).requires_grad_()
+    features = net(x)
+    assert [tuple(feature.shape[1:]) for feature in features] == shapes
+    sum(feature.sum() for feature in features).backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_images_of_another_size_than_the_transformers_are_resized() -> None:
+    (feature,) = FeatureNet(small_vit(32), [1])(images(0, size=48))
+    assert feature.shape == (2, 32, 4, 4)
+
+
+def test_the_network_is_frozen_and_stays_in_eval_mode() -> None:
+    parent = nn.ModuleList([FeatureNet(build_timm(timm_net("resnet18"), 32), [2])])
+    before = {name: value.clone() for name, value in parent.state_dict().items()}
+    parent.train()
+    parent[0](images(0))
+    assert not any(parameter.requires_grad for parameter in parent.parameters())
+    assert not any(module.training for module in parent[0].modules())
+    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
+
+
+@pytest.mark.parametrize("block", [0, 5])
+def test_a_block_out_of_range_names_the_parameter(block: int) -> None:
+    with pytest.raises(PecoError, match=r"tokenizer\.perceptual\.blocks: \d .* from 1 to 4"):
+        FeatureNet(small_vit(), [1, block])
+
+
+def test_a_network_without_intermediate_features_is_refused() -> None:
+    with pytest.raises(PecoError, match="no intermediate features"):
+        FeatureNet(nn.Linear(1, 1), [1])
+
+
+# Weights
+
+
+def test_local_weights_are_loaded_and_resampled_to_the_image_size(tmp_path: Path) -> None:
+    source = timm.create_model(VIT, num_classes=10)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = build_timm(timm_net(checkpoint=tmp_path / "w.safetensors"), 64)
+    assert model.pos_embed.shape[1] == 17 and model.num_classes == 0
+    assert str(tmp_path) not in str(model.pretrained_cfg)
+    own = model.state_dict()
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in own.items() if name != "pos_embed")
+
+
+def _without(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name != "blocks.3.attn.proj.weight"}
+
+
+def _reshaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return state | {"blocks.3.attn.proj.weight": torch.zeros(7, 7)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(_without, r"lacks 1 weights .*blocks\.3\.attn\.proj\.weight"), (_reshaped, "size mismatch")],
+)
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file(change(timm.create_model(VIT).state_dict()), path)
+    with pytest.raises(PecoError, match=rf"perceptual_net\.timm\.checkpoint.*{message}"):
+        build_timm(timm_net(checkpoint=path), 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.safetensors", None, "no such file"),
+        ("model.pth", b"x", "peco.perceptual.convert"),
+        ("broken.safetensors", b"broken", "damaged"),
+    ],
+)
+def test_an_unusable_weight_file_is_one_clear_line(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PecoError, match=message) as caught:
+        build_timm(timm_net(checkpoint=tmp_path / name), 32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["no_such_net", "vit_tiny_patch16_224.no_such_tag", "../folder"])
+def test_an_unknown_model_is_one_clear_line(name: str) -> None:
+    with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.model: ") as caught:
+        build_timm(timm_net(name), 32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_has_no_weights_on_the_hub_says_so() -> None:
+    with pytest.raises(PecoError, match="no weights on the hub"):
+        build_timm(timm_net("vit_base_patch16_xp_224", pretrained=True), 32)
+
+
+def test_without_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_args: object, **_kwargs: object) -> None:
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", offline)
+    with pytest.raises(PecoError, match=r"cannot reach the hub; .*perceptual_net\.timm\.checkpoint"):
+        build_timm(timm_net("vit_tiny_patch16_224.augreg_in21k", pretrained=True), 32)
+
+
+def test_the_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path, asked = tmp_path / "w.safetensors", []
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), path)
+
+    def download(repo_id: str, filename: str, revision: str | None, **_: object) -> str:
+        asked.append((repo_id, filename, revision))
+        return str(path)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    build_timm(config.TimmNet("resnet18.a1_in1k", True, "0123abc", None), 32)
+    assert asked == [("timm/resnet18.a1_in1k", "model.safetensors", "0123abc")]
+
+
+# Distance
+
+
+@pytest.mark.parametrize("normalize", ["channel", "token", "none"])
+def test_distance_is_zero_for_equal_images_and_symmetric(normalize: str) -> None:
+    distance = PerceptualDistance(FeatureNet(small_vit(), [1, 4]), normalize).train()  # type: ignore[arg-type]
+    a, b = images(0), images(1)
+    assert distance(a, a) == 0
+    assert distance(a, b) > 0
+    torch.testing.assert_close(distance(a, b), distance(b, a))
+
+
+def test_distance_follows_its_definition() -> None:
+    net, a, b = FeatureNet(small_vit(), [2, 3]), images(0), images(1)
+    pairs = list(zip(net(a), net(b), strict=True))
+    cosine = sum((2 - 2 * F.cosine_similarity(x, y, dim=1)).mean() for x, y in pairs)
+    torch.testing.assert_close(PerceptualDistance(net, "channel")(a, b), cosine)
+    plain = sum(((x - y) ** 2).mean() for x, y in pairs)
+    torch.testing.assert_close(PerceptualDistance(net, "none")(a, b), plain)
+
+    def layer_norm(x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), (32,), eps=1e-6)
+
+    token = sum(((layer_norm(x) - layer_norm(y)) ** 2).mean() for x, y in pairs)
+    torch.testing.assert_close(PerceptualDistance(net, "token")(a, b), token)
+
+
+def test_the_gradient_goes_to_the_reconstruction_only() -> None:
+    distance = PerceptualDistance(FeatureNet(small_vit(), [2]), "channel")
+    x, target = images(0).requires_grad_(), images(1).requires_grad_()
+    distance(x, target).backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+    assert target.grad is None
+
+
+# MoCo v3
+
+VIEW = config.View((0.2, 1.0), (0.75, 1.33), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.1)
+MOCO = config.MoCo(hidden_dim=24, out_dim=16, temperature=0.2, momentum=0.9, freeze_patch_embed=True, view=VIEW)
+
+
+def build_moco() -> MoCo:
+    torch.manual_seed(0)
+    return MoCo(small_vit, MOCO)
+
+
+def test_global_batch_norm_of_one_process_is_batch_norm() -> None:
+    ours, theirs = GlobalBatchNorm(5), nn.BatchNorm1d(5)
+    nn.init.normal_(ours.weight_D), nn.init.normal_(ours.bias_D)
+    theirs.load_state_dict({"weight": ours.weight_D, "bias": ours.bias_D}, strict=False)
+    x, weight = (3 * torch.randn(7, 5) + 2).requires_grad_(), torch.randn(7, 5)
+    results = []
+    for norm in (ours, theirs):
+        out = norm(x)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), [x, *norm.parameters()])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def reference_loss(moco: MoCo, x1: Tensor, x2: Tensor) -> Tensor:
+    """Algorithm 1 of the paper, with torch's own batch norm."""
+
+    def head(modules: nn.Sequential, x: Tensor) -> Tensor:
+        for module in modules:
+            norm = isinstance(module, GlobalBatchNorm)
+            x = F.batch_norm(x, None, None, module.weight_D, module.bias_D, training=True) if norm else module(x)
+        return F.normalize(x, dim=1)
+
+    def ctr(q: Tensor, k: Tensor) -> Tensor:
+        return 2 * 0.2 * F.cross_entropy(q @ k.T / 0.2, torch.arange(len(q)))
+
+    x1, x2 = 2 * x1 - 1, 2 * x2 - 1  # mean and std of this model are 0.5
+    online = nn.Sequential(*moco.projector, *moco.predictor)
+    q1, q2 = (head(online, moco.encoder(x)) for x in (x1, x2))
+    k1, k2 = (head(moco.momentum_projector, moco.momentum_encoder(x)).detach() for x in (x1, x2))
+    return ctr(q1, k2) + ctr(q2, k1)
+
+
+def test_loss_and_gradients_follow_the_papers_algorithm() -> None:
+    moco = build_moco()
+    for parameter in moco.momentum_encoder.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    trained = [parameter for parameter in moco.parameters() if parameter.requires_grad]
+    loss, scalars = moco(images(0, 8), images(1, 8))
+    expected = reference_loss(moco, images(0, 8), images(1, 8))
+    torch.testing.assert_close(loss, expected)
+    pairs = zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True)
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert 0 <= scalars["accuracy"] <= 1
+
+
+def test_what_is_trained_and_what_is_frozen() -> None:
+    moco = build_moco()
+    frozen = {name for name, parameter in moco.named_parameters() if not parameter.requires_grad}
+    momentum = {name for name, _ in moco.named_parameters() if name.startswith("momentum_")}
+    assert frozen == momentum | {"encoder.patch_embed.proj.weight", "encoder.patch_embed.proj.bias"}
+    moco(images(0, 8), images(1, 8))[0].backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in moco.parameters())
+
+
+@pytest.mark.parametrize(("step", "momentum"), [(0, 0.9), (50, 0.95), (100, 1.0)])
+def test_the_momentum_rises_along_a_cosine(step: int, momentum: float) -> None:
+    moco = build_moco()
+    old = moco.momentum_projector[0].weight.clone()
+    new = nn.init.normal_(moco.projector[0].weight)
+    moco.update_momentum(step, 100)
+    torch.testing.assert_close(moco.momentum_projector[0].weight, momentum * old + (1 - momentum) * new)
+
+
+def test_queries_find_their_own_image() -> None:
+    moco, x = build_moco(), images(0, 8)
+    optimizer = torch.optim.Adam([p for p in moco.parameters() if p.requires_grad], 1e-3)
+    for _ in range(20):
+        loss, scalars = moco(x, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert scalars["accuracy"] == 1
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def gather(tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(2)]
+        dist.all_gather(parts, tensor)
+        return torch.cat(parts)
+
+    torch.manual_seed(0)
+    moco = MoCo(small_vit, MOCO, gather=gather, mean_over_ranks=lambda x: all_reduce(x) / 2, rank=rank)
+    loss, scalars = moco(images(0, 8).chunk(2)[rank], images(1, 8).chunk(2)[rank])
+    loss.backward()
+    results = {"loss": loss.detach(), **scalars}
+    results |= {name: p.grad for name, p in moco.named_parameters() if p.grad is not None}
+    for value in results.values():
+        dist.all_reduce(value)
+        value /= 2
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    shared = torch.load(tmp_path / "0.pt", weights_only=True)
+    moco = build_moco()
+    loss, scalars = moco(images(0, 8), images(1, 8))
+    loss.backward()
+    alone = {"loss": loss.detach(), **scalars}
+    alone |= {name: p.grad for name, p in moco.named_parameters() if p.grad is not None}
+    assert shared.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-5)
+
+
+# Converter
+
+
+def moco_checkpoint() -> dict[str, object]:
+    """What the official code saves, of a ViT-Tiny."""
+    encoder = timm.create_model(VIT, num_classes=0).state_dict()
+    state = {f"module.{copy}_encoder.{name}": value for copy in ("base", "momentum") for name, value in encoder.items()}
+    state |= {"module.base_encoder.head.0.weight": torch.zeros(8, 192), "module.predictor.0.weight": torch.zeros(8, 8)}
+    return {"epoch": 300, "arch": "vit_tiny", "state_dict": state, "optimizer": {"param_groups": [{"lr": 1e-3}]}}
+
+
+def test_a_converted_checkpoint_loads_as_perceptual_network(tmp_path: Path) -> None:
+    checkpoint = moco_checkpoint()
+    torch.save(checkpoint, tmp_path / "in.pth.tar")
+    assert main([str(tmp_path / "in.pth.tar"), str(tmp_path / "out.safetensors")]) == 0
+    model = build_timm(timm_net(checkpoint=tmp_path / "out.safetensors"), 224)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][f"module.base_encoder.{name}"])  # type: ignore[index]
+
+
+def test_the_converter_runs_no_code_from_a_pickle(tmp_path: Path) -> None:
+    torch.save({"state_dict": Path("x")}, tmp_path / "in.pth.tar")
+    with pytest.raises(PecoError, match="can't be read as a checkpoint"):
+        convert(tmp_path / "in.pth.tar", tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"garbage", {"state_dict": {"fc.weight": torch.zeros(1)}}, [1, 2]])
+def test_the_converter_fails_with_one_line(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "in.pth.tar"
+    if isinstance(content, bytes):
+        source.write_bytes(content)
+    elif content is not None:
+        torch.save(content, source)
+    assert main([str(source), str(tmp_path / "out.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_unwritable_target_is_one_line(tmp_path: Path) -> None:
+    torch.save(moco_checkpoint(), tmp_path / "in.pth.tar")
+    with pytest.raises(PecoError, match="can't be written"):
+        convert(tmp_path / "in.pth.tar", tmp_path / "no" / "out.safetensors")

@@ -1,0 +1,488 @@
+"""Where images come from: every layout a user may have, and what is said about those that can't be used."""
+
+from __future__ import annotations
+
+import gzip
+import http.server
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from peco.config import Dataset, Scenes
+from peco.data import scenes
+from peco.data.imagefolder import read_layout
+from peco.data.raw import Source
+from peco.data.sources import open_source
+from peco.data.webdataset_source import find_tars
+from peco.errors import PecoError
+
+Files = dict[str, bytes]
+
+
+def dataset(source: str, path: Path | str, *, val_fraction: float = 0.25, seed: int = 0) -> Dataset:
+    return Dataset(source, str(path), Scenes(12, 4, 32), None, 10, val_fraction, 0.0, seed)  # type: ignore[arg-type]
+
+
+def opened(source: str, path: Path | str, work: Path | None = None, **options: float) -> Source:
+    return open_source(dataset(source, path, **options), work or Path("unused"))  # type: ignore[arg-type]
+
+
+def as_folder(root: Path, files: Files) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def as_tar(path: Path, files: Files) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def as_gzip(path: Path, files: Files) -> Path:
+    plain = as_tar(path.with_suffix(".plain"), files)
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    return path
+
+
+def as_zip(path: Path, files: Files) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def listed(source: Source) -> set[tuple[str, str, bytes, int]]:
+    samples = list(source.samples())
+    found = {(s.split, s.name, s.image, s.label) for s in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+SPLIT = {
+    "train/dog/1.jpg": b"a",
+    "train/dog/deep/er/2.PNG": b"b",
+    "train/cat/1.jpeg": b"c",
+    "val/cat/1.jpg": b"d",
+    "val/emu/1.jpg": b"e",
+}
+CLUTTER = {
+    "README.txt": b"-",
+    ".hidden/x.jpg": b"-",
+    "train/dog/._1.jpg": b"-",
+    "__MACOSX/train/dog/1.jpg": b"-",
+    "train/stray.jpg": b"-",
+    "other/x.jpg": b"-",
+}
+EXPECTED = {
+    ("train", "train/dog/1.jpg", b"a", 1),
+    ("train", "train/dog/deep/er/2.PNG", b"b", 1),
+    ("train", "train/cat/1.jpeg", b"c", 0),
+    ("val", "val/cat/1.jpg", b"d", 0),
+    ("val", "val/emu/1.jpg", b"e", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("pack", "name"), [(as_folder, "f"), (as_tar, "f.tar"), (as_gzip, "f.tar.gz"), (as_zip, "f.zip")]
+)
+def test_an_image_folder_reads_the_same_however_it_is_packed(pack, name: str, tmp_path: Path) -> None:
+    source = opened("images", pack(tmp_path / name, SPLIT | CLUTTER), tmp_path / "work")
+    assert listed(source) == EXPECTED
+    assert source.classes == ("cat", "dog", "emu")
+    assert source.total == 5
+    assert source.ignored == {
+        "not an image by its name": 1,
+        "beside the class folders": 1,
+        "outside the splits": 1,
+    }
+
+
+def test_a_packed_folder_may_be_wrapped_in_another_one(tmp_path: Path) -> None:
+    wrapped = {f"./set-1/{name}": data for name, data in SPLIT.items()}
+    found = listed(opened("images", as_tar(tmp_path / "f.tar", wrapped)))
+    assert {(split, name.removeprefix("set-1/"), data, label) for split, name, data, label in found} == EXPECTED
+
+
+def test_hard_links_in_a_tar_are_files(tmp_path: Path) -> None:
+    path = as_tar(tmp_path / "f.tar", {"train/a/1.jpg": b"x", "val/a/1.jpg": b"y"})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("train/b/2.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, "train/a/1.jpg"
+        tar.addfile(link)
+    assert ("train", "train/b/2.jpg", b"x", 1) in listed(opened("images", path))
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("training", "validation"), {"training": "train", "validation": "val"}),
+        (("Train", "Test"), {"Train": "train", "Test": "val"}),
+        (("train", "val", "test"), {"train": "train", "val": "val"}),
+    ],
+)
+def test_names_of_splits(folders: tuple[str, ...], splits: dict[str, str]) -> None:
+    layout = read_layout([f"{folder}/a/1.jpg" for folder in folders], 0.1, 0)
+    assert {images[0][0].split("/")[0]: split for split, images in layout.splits.items()} == splits
+    assert layout.ignored["outside the splits"] == len(folders) - len(splits)
+
+
+def test_an_input_without_splits_gets_a_stratified_one() -> None:
+    names = [f"{category}/{i}.jpg" for category, count in (("a", 40), ("b", 8), ("c", 2)) for i in range(count)]
+    layout = read_layout([*names, "d/only.jpg"], 0.25, 0)
+    counts = {c: sum(category == c for _, category in layout.splits["val"]) for c in "abcd"}
+    assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
+    assert layout.classes == ("a", "b", "c", "d")
+    assert ("d/only.jpg", "d") in layout.splits["train"]
+    assert layout != read_layout([*names, "d/only.jpg"], 0.25, 1)
+
+
+def test_train_alone_is_split_too() -> None:
+    layout = read_layout([f"train/a/{i}.jpg" for i in range(8)], 0.25, 0)
+    assert {split: len(images) for split, images in layout.splits.items()} == {"train": 6, "val": 2}
+    assert layout.classes == ("a",)
+
+
+def test_images_without_classes_have_no_labels() -> None:
+    layout = read_layout([f"{i}.jpg" for i in range(8)], 0.25, 0)
+    assert {split: len(images) for split, images in layout.splits.items()} == {"train": 6, "val": 2}
+    assert layout.classes == ()
+    assert "val" not in read_layout(["1.jpg"], 0.25, 0).splits
+    assert "val" not in read_layout([f"{i}.jpg" for i in range(8)], 0.0, 0).splits
+
+
+def test_one_split_may_lack_the_labels_that_the_other_has() -> None:
+    layout = read_layout(["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], 0.1, 0)
+    assert layout.splits["val"] == [("test/1.jpg", None)]
+    assert layout.classes == ("a", "b")
+
+
+names = st.lists(
+    st.builds("{}/{}.jpg".format, st.sampled_from("abc"), st.integers(0, 99)), min_size=2, max_size=40, unique=True
+)
+
+
+@given(names=names, fraction=st.floats(0.01, 0.9), seed=st.integers(0, 3), order=st.randoms())
+@settings(max_examples=40, deadline=None)
+def test_a_made_split_is_a_partition_that_one_more_image_barely_moves(names, fraction, seed, order) -> None:
+    shuffled = order.sample(names, len(names))
+    layout = read_layout(shuffled, fraction, seed)
+    assert layout == read_layout(names, fraction, seed)
+    parts = {split: {name for name, _ in images} for split, images in layout.splits.items()}
+    assert sum(map(len, parts.values())) == len(names)
+    assert set().union(*parts.values()) == set(names)
+    assert {name[0] for name in parts["train"]} == {name[0] for name in names}
+    more = read_layout([*names, "a/new.jpg"], fraction, seed)
+    moved = {name for name, _ in more.splits.get("val", [])} ^ parts.get("val", set())
+    assert len(moved - {"a/new.jpg"}) <= 1
+
+
+def test_order_is_shuffled_and_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    files = {f"{split}/a/{i:02}.jpg": b"" for split in ("train", "val") for i in range(20)}
+    folder, tar = as_folder(tmp_path / "f", files), as_tar(tmp_path / "f.tar", dict(reversed(files.items())))
+    order = [s.name for s in opened("images", folder).samples()]
+    assert order == [s.name for s in opened("images", tar).samples()]
+    assert order != [s.name for s in opened("images", folder, seed=1).samples()]
+    assert order[:20] != sorted(order[:20])
+    assert sorted(order[:20]) == sorted(name for name in files if name.startswith("train"))
+
+
+# --- images that can't be used
+
+
+def message(call, *args: object) -> str:
+    with pytest.raises(PecoError) as error:
+        call(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("source", ["images", "webdataset", "scenes"])
+def test_a_missing_input_is_named(source: str, tmp_path: Path) -> None:
+    text = message(opened, source, tmp_path / "nowhere")
+    assert "nowhere" in text
+    assert "expected" in text
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    for source, what in (("images", "no image found"), ("webdataset", "no tar found")):
+        text = message(opened, source, tmp_path)
+        assert str(tmp_path) in text
+        assert what in text
+        assert "expected" in text
+
+
+def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "f.tar").write_text("hello")
+    assert "f.tar: can't be read as an archive" in message(opened, "images", tmp_path / "f.tar")
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    as_folder(tmp_path, SPLIT)
+    monkeypatch.setattr("os.scandir", refuse)
+    assert "Permission denied" in message(opened, "images", tmp_path)
+
+
+def test_a_folder_where_the_descriptor_should_be(tmp_path: Path) -> None:
+    assert "can't be read" in message(opened, "scenes", tmp_path)
+
+
+@pytest.mark.parametrize("source", ["images", "webdataset"])
+@pytest.mark.parametrize("damage", ["cut in a member", "cut in a header", "bad header"])
+def test_a_damaged_tar_is_an_error_and_not_a_shorter_tar(source: str, damage: str, tmp_path: Path) -> None:
+    data = as_tar(tmp_path / "f.tar", {f"a/{i}.jpg": b"x" * 700 for i in range(6)}).read_bytes()
+    at = 3 * (512 + 1024)  # the fourth member's header
+    damaged = {
+        "cut in a member": data[: at + 600],
+        "cut in a header": data[: at + 100],
+        "bad header": data[:at] + b"?" * 512 + data[at + 512 :],
+    }[damage]
+    (tmp_path / "f.tar").write_bytes(damaged)
+    text = message(opened, source, tmp_path / "f.tar")
+    assert "f.tar: can't be read as a" in text
+    (tmp_path / "f.tgz").write_bytes(gzip.compress(damaged))
+    streamed = message(lambda: list(opened(source, tmp_path / "f.tgz", tmp_path).samples()))
+    assert "f.tgz: can't be read as a" in streamed
+
+
+def test_a_truncated_gzip(tmp_path: Path) -> None:
+    packed = as_gzip(tmp_path / "f.tar.gz", SPLIT).read_bytes()
+    (tmp_path / "f.tar.gz").write_bytes(packed[:-20])
+    assert "f.tar.gz: can't be read as an archive" in message(opened, "images", tmp_path / "f.tar.gz", tmp_path)
+
+
+def test_ambiguous_splits() -> None:
+    assert "no train" in message(read_layout, ["val/a/1.jpg", "test/a/1.jpg"], 0.1, 0)
+    assert "both name the split val" in message(
+        read_layout, ["train/a/1.jpg", "val/a/1.jpg", "validation/a/1.jpg"], 0.1, 0
+    )
+
+
+# --- webdataset
+
+
+def write_wds(folder: Path, stem: str, count: int, **kinds: object) -> Path:
+    """A tar of `count` samples with one member for each kind, given as a function of the sample's number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{stem}{i:03}.{kind}": make(i) for i in range(count) for kind, make in kinds.items()}  # type: ignore[operator]
+    return as_tar(folder / f"{stem}.tar", files)
+
+
+def number(i: int) -> bytes:
+    return str(i % 3).encode()
+
+
+def picture(i: int) -> bytes:
+    return f"picture {i}".encode()
+
+
+def two_splits(folder: Path) -> Path:
+    write_wds(folder, "train-0", 5, jpg=picture, cls=number)
+    write_wds(folder, "train-1", 4, jpg=picture, cls=number)
+    write_wds(folder, "val-0", 3, jpg=picture, cls=number)
+    return folder
+
+
+def check_two_splits(source: Source) -> None:
+    found = listed(source)
+    assert ("train", "train-1.tar/train-1002", b"picture 2", 2) in found
+    assert ("val", "val-0.tar/val-0001", b"picture 1", 1) in found
+    assert [sum(s[0] == split for s in found) for split in ("train", "val")] == [9, 3]
+    assert source.classes == ("0", "1", "2")
+
+
+def test_tars_by_folder_glob_braces_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = two_splits(tmp_path / "wds")
+    (tmp_path / "list.txt").write_text("# tars\nwds/train-*.tar\n\nwds/val-0.tar\n")
+    (tmp_path / "list.json").write_text(json.dumps(["wds/train-{0..1}.tar", "wds/val-0.tar"]))
+    (tmp_path / "named.json").write_text(json.dumps({"shards": ["wds/*.tar"], "classes": ["x", "y", "z"]}))
+    for path in (folder, f"{folder}/*.tar", f"{folder}/{{train-0,train-1,val-0}}.tar", "list.txt", "list.json"):
+        path = tmp_path / path if "list" in str(path) else path
+        check_two_splits(opened("webdataset", path))
+    assert opened("webdataset", tmp_path / "named.json").classes == ("x", "y", "z")
+    monkeypatch.chdir(tmp_path)
+    check_two_splits(opened("webdataset", "wds"))
+
+
+def test_names_of_classes_beside_the_tars(tmp_path: Path) -> None:
+    folder = write_wds(tmp_path, "a", 6, jpg=picture, cls=number).parent
+    (folder / "classes.txt").write_text("ant\nbee\ncat\n")
+    source = opened("webdataset", folder)
+    assert source.classes == ("ant", "bee", "cat")
+    assert {s.name[-1]: s.label for s in source.samples()}["4"] == 1
+    (folder / "classes.txt").write_text("ant\nbee\n")
+    text = message(lambda: list(opened("webdataset", folder).samples()))
+    assert "label 2 is not among the 2 classes" in text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "label"),
+    [
+        ({"cls": lambda i: b" 4\n"}, 4),
+        ({"json": lambda i: b'{"label": 4, "x": [1]}'}, 4),
+        ({"json": lambda i: b'{"label": "dog"}'}, 0),
+        ({"cls": lambda i: b"dog"}, 0),
+        ({"json": lambda i: b'{"caption": "a dog"}'}, -1),
+        ({"cls": lambda i: b"-1"}, -1),
+        ({}, -1),
+    ],
+)
+def test_where_labels_are_found(kinds: dict[str, object], label: int, tmp_path: Path) -> None:
+    write_wds(tmp_path, "a", 2, **{"seg.png": picture, "webp": picture}, **kinds)
+    source = opened("webdataset", tmp_path)
+    samples = list(source.samples())
+    assert [s.label for s in samples] == [label, label]
+    assert label == -1 or len(source.classes) == label + 1
+
+
+def test_the_plainest_name_is_the_picture(tmp_path: Path) -> None:
+    as_tar(tmp_path / "a.tar", {"x.seg.png": b"mask", "x.jpg": b"photo", "x.png": b"map", "y.cls": b"1", "z.jpg": b"z"})
+    source = opened("webdataset", tmp_path)
+    assert {s.name: s.image for s in source.samples()} == {"a.tar/x": b"photo", "a.tar/z": b"z"}
+    assert source.ignored == {"sample without an image": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["imagenet1k-train-0000", "imagenet1k-validation-00"], ["train", "val"]),
+        (["train_0", "test_0"], ["train", "val"]),
+        (["train/00", "val/00"], ["train", "val"]),
+    ],
+)
+def test_splits_by_the_names_of_tars(names: list[str], splits: list[str], tmp_path: Path) -> None:
+    for name in names:
+        write_wds((tmp_path / name).parent, (tmp_path / name).name, 1, jpg=lambda i, name=name: name.encode())
+    found = {s.image.decode(): s.split for s in opened("webdataset", tmp_path).samples()}
+    assert found == dict(zip(names, splits, strict=True))
+
+
+def test_tars_named_for_no_split_are_split_by_key_the_same_way_streamed_or_not(tmp_path: Path) -> None:
+    write_wds(tmp_path / "plain", "a", 200, jpg=picture, cls=number)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/a.tar.gz").write_bytes(gzip.compress((tmp_path / "plain/a.tar").read_bytes()))
+    plain, packed = (opened("webdataset", tmp_path / kind) for kind in ("plain", "packed"))
+    split = {s.name.split("/")[1]: s.split for s in plain.samples()}
+    assert split == {s.name.split("/")[1]: s.split for s in packed.samples()}
+    assert 25 < sum(v == "val" for v in split.values()) < 75
+    assert plain.classes == packed.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [(["train-0", "b"], "named for no split"), (["val-0", "test-0"], "none for train")]
+)
+def test_ambiguous_tar_names(names: list[str], text: str, tmp_path: Path) -> None:
+    for name in names:
+        write_wds(tmp_path, name, 1, jpg=picture)
+    assert text in message(opened, "webdataset", tmp_path)
+
+
+def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
+    write_wds(tmp_path / "none", "a", 2, txt=picture)
+    assert "no image in 1 tars" in message(opened, "webdataset", tmp_path / "none")
+    write_wds(tmp_path / "odd", "a", 2, jpg=picture, json=lambda i: b"{")
+    assert "label of a000 can't be read" in message(opened, "webdataset", tmp_path / "odd")
+    write_wds(tmp_path / "big", "a", 1, jpg=picture, cls=lambda i: b"99999999")
+    assert "no class number" in message(opened, "webdataset", tmp_path / "big")
+    (tmp_path / "list.json").write_text('{"tars": []}')
+    assert "not a list of tars" in message(opened, "webdataset", tmp_path / "list.json")
+    (tmp_path / "list.txt").write_text("gone-{0..1}.tar\n")
+    assert "gone-0.tar: no such file" in message(opened, "webdataset", tmp_path / "list.txt")
+    assert "braces" in message(find_tars, "a-{0..1.tar")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """Address of a web server that serves `tmp_path/wds`."""
+    two_splits(tmp_path / "wds")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "wds")))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_tars_behind_addresses(served: str, tmp_path: Path) -> None:
+    source = opened("webdataset", served + "/{train-0,train-1,val-0}.tar?key=1")
+    assert source.total is None
+    check_two_splits(source)
+    order = [s.name for s in source.samples()]
+    assert order == sorted(order)  # streams keep their order
+    (tmp_path / "list.txt").write_text(f"{served}/train-0.tar\npipe:cat {tmp_path}/wds/train-1.tar\nwds/val-0.tar\n")
+    check_two_splits(opened("webdataset", tmp_path / "list.txt"))
+
+
+def test_addresses_that_fail(served: str, tmp_path: Path) -> None:
+    for url in (f"{served}/train-7.tar", "pipe:false", "nosuch://x/train.tar"):
+        assert "can't be read as a WebDataset tar" in message(lambda url=url: list(opened("webdataset", url).samples()))
+    late = f"pipe:cat {tmp_path}/wds/train-0.tar; exit 3"  # everything came, and yet the program failed
+    assert "can't be read as a WebDataset tar" in message(lambda: list(opened("webdataset", late).samples()))
+
+
+def test_streams_need_the_names_of_named_classes(tmp_path: Path) -> None:
+    tar = write_wds(tmp_path, "a", 3, jpg=picture, cls=lambda i: b"bee")
+    assert "need all class names" in message(lambda: list(opened("webdataset", f"pipe:cat {tar}").samples()))
+    (tmp_path / "l.json").write_text(json.dumps({"shards": [f"pipe:cat {tar}"], "classes": ["ant", "bee"]}))
+    assert {s.label for s in opened("webdataset", tmp_path / "l.json").samples()} == {1}
+
+
+# --- scenes
+
+
+def descriptor(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+GOOD = f"generator: scenes\nversion: {scenes.VERSION}\nseed: 5\n"
+
+
+def test_scenes_are_drawn_as_png(tmp_path: Path) -> None:
+    source = opened("scenes", descriptor(tmp_path / "s.yaml", GOOD))
+    samples = list(source.samples())
+    assert source.classes == scenes.CLASSES
+    assert [s.name for s in samples if s.split == "train"] == [f"{i:07}.png" for i in range(12)]
+    assert [s.name for s in samples if s.split == "val"] == [f"{1_000_000 + i}.png" for i in range(4)]
+    scene = scenes.render(5, 1_000_002, 32)
+    assert (np.asarray(Image.open(io.BytesIO(samples[14].image))) == scene.image).all()
+    assert samples[14].label == scene.label
+    assert samples == list(source.samples())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD.replace(f"version: {scenes.VERSION}", "version: 99"), "version 99 of the scenes"),
+        ("generator: other\nversion: 1\nseed: 0\n", "not a descriptor"),
+        ("[", "not a YAML file"),
+        ("", "not a descriptor"),
+        (GOOD.replace("seed: 5", "seed: -1"), "seed: -1 is not allowed"),
+    ],
+)
+def test_wrong_descriptors(text: str, says: str, tmp_path: Path) -> None:
+    assert says in message(opened, "scenes", descriptor(tmp_path / "s.yaml", text))
