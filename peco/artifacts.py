@@ -60,7 +60,7 @@ def staging(final: Path) -> Iterator[Path]:
         tmp.mkdir(parents=True)
         yield tmp
         publish(tmp, final)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise PecoError(
             f"{final}: could not be written: {error}; nothing was changed there, mend that and run again"
         ) from error
@@ -90,7 +90,8 @@ def save(
         for name, tensors in {WEIGHTS: state_dict, **(beside or {})}.items():
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             # One metadata entry only: safetensors writes several in no fixed order.
-            safetensors.torch.save_file(plain, tmp / name, metadata={"format": "pt"})
+            # And not by save_file, which makes files that only their owner can read.
+            (tmp / name).write_bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))
         (tmp / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,9 +1,9 @@
 """`peco`: use what the workflow has made, without DVC or parameters.
 
-    peco info artifacts/backbone
-    peco tokenize photo.jpg
-    peco reconstruct photo.jpg -o reconstructions
-    peco embed photo.jpg > embeddings.jsonl
+peco info artifacts/backbone
+peco tokenize photo.jpg
+peco reconstruct photo.jpg -o reconstructions
+peco embed photo.jpg > embeddings.jsonl
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def open_tokenizer(args: argparse.Namespace) -> tuple[Any, int]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="peco", description="Use tokenizers and backbones that the peco workflow has made.")
+    top = argparse.ArgumentParser(
+        prog="peco", description="Use tokenizers and backbones that the peco workflow has made."
+    )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, model: str | None, text: str) -> argparse.ArgumentParser:
@@ -137,7 +139,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         sub = command(name, run, TOKENIZER, text)
         sub.add_argument("-s", "--size", type=int, help="side in pixels to work at (default: that of the training)")
-    commands.choices["reconstruct"].add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the PNGs")
+    commands.choices["reconstruct"].add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for the PNGs"
+    )
     sub = command("embed", embed, BACKBONE, "print an embedding of images, a JSON line each")
     sub.add_argument("-b", "--block", type=int, help="block to take the features of, from 1 (default: the last)")
     command("info", info, None, "say what a model folder holds").add_argument("folder", metavar="DIR")

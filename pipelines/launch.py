@@ -46,6 +46,7 @@ POLL_SECONDS = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One Ctrl-C can arrive twice: from the terminal and from a parent that passes it on.
 SAME_STOP_SECONDS = 1.0
+RANKLESS_SECONDS = 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,6 +195,7 @@ class _Job:
 
     def __init__(self, stage: Stage, app: AppDef, given: Resources, logs: Path, screen: Screen) -> None:
         self.stage, self.app, self.given, self.logs, self.screen = stage, app, given, logs, screen
+        self.several = given.nodes * given.processes > 1
         self.scheduler = _Scheduler()
         self.handle = ""
         self.stopped: signal.Signals | None = None  # the first signal that asked for an end
@@ -255,6 +257,9 @@ class _Job:
                     f"{self.stage.name}: stopping, and saving what it has; a second signal ends it at once"
                 )
                 told = True
+            if self.stopped and self.several and not self._ranks():
+                # Rarely, a signal makes torchrun lose track of its ranks, and it waits on after they have ended.
+                self.kill_at = min(self.kill_at, time.monotonic() + RANKLESS_SECONDS)
             if running and any(codes) and self.kill_at == float("inf"):
                 self._stop()  # one simulated node failed, the others wait for it in vain
             if running and time.monotonic() >= self.kill_at:
@@ -271,18 +276,22 @@ class _Job:
 
     def _files(self) -> Iterator[tuple[Path, str | None]]:
         """Folders with a process's stdout.log and stderr.log, and its label; torchrun's own output is not shown."""
-        if self.given.nodes * self.given.processes == 1:
+        if not self.several:
             yield self.folder / "0", None
             return
         for path in sorted(self.elastic.glob("*/*/attempt_0/*/")):
             node = path.relative_to(self.elastic).parts[0]
             yield path, path.name if self.given.nodes == 1 else f"{node}.{path.name}"
 
+    def _ranks(self) -> set[int]:
+        """Living processes of the job below torchrun."""
+        return set(processes_of(self.handle)) - {process.pid for process in self.scheduler.processes}
+
     def _status(self) -> int:
         if self.stopped:
             return 128 + self.stopped
         code = next((process.returncode for process in self.scheduler.processes if process.returncode), 0)
-        if code and self.given.nodes * self.given.processes > 1:
+        if code and self.several:
             code = self._rank_code(code)
         if code == 0:
             return 0

@@ -164,6 +164,7 @@ def test_same_bytes_twice(tmp_path: Path) -> None:
     text = (tmp_path / "a/config.json").read_text()
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
     assert str(tmp_path) not in text
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # as the umask says, not private
 
 
 def test_saving_again_replaces_the_folder_and_leaves_nothing_else(folder: Path) -> None:

@@ -20,6 +20,7 @@ from peco.config import Resources
 from peco.errors import PecoError
 from pipelines.graph import Stage
 from pipelines.launch import gpus, resolve
+from pipelines.logs import Line, Screen
 
 ROOT = Path(__file__).parent.parent
 DVC = """
@@ -158,11 +159,8 @@ def test_a_stage_of_a_foreach_runs_its_own_module(repo: Callable[..., Path]) -> 
 
 
 def test_the_stage_is_told_what_it_gets(repo: Callable[..., Path]) -> None:
-    source = "import os, sys\nprint(*(os.environ.get(k) for k in sys.argv[1:] or {}))"
-    source = source.replace(
-        "sys.argv[1:] or {}",
-        "('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'PECO_THREADS', 'PECO_WORKERS', 'PECO_PROGRESS', 'MINE')",
-    )
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PECO_THREADS", "PECO_WORKERS", "PECO_PROGRESS", "MINE")
+    source = f"import os\nprint(*map(os.environ.get, {names}))"
     folder = repo(tokenizer=source, shards=source)
     assert launch(folder, MINE="kept")[1].startswith("1 1 1 3 plain kept\n")
     assert launch(folder, "shards", PECO_NPROC="2", PECO_WORKERS="5")[1].startswith("2 2 2 5 plain None\n")
@@ -182,9 +180,8 @@ def test_nodes_are_simulated(repo: Callable[..., Path]) -> None:
     assert sorted(out.splitlines()[:2]) == ["[0.0] 2 0", "[1.0] 2 0"]
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_what_the_user_can_mend_is_one_line_and_status_2(repo: Callable[..., Path], processes: str) -> None:
-    status, out, err = launch(repo(tokenizer=MENDABLE), PECO_NPROC=processes)
+def test_what_the_user_can_mend_is_one_line_and_status_2(repo: Callable[..., Path]) -> None:
+    status, out, err = launch(repo(tokenizer=MENDABLE))
     assert (status, out, err) == (2, "", "error: data: missing; get some\n")
 
 
@@ -209,18 +206,16 @@ def test_a_crash_shows_its_own_traceback_and_no_other(repo: Callable[..., Path],
     assert not re.search("torchx|torch/distributed|elastic", err)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_silent_death_is_told(repo: Callable[..., Path], processes: str) -> None:
+def test_a_silent_death_is_told(repo: Callable[..., Path]) -> None:
     folder = repo(tokenizer="import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-    status, _, err = launch(folder, PECO_NPROC=processes)
+    status, _, err = launch(folder)
     assert status == 1
     assert re.fullmatch(
         r"error: tokenizer: its process was ended by SIGKILL \(out of memory\?\); its logs are in \S+\n", err
     )
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_stop_lets_the_stage_save_its_work(repo: Callable[..., Path], number: signal.Signals, processes: int) -> None:
     folder = repo(tokenizer=PATIENT)
     process = start(folder, PECO_NPROC=str(processes))
@@ -246,11 +241,10 @@ def test_a_stop_that_arrives_twice_at_once_is_one(repo: Callable[..., Path]) -> 
     assert (folder / "saved0").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_signal_kills(repo: Callable[..., Path], processes: int) -> None:
+def test_a_second_signal_kills(repo: Callable[..., Path]) -> None:
     folder = repo(tokenizer=DEAF)
-    process = start(folder, PECO_NPROC=str(processes))
-    wait_for(*(folder / f"pid{rank}" for rank in range(processes)))
+    process = start(folder)
+    wait_for(folder / "pid0")
     process.terminate()
     time.sleep(1.2)
     process.terminate()
@@ -294,14 +288,27 @@ def test_a_killed_launcher_takes_its_stage_along(repo: Callable[..., Path], proc
     wait_for(*(folder / f"pid{rank}" for rank in range(processes)))
     process.kill()
     process.communicate(timeout=10)
+    ranks = [int((folder / f"pid{rank}").read_text()) for rank in range(processes)]
     deadline = time.monotonic() + 10
-    while children_in(folder):
+    while any(map(is_alive, ranks)):
         assert time.monotonic() < deadline, "the stage runs on"
         time.sleep(0.05)
-    assert (folder / "saved0").exists()
+    assert all((folder / f"saved{rank}").exists() for rank in range(processes))
 
 
-PROGRESS = "import os\nassert os.environ['PECO_PROGRESS'] == '{}'\nprint('start')\nfor i in range(2): print(f'\\rstep {{i}}')\nprint('end')"
+def test_an_error_that_all_ranks_print_is_shown_once_and_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    lines = [("Traceback of a victim", "0"), ("error: no disk", "1"), ("error: no disk", "0")]
+    screen.show([Line("a warning", error=True, rank="0")])
+    screen.show([Line(text, error=True, rank=rank) for text, rank in lines])
+    screen.show([Line("Traceback of another", error=True, rank="2"), Line("still told", error=False, rank="2")])
+    assert capsys.readouterr() == ("[2] still told\n", "[0] a warning\nerror: no disk\n")
+
+
+PROGRESS = (
+    "import os\nassert os.environ['PECO_PROGRESS'] == '{}'\n"
+    "print('start')\nfor i in range(2): print(f'\\rstep {{i}}')\nprint('end')"
+)
 
 
 def test_progress_is_redrawn_on_a_terminal(repo: Callable[..., Path]) -> None:

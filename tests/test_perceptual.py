@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,17 +183,28 @@ def test_without_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPat
         build_timm(timm_net("vit_tiny_patch16_224.augreg_in21k", pretrained=True), 32)
 
 
-def test_the_revision_is_what_the_hub_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path, asked = tmp_path / "w.safetensors", []
-    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), path)
+@pytest.mark.parametrize(
+    ("name", "repository"), [("resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("hf-hub:some/net", "some/net")]
+)
+def test_the_pinned_revision_is_what_the_hub_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, repository: str
+) -> None:
+    asked, source = [], timm.create_model("resnet18")
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
+    description = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"classifier": "fc"}}
+    (tmp_path / "config.json").write_text(json.dumps(description))
 
     def download(repo_id: str, filename: str, revision: str | None, **_: object) -> str:
         asked.append((repo_id, filename, revision))
-        return str(path)
+        return str(tmp_path / filename)
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    build_timm(config.TimmNet("resnet18.a1_in1k", True, "0123abc", None), 32)
-    assert asked == [("timm/resnet18.a1_in1k", "model.safetensors", "0123abc")]
+    model = build_timm(config.TimmNet(name, True, "0123abc", None), 32)
+    assert {request for request in asked if request[1] != "config.json"} == {
+        (repository, "model.safetensors", "0123abc")
+    }
+    assert {revision for *_, revision in asked} == {"0123abc"}
+    assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
 # Distance

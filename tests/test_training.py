@@ -528,3 +528,13 @@ def test_progress_is_one_line_of_a_fixed_form(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert re.fullmatch("\r" + form + re.escape("\x1b[K") + "\n", show())
     assert show(visible=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("PECO_CHECKPOINT_SECONDS", "soon"), ("PECO_CHECKPOINT_STEPS", "-1"), ("PECO_METRICS_PORT", "http")],
+)
+def test_a_wrong_setting_is_named(key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(key, value)
+    with pytest.raises(PecoError, match=f"{key}: '{value}' is not allowed"):
+        run(Toy(), tmp_path)

@@ -27,9 +27,9 @@ Make = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and nu
 class TrainLoader:
     """This rank's part of the global batches.
 
-    Batch t is the same set of samples for any `world` and `workers`. `make` runs in the workers and must be picklable and a pure
-    function of its arguments; arrays it gives under a name that starts with `image` must be uint8 (H, W, 3) and come out as
-    float32 (B, 3, H, W) in [0, 1], everything else is stacked as it is.
+    Batch t is the same samples for any `world` and `workers`: the parts of the ranks, in their order, are the batch. `make` runs in
+    the workers and must be picklable and a pure function of its arguments. Arrays it gives under a name that starts with `image` must
+    be uint8 (H, W, 3) and come out as float32 (B, 3, H, W) in [0, 1]; everything else is stacked as it is.
 
     Args:
         shards: the split.
@@ -150,11 +150,11 @@ class _Steps(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         lanes, worker = self._lanes, get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        mine = slots(lanes.order.lanes, lanes.rank + lanes.world * number, lanes.world * workers)
+        mine = slots(lanes.order.lanes, lanes.rank * workers + number, lanes.world * workers)
         streams = [lanes.read(slot, self._start * lanes.batch_size) for slot in mine]
         rounds = lanes.batch_size // lanes.order.lanes
         for _ in range(self._start, self._stop):
-            yield _collate([lanes.make(*next(stream)) for _ in range(rounds) for stream in streams])
+            yield _collate([lanes.make(*next(stream)) for stream in streams for _ in range(rounds)])
 
 
 class _Scan(IterableDataset[Batch]):

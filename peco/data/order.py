@@ -9,9 +9,10 @@ ring is cut into L contiguous *lanes* whose sizes differ by at most one. Within 
 windows of S samples. Position p of the epoch is number p // L of lane p % L. A lane thus reads its shards front to back, one
 window at a time, and holds at most S samples; many lanes at far-apart places make a batch well mixed.
 
-Who reads what. Position g of the *stream* belongs to slot g % L. A rank, and within it a worker, owns every slot that is
-congruent to its number, hence whole lanes, so any number of readers that divides L reads the same batches. To resume at a step,
-a reader computes where its lanes stand and reads at most one window of each again.
+Who reads what. Position g of the *stream* belongs to slot g % L. A rank, and within it a worker, owns an equal run of consecutive
+slots, hence whole lanes, so any number of readers that divides L reads the same batches; and since a batch is laid out slot by
+slot, the parts of the ranks laid end to end are the batch in its own order. To resume at a step, a reader computes where its lanes
+stand and reads at most one window of each again.
 """
 
 from __future__ import annotations
@@ -113,4 +114,5 @@ def slots(lanes: int, reader: int, readers: int) -> Sequence[int]:
     """
     if lanes % readers:
         raise ValueError(f"{readers} readers do not divide {lanes} lanes")
-    return range(reader, lanes, readers)
+    mine = lanes // readers
+    return range(reader * mine, (reader + 1) * mine)

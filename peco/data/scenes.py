@@ -46,17 +46,17 @@ MIN_VISIBLE: float = 0.6  # least fraction of the main object's area that occlud
 MAX_OBJECTS: int = 8  # more in one scene would be too small to recognise
 
 _SUPER = 2  # raster cells along each side of a pixel
-_LEAVES = 140  # background leaves; with the radii below the canvas is covered several times over
-_LEAF_RADII = (0.032, 0.5)  # image sides; the density falls as radius ** -3, as in dead-leaves models
-_OCCLUDERS = 3  # leaves offered on top of the main object; those that would hide too much are left out
+_LEAVES = 70  # background leaves; with the radii below the canvas is covered several times over
+_LEAF_RADII = (0.09, 0.5)  # image sides; the density falls as radius ** -3, as in dead-leaves models
+_OCCLUDERS = 2  # leaves offered on top of the main object; those that would hide too much are left out
 _OCCLUDER_RADII = (0.05, 0.14)  # image sides
 _KEPT = 0.25  # least visible fraction of a lesser object that the ground truth lists
 _POSES = 6  # poses tried for each of several objects; the one that overlaps the others least is taken
 _AREA = 1.7  # area of every shape, where a square of half-side 1 has 4
-_HALF_SIDE = (0.25, 0.3)  # half-side of the main object's frame, in image sides
+_HALF_SIDE = (0.34, 0.42)  # half-side of the main object's frame, in image sides
 _WANDER = 0.6  # how far a single object strays from the middle; several use all the room (1)
 _TURN = 0.3  # largest rotation either way, radians
-_SCATTER = 0.5  # spread of the leaves' colours within an image, relative to that over all images
+_SCATTER = 0.35  # spread of the leaves' colours within an image, relative to that over all images
 _CONTRAST = 0.45  # least RGB distance (channels in 0..1) between an object's colour and what it covers
 
 Floats = NDArray[np.float64]

@@ -103,13 +103,13 @@ def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
     if cfg.checkpoint:
         key = "perceptual_net.timm.checkpoint"
         _require_weights(Path(cfg.checkpoint), skeleton, key, cfg.model)
-        overlay = {"file": cfg.checkpoint, "custom_load": False}
+        overlay = {"file": cfg.checkpoint, "custom_load": False, "source": None}
         hint = f"give the weights of {cfg.model}"
         model = _create(name, key, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         used: Any = model.pretrained_cfg
         used["file"] = None  # a path must not end up in an artifact
         return model
-    if cfg.pretrained and not name.startswith("hf-hub:"):
+    if cfg.pretrained:
         options["pretrained_cfg_overlay"] = _hub_source(skeleton, cfg)
     return _create(name, "perceptual_net.timm", _LOCAL, pretrained=cfg.pretrained, **options)
 
@@ -122,8 +122,9 @@ def _hub_source(skeleton: nn.Module, cfg: config.TimmNet) -> dict[str, Any]:
         raise PecoError(
             f"perceptual_net.timm.model: {cfg.model} has no weights on the hub; {_LOCAL} or pretrained: false"
         )
+    name = repository.partition("@")[0]
     return {
-        "hf_hub_id": f"{repository}@{cfg.revision}" if cfg.revision else repository,
+        "hf_hub_id": f"{name}@{cfg.revision}" if cfg.revision else repository,
         "hf_hub_filename": known.get("hf_hub_filename") or "model.safetensors",
         "custom_load": known.get("custom_load", False),
     }

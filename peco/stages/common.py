@@ -36,6 +36,11 @@ METRICS = Path("metrics")
 PLOTS = Path("metrics/plots")
 REPORT = Path("reports/report.html")
 
+
+class Skipped(Exception):
+    """The stage can't be done on this data, which is no error: the reason becomes its metrics."""
+
+
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
 
 
@@ -124,7 +129,13 @@ def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     try:
-        main(StageRun(name, parameters.restrict(parameters.load(), params)))
+        run = StageRun(name, parameters.restrict(parameters.load(), params))
+        try:
+            main(run)
+        except Skipped as reason:
+            if is_main():
+                print(f"{name}: skipped: {reason}")
+                run.metrics({"skipped": str(reason)})
         code = 0
     except Interrupted as stop:
         print(f"{name}: {stop}", file=sys.stderr)

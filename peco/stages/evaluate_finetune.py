@@ -13,12 +13,12 @@ from peco import artifacts, config
 from peco.data.loader import Fields, scan
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
-from peco.data.shards import Sample, decode, open_shards
+from peco.data.shards import Sample, decode
 from peco.downstream.augment import augment
 from peco.downstream.finetune import FinetuneTask, build_classifier, evaluate
-from peco.downstream.splits import why_skipped
 from peco.stages import common
 from peco.stages.fit import fit
+from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "loader", "evaluate.finetune")
@@ -42,12 +42,7 @@ class AugmentedView:
 def main(run: common.StageRun) -> None:
     cfg, seed = run.config.evaluate.finetune, run.config.seed
     dist = Dist.init()
-    train, val = (open_shards(common.SHARDS, split) for split in ("train", "val"))
-    if reason := why_skipped(train, val):
-        if dist.rank == 0:
-            print(f"{run.name}: skipped: {reason}", flush=True)
-            run.metrics({"skipped": reason})
-        return
+    train, val = labelled_splits()
     size = int(artifacts.describe(common.BACKBONE)["pretrained_cfg"]["input_size"][1])
     make = AugmentedView(seed, size, cfg)
     metrics: dict[str, Any] = {}
@@ -59,7 +54,9 @@ def main(run: common.StageRun) -> None:
         averaged, _, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs, name=f"finetune_{name}")
         if averaged is not None:
             task.load_state_dict(averaged)
-        batches = scan(val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers)
+        batches = scan(
+            val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers
+        )
         metrics[f"{prefix}accuracy"] = evaluate(model, batches, dist.all_reduce_sum)
     if dist.rank == 0:
         run.metrics(metrics)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from peco.data.shards import open_shards
 from peco.downstream import knn
-from peco.downstream.splits import why_skipped
 from peco.stages import common
 from peco.stages.probes import backbones, features
+from peco.stages.splits import labelled_splits
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.knn")
 
 
 def main(run: common.StageRun) -> None:
-    train, val = (open_shards(common.SHARDS, split) for split in ("train", "val"))
-    if reason := why_skipped(train, val):
-        print(f"{run.name}: skipped: {reason}", flush=True)
-        run.metrics({"skipped": reason})
-        return
+    train, val = labelled_splits()
     metrics: dict[str, Any] = {}
     for prefix, model in backbones(run.config.seed):
         ours, theirs = (features(model, split, run.workers) for split in (train, val))
         result = knn.evaluate(ours, theirs, run.config.evaluate.knn, run.config.evaluate.holdout)
-        metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}neighbours": result.neighbours}
+        metrics |= {
+            f"{prefix}accuracy": result.accuracy,
+            f"{prefix}block": result.block,
+            f"{prefix}neighbours": result.neighbours,
+        }
     run.metrics(metrics)
 
 

@@ -8,21 +8,17 @@ import torch
 
 from peco.data.loader import scan
 from peco.data.samples import CenterView
-from peco.data.shards import ShardSet, open_shards
+from peco.data.shards import ShardSet
 from peco.downstream import linear
-from peco.downstream.splits import why_skipped
 from peco.stages import common
 from peco.stages.probes import SCAN_BATCH, Features, backbone_size, backbones, features
+from peco.stages.splits import labelled_splits
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.linear")
 
 
 def main(run: common.StageRun) -> None:
-    train, val = (open_shards(common.SHARDS, split) for split in ("train", "val"))
-    if reason := why_skipped(train, val):
-        print(f"{run.name}: skipped: {reason}", flush=True)
-        run.metrics({"skipped": reason})
-        return
+    train, val = labelled_splits()
     cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
     metrics: dict[str, Any] = {}
     for prefix, model in backbones(run.config.seed):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from peco import artifacts, config
@@ -19,19 +18,18 @@ from peco.data import views
 from peco.data.loader import Fields, scan
 from peco.data.order import SECOND_VIEW, VIEW, sample_rng
 from peco.data.samples import CenterView
-from peco.data.shards import Sample, ShardSet, decode, open_shards
+from peco.data.shards import Sample, decode, open_shards
 from peco.downstream import knn
 from peco.downstream.features import extract
-from peco.downstream.splits import why_skipped
 from peco.perceptual.features import build_timm
 from peco.perceptual.moco import MoCo
 from peco.stages import common
 from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 from peco.training.loop import Task
 
 PARAMS = ("seed", "loader", "perceptual_net")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbours=(5, 10, 20), temperature=0.07)
 SCAN_BATCH = 128
 
@@ -55,20 +53,14 @@ class TwoViews:
 
 
 class MocoTask(Task):
-    """MoCo v3 on normalised pairs of views."""
-
-    mean_C11: Tensor
-    std_C11: Tensor
+    """MoCo v3 on pairs of views."""
 
     def __init__(self, moco: MoCo) -> None:
         super().__init__()
         self.moco = moco
-        self.register_buffer("mean_C11", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std_C11", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x1, x2 = ((batch[name] - self.mean_C11) / self.std_C11 for name in ("image_1", "image_2"))
-        loss, scalars = self.moco(x1, x2)
+        loss, scalars = self.moco(batch["image_1"], batch["image_2"])
         return loss, scalars
 
     def after_step(self, step: int, total: int) -> None:
@@ -94,18 +86,9 @@ def main(run: common.StageRun) -> None:
     if cfg.source == "timm":
         net = build_timm(cfg.timm, size)
         if dist.rank == 0:
-            mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
-            artifacts.save_timm(
-                common.PERCEPTUAL_NET,
-                net,
-                arch=cfg.timm.model.split(".")[0],
-                model_args={},
-                mean=mean,
-                std=std,
-                extra={"kind": "perceptual_net", "source": cfg.timm.model},
-            )
+            publish(net, cfg.timm.model.split(".")[0], {}, cfg.timm.model)
             common.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
-            run.metrics(score(run, train, dist))
+            run.metrics(score(run, dist))
         return
 
     args = vit_args(cfg.vit, size)
@@ -117,39 +100,41 @@ def main(run: common.StageRun) -> None:
         mean_over_ranks=dist.mean_with_grad,
         rank=dist.rank,
     )
-    task = MocoTask(moco).to(dist.device)
+    task = MocoTask(moco)
     make = TwoViews(run.config.seed, cfg.moco.view, size)
     averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=[common.SHARDS])
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)
-        encoder: nn.Module = task.moco.encoder
-        artifacts.save_timm(
-            common.PERCEPTUAL_NET,
-            encoder,
-            arch=cfg.vit.arch,
-            model_args=args,
-            mean=MEAN,
-            std=STD,
-            extra={"kind": "perceptual_net", "source": "MoCo v3"},
-        )
-        publish_metrics(run, logs, score(run, train, dist))
+        publish(task.moco.encoder, cfg.vit.arch, args, "MoCo v3")
+        publish_metrics(run, logs, score(run, dist))
         common.finished(work)
 
 
-def score(run: common.StageRun, train: ShardSet, dist: Dist) -> dict[str, Any]:
-    """kNN accuracy of the published network and of the same at random initialisation, or why there is none."""
-    val = open_shards(common.SHARDS, "val")
-    if reason := why_skipped(train, val):
-        return {"skipped": reason}
+def publish(net: nn.Module, arch: str, model_args: dict[str, Any], source: str) -> None:
+    """Write the network as the stage's result."""
+    mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
+    extra = {"kind": "perceptual_net", "source": source}
+    artifacts.save_timm(common.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
+
+
+def score(run: common.StageRun, dist: Dist) -> dict[str, float]:
+    """kNN accuracy of the published network and of the same at random initialisation; empty where labels are missing."""
+    try:
+        train, val = labelled_splits()
+    except common.Skipped as reason:
+        print(f"{run.name}: kNN score skipped: {reason}", flush=True)
+        return {}
     center = CenterView(run.config.loader.image_size)
-    scores: dict[str, Any] = {}
+    scores: dict[str, float] = {}
     for prefix, model in (
         ("", artifacts.load_timm(common.PERCEPTUAL_NET)),
         ("random_", artifacts.random_like(common.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
         ours, theirs = (
-            extract(model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers), blocks(model))
+            extract(
+                model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers), blocks(model)
+            )
             for split in (train, val)
         )
         scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT).accuracy

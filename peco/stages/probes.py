@@ -1,4 +1,4 @@
-"""What the evaluations on frozen features share: the features of the backbone and of its random initialisation, for train and val."""
+"""What the evaluations on frozen features share: features of the backbone and of its random initialisation."""
 
 from __future__ import annotations
 

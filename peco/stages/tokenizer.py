@@ -10,7 +10,7 @@ from torch import Tensor
 from peco import artifacts
 from peco.data.loader import scan
 from peco.data.samples import CenterView, RandomView
-from peco.data.shards import open_shards
+from peco.data.shards import load_index, open_shards
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.stages import common
@@ -80,9 +80,7 @@ def score(
     tokenizer: PerceptualTokenizer, distance: PerceptualDistance, size: int, device: torch.device, workers: int
 ) -> dict[str, float]:
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
-    split = open_shards(common.SHARDS, "val")
-    if len(split) == 0:
-        split = open_shards(common.SHARDS, "train")
+    split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
     count, l1, perceptual, psnr = 0, 0.0, 0.0, 0.0
     for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers):
         if count >= VAL_IMAGES:

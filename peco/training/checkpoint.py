@@ -6,8 +6,10 @@ They are private to the stage that writes them, kept under the work folder and n
 from __future__ import annotations
 
 import errno
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -99,3 +101,37 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
                 "it belongs to another model: delete the file and run again"
             )
     module.load_state_dict(state)
+
+
+class Rhythm:
+    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS (120), and at each multiple of PECO_CHECKPOINT_STEPS where that is set.
+
+    Raises:
+        PecoError: one of them isn't a number of at least 0.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = _env_number("PECO_CHECKPOINT_SECONDS", 120.0)
+        self._steps = _env_number("PECO_CHECKPOINT_STEPS", 0.0) or math.inf
+        self._saved = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether to write one after `step` steps."""
+        return step % self._steps == 0 or time.monotonic() - self._saved >= self._seconds
+
+    def saved(self) -> None:
+        """One was written just now."""
+        self._saved = time.monotonic()
+
+
+def _env_number(key: str, default: float) -> float:
+    text = os.environ.get(key)
+    if text is None:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not number >= 0:
+        raise PecoError(f"{key}: {text!r} is not allowed; expected a number of at least 0")
+    return number

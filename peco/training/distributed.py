@@ -7,13 +7,15 @@ to make the same calls in the same order.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from peco.errors import PecoError
 
@@ -113,7 +115,28 @@ class _Mean(torch.autograd.Function):
         return ctx.group.all_reduce_sum(grads[0]) / ctx.group.world, None
 
 
-def mean_in_rank_order(group: Dist, grads: Tensor) -> torch.futures.Future[Tensor]:
+def parallel(module: nn.Module, group: Dist) -> nn.Module:
+    """DistributedDataParallel around `module`, which lives on the group's device.
+
+    Parameters and buffers start as rank 0's. From then on gradients are averaged, and buffers are the module's own business.
+    """
+    cuda = group.device.type == "cuda"
+    for buffer in module.buffers():
+        buffer.copy_(group.broadcast(buffer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers came after torch 2.9
+        model = DistributedDataParallel(
+            module,
+            device_ids=[group.device] if cuda else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    if not cuda:
+        model.register_comm_hook(group, lambda group, bucket: _mean_in_rank_order(group, bucket.buffer()))
+    return model
+
+
+def _mean_in_rank_order(group: Dist, grads: Tensor) -> torch.futures.Future[Tensor]:
     """Mean of a bucket of gradients, each element added up in the order of ranks: DDP's communication hook for the CPU.
 
     DDP fills its buckets anew after the first step of a process, and the order in which gloo adds depends on an element's

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from peco.config import Optim
 from peco.errors import Interrupted, PecoError
 from peco.training import checkpoint
-from peco.training.distributed import Dist, mean_in_rank_order
+from peco.training.distributed import Dist, parallel
 from peco.training.metrics import MetricLog, Progress
 from peco.training.optim import Ema, lr_at, param_groups, total_steps
 from peco.training.signals import StopSignals
@@ -129,8 +127,7 @@ class _Run:
         self.total = total_steps(optim, samples)
         self.warmup = round(optim.warmup_epochs * samples / optim.batch_size)
         self.window = -(-self.total // POINTS)
-        self.every_seconds = _env_number("PECO_CHECKPOINT_SECONDS", 120.0)
-        self.every_steps = _env_number("PECO_CHECKPOINT_STEPS", 0.0) or math.inf
+        self.rhythm = checkpoint.Rhythm()
         task.to(dist.device).train()
         self.optimizer = torch.optim.AdamW(
             task.param_groups(optim), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
@@ -174,6 +171,7 @@ class _Run:
                 "restarts": self.restarts,
             }
             checkpoint.save(self.path, state)
+        self.rhythm.saved()
         self.logs.exporter.saved()
 
     def loop(self, loader_batches: Callable[[int, int], Iterator[Batch]], stop: StopSignals) -> None:
@@ -184,19 +182,16 @@ class _Run:
         )
         self.logs.exporter.set({"restarts": self.restarts})
         batches = loader_batches(self.step, total)
-        saved = time.monotonic()
         try:
             while self.step < total:
                 began = time.monotonic()
                 batch = {key: value.to(dist.device, non_blocking=True) for key, value in next(batches).items()}
                 wait = time.monotonic() - began
-                due = began - saved >= self.every_seconds or (self.step + 1) % self.every_steps == 0
-                values, stopping, due = self._step(model, batch, stop, due)
+                values, stopping, due = self._step(model, batch, stop)
                 self._log(values)
                 progress.update(self.step, values, wait)
                 if due or stopping or self.step == total:
                     self.save()
-                    saved = time.monotonic()
                 if stopping:
                     dist.barrier()  # a launcher may end all ranks as soon as one leaves: not before rank 0 has saved
                     raise Interrupted(
@@ -210,24 +205,9 @@ class _Run:
             self.task.compile()
         if self.dist.world == 1 or self.step == self.total:
             return self.task
-        cuda = self.dist.device.type == "cuda"
-        for buffer in self.task.buffers():  # equal on all ranks from the start; then they are the task's business
-            buffer.copy_(self.dist.broadcast(buffer))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # the new name of broadcast_buffers came after torch 2.9
-            model = DistributedDataParallel(
-                self.task,
-                device_ids=[self.dist.device] if cuda else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
-        if not cuda:
-            model.register_comm_hook(self.dist, lambda group, bucket: mean_in_rank_order(group, bucket.buffer()))
-        return model
+        return parallel(self.task, self.dist)
 
-    def _step(
-        self, model: nn.Module, batch: Batch, stop: StopSignals, due: bool
-    ) -> tuple[dict[str, float], bool, bool]:
+    def _step(self, model: nn.Module, batch: Batch, stop: StopSignals) -> tuple[dict[str, float], bool, bool]:
         """One optimizer step. Returns its values, and whether any rank wants to stop or to save."""
         step, total, optim = self.step, self.total, self.optim
         seed_generators(self.seed, step, self.dist.rank)
@@ -235,12 +215,11 @@ class _Run:
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
-        wishes = torch.tensor([stop.requested, due], dtype=torch.float64).to(self.dist.device, non_blocking=True)
+        wishes = torch.tensor([stop.requested, self.rhythm.due(step + 1)], dtype=torch.float64).to(self.dist.device)
         shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
-        values = dict(zip(["grad_norm", "loss", *names], (v / self.dist.world for v in shared[2:]), strict=True)) | {
-            "lr": lr
-        }
+        means = (total_value / self.dist.world for total_value in shared[2:])
+        values = {"lr": lr, **dict(zip(["grad_norm", "loss", *names], means, strict=True))}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             raise PecoError(self._diverged(values))
         if optim.clip_grad is not None:
@@ -303,16 +282,3 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
         torch.cuda.manual_seed(word)
     np.random.seed(word)
     random.seed(word)
-
-
-def _env_number(key: str, default: float) -> float:
-    text = os.environ.get(key)
-    if text is None:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not number >= 0:
-        raise PecoError(f"{key}: {text!r} is not allowed; expected a number of at least 0")
-    return number
