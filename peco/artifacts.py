@@ -9,11 +9,8 @@ A folder written by `save_timm` is also one for plain timm: `timm.create_model("
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,49 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from peco.errors import PecoError
+from peco.publishing import staging
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 T = TypeVar("T")
-
-
-def publish(tmp: Path, final: Path) -> None:
-    """Give a finished folder (or file) its final name by a rename; whatever stood there is replaced.
-
-    A folder can't replace another in one step, so an old one is moved aside first: a crash in between leaves none, never a mixture.
-
-    Args:
-        tmp: what was written, on the same file system as `final`.
-        final: its name from now on.
-    """
-    old = final.with_name(f".{final.name}.old")
-    _remove(old)
-    if tmp.is_dir() and os.path.lexists(final):
-        os.rename(final, old)
-    os.replace(tmp, final)
-    _remove(old)
-
-
-@contextlib.contextmanager
-def staging(final: Path) -> Iterator[Path]:
-    """An empty folder to write into; published as `final` at the end, removed if the block raises.
-
-    Raises:
-        PecoError: writing failed, as on a full disk.
-    """
-    tmp = final.with_name(f".{final.name}.tmp")
-    try:
-        _remove(tmp)  # of a run that was killed
-        tmp.mkdir(parents=True)
-        yield tmp
-        publish(tmp, final)
-    except OSError as error:
-        raise PecoError(
-            f"{final}: could not be written: {error}; nothing was changed there, mend that and run again"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            _remove(tmp)
 
 
 def save(
@@ -304,10 +263,3 @@ def _read(path: Path, read: Callable[[], T]) -> T:
         raise PecoError(f"{path}: damaged ({error}); fetch or make the folder again") from None
     except OSError as error:
         raise PecoError(f"{path}: can't be read: {error}") from None
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -16,15 +16,14 @@ from peco.errors import PecoError
 
 
 def run_dvc(arguments: list[str]) -> int:
-    """Run `dvc` with a signal to this process passed on to everything it started; gives its exit status."""
-    # DVC ignores what only it receives while a stage runs, so a signal must reach the whole process group.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments], process_group=0 if not sys.stdin.isatty() else None
-    )
+    """Run `dvc`; being asked to stop (SIGINT, SIGTERM, SIGHUP) stops the stage, which saves its work. Gives the exit status."""
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments], process_group=0)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if process.poll() is None and os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, number)
+        # Always SIGINT, and to the whole group: the launcher stops its stage, while DVC waits for it and then gives up tidily.
+        # A SIGTERM would end DVC at once and leave the stage behind.
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, forward)

@@ -12,7 +12,7 @@ import timm
 import torch
 
 import peco
-from peco import artifacts, config
+from peco import artifacts, config, publishing
 from peco.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
@@ -179,11 +179,11 @@ def test_a_failure_leaves_the_old_folder_whole(folder: Path) -> None:
     before = digest(folder)
 
     def fail() -> None:
-        with artifacts.staging(folder) as tmp:
+        with publishing.staging(folder) as tmp:
             (tmp / "model.safetensors").write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(PecoError, match="could not be written"):
+    with pytest.raises(PecoError, match="disk full"):
         fail()
     assert digest(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
@@ -195,14 +195,14 @@ def test_publishing_replaces_whatever_stands_there(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "file").write_text("x")
     for name in ("link", "file", "new"):
-        with artifacts.staging(tmp_path / name) as tmp:
+        with publishing.staging(tmp_path / name) as tmp:
             (tmp / "made").write_text("y")
         assert not (tmp_path / name).is_symlink()
         assert [path.name for path in (tmp_path / name).iterdir()] == ["made"]
     assert (tmp_path / "elsewhere/kept").exists()
     (tmp_path / "a").write_text("new")
     (tmp_path / "b").write_text("old")
-    artifacts.publish(tmp_path / "a", tmp_path / "b")
+    publishing.publish(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_text() == "new"
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from peco import artifacts, config
-from peco.downstream import augment, features, finetune, knn, linear
+from peco.downstream import features, finetune, knn, linear
 from peco.downstream.splits import holdout_split, why_skipped
 from peco.errors import PecoError
 from peco.mim.model import build_backbone
@@ -285,45 +285,45 @@ def photo(width: int = 60, height: int = 40) -> Image.Image:
 @settings(max_examples=25, deadline=None)
 def test_augmentation_is_a_function_of_its_key(width: int, height: int, sample: int) -> None:
     image = photo(width, height)
-    first = augment.augment(image, (0, 1, sample, 3), 32, FINETUNE)
+    first = finetune.augment(image, (0, 1, sample, 3), 32, FINETUNE)
     random.seed(5)
     np.random.seed(5)
     state = random.getstate(), np.random.get_state()[1].tolist()
-    again = augment.augment(image, (0, 1, sample, 3), 32, FINETUNE)
+    again = finetune.augment(image, (0, 1, sample, 3), 32, FINETUNE)
     assert first.shape == (32, 32, 3) and first.dtype == np.uint8
     assert (first == again).all()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == state
 
 
 def test_augmentations_vary_with_epoch_and_can_be_switched_off() -> None:
-    views = [augment.augment(photo(), (0, epoch, 7, 3), 32, FINETUNE).tobytes() for epoch in range(8)]
+    views = [finetune.augment(photo(), (0, epoch, 7, 3), 32, FINETUNE).tobytes() for epoch in range(8)]
     assert len(set(views)) == 8
     plain = dataclasses.replace(FINETUNE, rand_augment=None, random_erase=0.0, crop_scale=(1.0, 1.0))
     flat = Image.new("RGB", (50, 40), (10, 200, 30))
-    assert (augment.augment(flat, (0, 1, 7, 3), 32, plain) == np.array([10, 200, 30])).all()
+    assert (finetune.augment(flat, (0, 1, 7, 3), 32, plain) == np.array([10, 200, 30])).all()
     assert (
-        len({augment.augment(photo(), (0, epoch, 7, 3), 32, plain).tobytes() for epoch in range(8)}) > 1
+        len({finetune.augment(photo(), (0, epoch, 7, 3), 32, plain).tobytes() for epoch in range(8)}) > 1
     )  # crop and flip
 
 
 def test_every_operation_of_rand_augment_runs_at_every_strength() -> None:
     for strength in ("rand-m10-mstd0.5-inc1", "rand-m9-mstd0.5-inc1", "rand-m0", "rand-m10"):
-        for op in augment.policy(strength, 32).ops:  # type: ignore[attr-defined]
+        for op in finetune.policy(strength, 32).ops:  # type: ignore[attr-defined]
             op.prob = 1.0
             for _ in range(5):
                 assert op(photo(32, 32)).size == (32, 32)
-    augment.policy.cache_clear()
+    finetune.policy.cache_clear()
 
 
 def test_an_unknown_policy_is_one_line() -> None:
     with pytest.raises(PecoError, match=r"evaluate\.finetune\.rand_augment: 'augmix-m3' is not allowed"):
-        augment.policy("augmix-m3", 32)
+        finetune.policy("augmix-m3", 32)
 
 
 def test_erasing_changes_one_rectangle() -> None:
     pixels = np.full((32, 32, 3), 7, dtype=np.uint8)
     for seed in range(20):
-        changed = (augment._erase(pixels, np.random.default_rng(seed)) != 7).any(axis=2)
+        changed = (finetune._erase(pixels, np.random.default_rng(seed)) != 7).any(axis=2)
         rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
         area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert changed.sum() > 0.95 * area  # noise is 7 by chance here and there

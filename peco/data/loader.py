@@ -6,6 +6,7 @@ the samples of a step are decoded in the workers and collated on the rank that o
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -27,8 +28,8 @@ Make = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and nu
 class TrainLoader:
     """This rank's part of the global batches.
 
-    Batch t is the same samples for any `world` and `workers`: the parts of the ranks, in their order, are the batch. `make` runs in
-    the workers and must be picklable and a pure function of its arguments. Arrays it gives under a name that starts with `image` must
+    Batch t is the same samples for any `world` and `workers`: the parts of the ranks, in their order, are it. `make` runs in
+    the workers and must be picklable and a pure function of its arguments. Arrays under a name that starts with `image` must
     be uint8 (H, W, 3) and come out as float32 (B, 3, H, W) in [0, 1]; everything else is stacked as it is.
 
     Args:
@@ -80,6 +81,7 @@ class TrainLoader:
             batch_size=None,
             num_workers=self._workers,
             prefetch_factor=4 if self._workers else None,
+            worker_init_fn=_leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
         )
         parts = iter(loader)
@@ -106,6 +108,7 @@ def scan(
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_parent,
     )
     for batch in loader:
         yield {name: _finish(name, value) for name, value in batch.items()}
@@ -169,6 +172,12 @@ class _Scan(IterableDataset[Batch]):
         for first in range(start + number * self._batch_size, stop, workers * self._batch_size):
             samples = self._shards.read(first, min(first + self._batch_size, stop))
             yield _collate([self._make(sample, 0) for sample in samples])
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # A stop is sent to the whole process group; the step under way still needs its batch, and the parent ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(samples: list[Fields]) -> Batch:

@@ -41,6 +41,7 @@ class Skipped(Exception):
     """The stage can't be done on this data, which is no error: the reason becomes its metrics."""
 
 
+WORK_FORMAT = 1  # of checkpoints and other working files: raised where older ones can't be gone on from
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
 
 
@@ -63,7 +64,11 @@ class StageRun:
 
     def work(self, inputs: Iterable[Path]) -> Path:
         """Folder for this run's working files: the same for equal parameters and inputs, and only then."""
-        state = {"params": parameters.to_dict(self.config), "inputs": [content_hash(path) for path in inputs]}
+        state = {
+            "format": WORK_FORMAT,
+            "params": parameters.to_dict(self.config),
+            "inputs": [content_hash(path) for path in inputs],
+        }
         key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
         folder = work_root() / f"{self.name.replace('@', '_')}-{key}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,14 +14,13 @@ from peco.data.loader import Fields, scan
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, decode
-from peco.downstream.augment import augment
-from peco.downstream.finetune import FinetuneTask, build_classifier, evaluate
+from peco.downstream.finetune import FinetuneTask, augment, build_classifier, evaluate, policy
 from peco.stages import common
 from peco.stages.fit import fit
 from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 
-PARAMS = ("seed", "loader", "evaluate.finetune")
+PARAMS = ("seed", "loader", "evaluate.holdout", "evaluate.finetune")
 SCAN_BATCH = 128
 
 
@@ -45,6 +44,8 @@ def main(run: common.StageRun) -> None:
     train, val = labelled_splits()
     size = int(artifacts.describe(common.BACKBONE)["pretrained_cfg"]["input_size"][1])
     make = AugmentedView(seed, size, cfg)
+    if cfg.rand_augment is not None:
+        policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
     metrics: dict[str, Any] = {}
     work = Path()
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from peco.artifacts import staging
 from peco.data.sources import open_source
 from peco.data.writing import write_shards
+from peco.publishing import staging
 from peco.stages import common
 
 PARAMS = ("dataset",)

@@ -31,11 +31,13 @@ class TokenizerTask(Task):
 
     def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss) -> None:
         super().__init__()
-        self.tokenizer, self.loss = tokenizer, loss
+        self.tokenizer = tokenizer
+        self._loss = (loss,)  # in a tuple, so that its frozen network is no part of the checkpoint
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         reconstruction, quantized = self.tokenizer(batch["image"])
-        loss, parts = self.loss(reconstruction, batch["image"], quantized)
+        (criterion,) = self._loss
+        loss, parts = criterion(reconstruction, batch["image"], quantized)
         return loss, parts
 
     def after_step(self, step: int, total: int) -> None:
@@ -62,7 +64,7 @@ def main(run: common.StageRun) -> None:
     net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), cfg.perceptual.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
-    task = TokenizerTask(tokenizer, loss).to(dist.device)
+    task = TokenizerTask(tokenizer, loss.to(dist.device))
     make = RandomView(seed, cfg.view, cfg.image_size)
     inputs = [common.SHARDS, common.PERCEPTUAL_NET]
     averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from peco import artifacts, config
-from peco.artifacts import publish
 from peco.data import views
 from peco.data.loader import Fields, scan
 from peco.data.order import VIEW, sample_rng
 from peco.data.shards import Sample, ShardSet, decode, open_shards
 from peco.data.tokens import TokenStore, entry_dtype, shard_file, write_index
+from peco.publishing import publish
 from peco.stages import common
 from peco.tokenizer import io
 from peco.tokenizer.model import PerceptualTokenizer
@@ -71,7 +71,6 @@ def main(run: common.StageRun) -> None:
     if dist.rank == 0:
         write_index(folder, train, views=count, grid=grid, codes=codes)
         run.metrics({"views": count, "samples": len(train), **(code_usage(TokenStore(folder, train)) if count else {})})
-        common.TOKENS.parent.mkdir(exist_ok=True)
         publish(folder, common.TOKENS)
         common.finished(work)
 

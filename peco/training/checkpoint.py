@@ -104,7 +104,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
 
 
 class Rhythm:
-    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS (120), and at each multiple of PECO_CHECKPOINT_STEPS where that is set.
+    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS (120), and every PECO_CHECKPOINT_STEPS steps where that is set.
 
     Raises:
         PecoError: one of them isn't a number of at least 0.

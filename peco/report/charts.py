@@ -1,0 +1,125 @@
+"""Line charts as inline SVG, written by hand: crisp at any size, a few kB each, and the same bytes for the same numbers.
+
+Colours come from the page's style sheet by class (`grid`, `axis`, `line`, `area`, `reference`), so that a chart follows light, dark
+and print; a chart has no ids and no namespace declaration, as it only ever stands inside an HTML page.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+
+WIDTH, HEIGHT = 320, 180  # of the viewBox; text is 11 units high, so 1 unit should show as about 1 CSS pixel
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 34  # margins around the plot
+MAX_POINTS = 200  # more are averaged in groups
+INTERVALS = 4  # between ticks, about
+
+Point = tuple[float, float]
+
+
+def line_chart(
+    points: Iterable[Point],
+    *,
+    label: str,
+    x_label: str = "step",
+    zero: bool = False,
+    area: bool = False,
+    reference: tuple[float, str] | None = None,
+) -> str:
+    """Draw one series; points that aren't finite are left out.
+
+    Args:
+        points: (x, y) with x >= 0, x rising. The x axis begins at 0.
+        label: what the chart shows, for those who can't see it.
+        x_label: name of the x axis.
+        zero: whether the y axis includes 0 in any case.
+        area: whether to fill the area below the line.
+        reference: height and name of a dashed line across.
+
+    Returns:
+        an `<svg>` element.
+
+    Raises:
+        ValueError: no point is finite.
+    """
+    series = thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)], MAX_POINTS)
+    if not series:
+        raise ValueError("a chart needs at least one finite point")
+    ys = [y for _, y in series] + ([0.0] if zero else []) + ([reference[0]] if reference else [])
+    x_ticks, y_ticks = ticks(0.0, max(x for x, _ in series)), ticks(min(ys), max(ys))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        right = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    floor = HEIGHT - BOTTOM
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label)}">']
+    for tick, name in zip(y_ticks, tick_labels(y_ticks), strict=True):
+        y = place(0, tick)[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
+    for tick, name in zip(x_ticks, tick_labels(x_ticks), strict=True):
+        x = place(tick, 0)[0]
+        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{floor + 15}" text-anchor="middle">{name}</text>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    placed = [place(x, y) for x, y in series]
+    if area:
+        corners = [(placed[0][0], floor), *placed, (placed[-1][0], floor)]
+        parts.append(f'<polygon class="area" points="{_coordinates(corners)}"/>')
+    if len(placed) == 1:
+        parts.append(f'<circle class="point" cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3"/>')
+    else:
+        parts.append(f'<polyline class="line" points="{_coordinates(placed)}"/>')
+    if reference:
+        y = place(0, reference[0])[1]
+        parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{html.escape(reference[1])}</text>'
+        )
+    return "".join([*parts, "</svg>"])
+
+
+def thin(points: Sequence[Point], limit: int) -> list[Point]:
+    """At most `limit` points: means of neighbours, where there are more."""
+    group = -(-len(points) // limit)
+    if group <= 1:
+        return list(points)
+    parts = [points[start : start + group] for start in range(0, len(points), group)]
+    return [(math.fsum(x for x, _ in part) / len(part), math.fsum(y for _, y in part) / len(part)) for part in parts]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Two or more round numbers, evenly spaced, from at most `low` to at least `high`."""
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # constant: make room around it, but not across 0
+        pad = abs(low) * 0.1 or 1.0
+        low, high = (0.0, 1.0) if low == 0 else (low - pad, high + pad)
+    rough = (high - low) / INTERVALS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """The values as short as their spacing allows, all in the same manner."""
+    step, largest = values[1] - values[0], max(abs(value) for value in values)
+    for unit, suffix in ((1e6, "M"), (1e3, "k")):
+        if step >= unit / 10 and largest >= 10 * unit:
+            values, step = [value / unit for value in values], step / unit
+            break
+    else:
+        suffix = ""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    if decimals > 4 or largest >= 1e7:
+        return ["0" if abs(value) < step / 2 else f"{value:.0e}" for value in values]
+    return [f"{round(value, decimals) + 0.0:.{decimals}f}{suffix}" for value in values]
+
+
+def _coordinates(points: Iterable[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
