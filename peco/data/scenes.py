@@ -1,13 +1,14 @@
-"""`scenes`: a procedural image data set for pre-training and for ten-way shape recognition.
+"""`scenes`: a procedural image data set for pre-training and for ten-way recognition of objects.
 
 Every image is a *dead-leaves* picture: ellipses and polygons whose radii follow a power law are dropped
-on one another until the canvas is covered, which gives the occlusion edges and the roughly 1/f amplitude
-spectrum of photographs. One object of ten classes lies among the leaves, partly covered by a few more.
+on one another until the canvas is covered, which gives the occlusion edges and the spectrum of
+photographs. One object of ten classes lies among the leaves, partly covered by a few more.
 
-The class is carried by **shape alone**. Shading, stripes and grain follow one distribution for leaves and
-objects; an object's colour is chosen to stand out against what it covers, by a rule blind to its class; all
-classes have equal area and random pose. Hence colour histograms and linear models on pixels stay near
-chance, as `benchmarks/scenes_baselines.py` measures.
+A class is a **shape with a surface pattern** of its own (a striped crescent, a checked cross), in any two
+tones of any colour: an object's colour is chosen to stand out against what it covers, by a rule blind to
+its class; shading, faint stripes and grain follow one distribution for leaves and objects; all classes
+have equal area, and pose, period and phase vary. Hence colour histograms stay at chance and a linear model
+on pixels gets little, as `benchmarks/scenes_baselines.py` measures.
 
 How an image comes about, in three steps:
 
@@ -56,8 +57,12 @@ _AREA = 1.7  # area of every shape, where a square of half-side 1 has 4
 _HALF_SIDE = (0.34, 0.42)  # half-side of the main object's frame, in image sides
 _WANDER = 0.6  # how far a single object strays from the middle; several use all the room (1)
 _TURN = 0.3  # largest rotation either way, radians
-_SCATTER = 0.35  # spread of the leaves' colours within an image, relative to that over all images
-_CONTRAST = 0.45  # least RGB distance (channels in 0..1) between an object's colour and what it covers
+_SCATTER = 0.25  # spread of the leaves' colours within an image, relative to that over all images
+_CHROMA = 0.12  # largest distance of a colour from grey
+_LIGHT = (0.3, 0.7)  # lightness of colours
+_PERIOD = (0.08, 0.11)  # of the objects' patterns, in image sides
+_RELIEF = (0.24, 0.34)  # lightness that an object's pattern adds and takes away
+_CONTRAST = 0.35  # least RGB distance (channels in 0..1) between an object's colour and what it covers
 
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -232,9 +237,9 @@ def _fill(polygons: Iterable[Outline], raster: int) -> Bytes:
 def _colours(count: int, rng: np.random.Generator) -> Floats:
     """Random RGB (count, 3) in 0..1: broad in lightness, moderate in chroma, as in photographs."""
     u = rng.random((count, 3))
-    hue, chroma = 2 * np.pi * u[:, 0], 0.22 * u[:, 1]
+    hue, chroma = 2 * np.pi * u[:, 0], _CHROMA * u[:, 1]
     warm, green = chroma * np.cos(hue), chroma * np.sin(hue)
-    light = 0.12 + 0.76 * u[:, 2]
+    light = _LIGHT[0] + (_LIGHT[1] - _LIGHT[0]) * u[:, 2]
     return light[:, None] + np.stack([warm - 0.5 * green, green, -warm - 0.5 * green], axis=1)
 
 
@@ -257,11 +262,46 @@ def _grain(raster: int) -> NDArray[np.float32]:
     return unit
 
 
-def _paint(ids: Bytes, frames: Floats, colours: Floats, rng: np.random.Generator) -> Bytes:
+def _pattern(label: int, x: NDArray[np.float32], y: NDArray[np.float32], u: Floats) -> NDArray[np.float32]:
+    """Surface of a class at points (x, y) in image sides relative to the object's middle: about half +1, half -1.
+
+    `u` (4,) in 0..1 varies period, phase and direction within the class. The classes' periods overlap, so that what tells
+    them apart is the arrangement and not the scale.
+    """
+    f32 = np.float32
+    turn = f32(0.5 * (u[0] - 0.5))
+    a, b = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    period = f32(_PERIOD[0] + (_PERIOD[1] - _PERIOD[0]) * u[1])
+    a, b = a / period + f32(u[2]), b / period + f32(u[3])
+
+    def wave(phase: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Triangle wave of period 1 between -1 and 1."""
+        fold: NDArray[np.float32] = 4 * np.abs(phase - np.floor(phase) - f32(0.5)) - 1
+        return fold
+
+    radius = np.sqrt(x * x + y * y).astype(f32)
+    kinds: tuple[Callable[[], NDArray[np.float32]], ...] = (
+        lambda: wave(radius / period + f32(u[2])),  # ring: concentric rings
+        lambda: wave(a / 2) * wave(b / 2),  # cross: checks
+        lambda: wave((np.arctan2(y, x) * f32(1.75) + f32(u[2])).astype(f32)),  # star: rays
+        lambda: wave(a),  # crescent: upright stripes
+        lambda: wave(b + wave(a / 2) / 2),  # arrow: zigzag
+        lambda: f32(0.1) - wave(a) - wave(b),  # heart: dots
+        lambda: np.full_like(a, 1 if u[2] < 0.5 else -1),  # hourglass: plain
+        lambda: np.maximum(wave(a * f32(0.75)), wave(b * f32(0.75))) - f32(0.45),  # gear: a grid of lines
+        lambda: wave(b),  # spiral: level stripes
+        lambda: wave(np.floor(b) / 2 + a / 2),  # comb: bricks
+    )
+    surface: NDArray[np.float32] = np.sign(kinds[label]()).astype(np.float32)
+    return surface
+
+
+def _paint(ids: Bytes, frames: Floats, colours: Floats, surfaces: dict[int, int], rng: np.random.Generator) -> Bytes:
     """Texture the item map.
 
     ids (R, R): number of the item seen at each raster cell; frames (M, 3): centre and radius of each item in
-    image sides; colours (M, 3): RGB in 0..1. Returns RGB (R, R, 3) at raster resolution.
+    image sides; colours (M, 3): RGB in 0..1; surfaces: class of those items that are objects. Returns RGB (R, R, 3) at
+    raster resolution.
     """
     raster, count = ids.shape[0], len(frames)
     u = rng.random((count, 9))
@@ -290,6 +330,13 @@ def _paint(ids: Bytes, frames: Floats, colours: Floats, rng: np.random.Generator
     from_x = (np.take(start[:, 0], ids) + row) % raster
     from_y = (np.take(start[:, 1], ids) + row[:, None]) % raster
     light += grit * np.take(_grain(raster), (np.take(tile, ids) * raster + from_y) * raster + from_x)
+    for item, label in surfaces.items():
+        v = rng.random(5)
+        inside = ids == item
+        at_y, at_x = np.nonzero(inside)
+        px = ((at_x + 0.5) / raster - frames[item, 0]).astype(f32)
+        py = ((at_y + 0.5) / raster - frames[item, 1]).astype(f32)
+        light[inside] += f32(_RELIEF[0] + (_RELIEF[1] - _RELIEF[0]) * v[4]) * _pattern(label, px, py, v[:4])
     rgb = np.take(colours.astype(f32), ids, axis=0) + light[:, :, None]
     rounded: Bytes = (np.clip(rgb, 0.0, 1.0) * f32(255) + f32(0.5)).astype(np.uint8)
     return rounded
@@ -355,6 +402,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     others = np.argsort(rng.random(len(CLASSES)))
     labels = [label, *(int(c) for c in others if c != label)][:objects]
     wholes: list[NDArray[np.bool_]] = []
+    surfaces: dict[int, int] = {}
     first = len(frames)
     for kind in reversed(labels):
         half_side = (_HALF_SIDE[0] + (_HALF_SIDE[1] - _HALF_SIDE[0]) * rng.random()) * objects**-0.35
@@ -369,6 +417,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
         behind = np.bincount(ids[whole], minlength=len(colours)) @ colours / whole.sum()
         middle = 0.5 * (outlines[0][0].min(axis=0) + outlines[0][0].max(axis=0))
         ids[whole] = len(frames)
+        surfaces[len(frames)] = kind
         frames = np.concatenate([frames, [[*middle, half_side]]])
         colours = np.concatenate([colours, _contrasting(behind, rng)[None]])
         wholes.append(whole)
@@ -392,7 +441,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     masks = _sum_cells(parts, size) * 2 > _SUPER**2
     keep = (visible >= _KEPT) & masks.any(axis=(1, 2))
     keep[0] = True
-    rgb = np.moveaxis(_paint(ids, frames, colours, rng), 2, 0)
+    rgb = np.moveaxis(_paint(ids, frames, colours, surfaces, rng), 2, 0)
     image = (_sum_cells(rgb, size) + _SUPER**2 // 2) // _SUPER**2
     return Scene(
         image=np.ascontiguousarray(np.moveaxis(image, 0, 2).astype(np.uint8)),

@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 320, 180  # of the viewBox; text is 11 units high, so 1 unit sho
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 34  # margins around the plot
 MAX_POINTS = 200  # more are averaged in groups
 INTERVALS = 4  # between ticks, about
+FLAT = 1e-4  # a range this small, relative to the values, is shown as no change
 
 Point = tuple[float, float]
 
@@ -30,7 +31,7 @@ def line_chart(
     """Draw one series; points that aren't finite are left out.
 
     Args:
-        points: (x, y) with x >= 0, x rising. The x axis begins at 0.
+        points: (x, y) with x rising from 0 or more. The x axis goes from 0 to the last x.
         label: what the chart shows, for those who can't see it.
         x_label: name of the x axis.
         zero: whether the y axis includes 0 in any case.
@@ -47,10 +48,11 @@ def line_chart(
     if not series:
         raise ValueError("a chart needs at least one finite point")
     ys = [y for _, y in series] + ([0.0] if zero else []) + ([reference[0]] if reference else [])
-    x_ticks, y_ticks = ticks(0.0, max(x for x, _ in series)), ticks(min(ys), max(ys))
+    end = series[-1][0] or 1.0
+    x_ticks, y_ticks = [tick for tick in ticks(0.0, end) if tick <= end], ticks(min(ys), max(ys))
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        right = x / end
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
@@ -79,9 +81,7 @@ def line_chart(
     if reference:
         y = place(0, reference[0])[1]
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{html.escape(reference[1])}</text>'
-        )
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="{y - 5:.1f}" text-anchor="end">{html.escape(reference[1])}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -96,7 +96,7 @@ def thin(points: Sequence[Point], limit: int) -> list[Point]:
 
 def ticks(low: float, high: float) -> list[float]:
     """Two or more round numbers, evenly spaced, from at most `low` to at least `high`."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # constant: make room around it, but not across 0
+    if high - low <= FLAT * max(abs(low), abs(high)):  # make room around it, but not across 0
         pad = abs(low) * 0.1 or 1.0
         low, high = (0.0, 1.0) if low == 0 else (low - pad, high + pad)
     rough = (high - low) / INTERVALS
@@ -109,16 +109,12 @@ def ticks(low: float, high: float) -> list[float]:
 def tick_labels(values: Sequence[float]) -> list[str]:
     """The values as short as their spacing allows, all in the same manner."""
     step, largest = values[1] - values[0], max(abs(value) for value in values)
-    for unit, suffix in ((1e6, "M"), (1e3, "k")):
-        if step >= unit / 10 and largest >= 10 * unit:
-            values, step = [value / unit for value in values], step / unit
-            break
-    else:
-        suffix = ""
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-    if decimals > 4 or largest >= 1e7:
-        return ["0" if abs(value) < step / 2 else f"{value:.0e}" for value in values]
-    return [f"{round(value, decimals) + 0.0:.{decimals}f}{suffix}" for value in values]
+    if step < 0.99e-4 or largest >= 1e9:
+        return ["0" if abs(value) < step / 2 else f"{value:.5g}" for value in values]
+    units = ((1e6, "M"), (1e3, "k"), (1.0, ""))
+    unit, suffix = next((u, s) for u, s in units if u == 1 or (step >= u / 10 and largest >= 10 * u))
+    decimals = max(0, -math.floor(math.log10(step / unit) + 1e-9))
+    return ["0" if abs(value) < step / 2 else f"{value / unit:.{decimals}f}{suffix}" for value in values]
 
 
 def _coordinates(points: Iterable[Point]) -> str:

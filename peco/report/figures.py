@@ -1,0 +1,203 @@
+"""Pictures of what tokenizer and backbone do with images, and of the images themselves.
+
+Legend: B images, C = 3 channels, H W pixels, h w token grid, L = h w patches, K codes. Pixels are uint8 (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from peco import artifacts, config
+from peco.data.loader import scan
+from peco.data.samples import CenterView
+from peco.data.shards import ShardSet
+from peco.errors import PecoError
+from peco.mim import io as mim_io
+from peco.mim.masking import block_mask
+from peco.mim.model import MaskedImageModel
+from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer.model import PerceptualTokenizer
+
+SCAN_BATCH = 64
+MASK_GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a tokenizer makes of some images: how often each code occurs, and image patches that became a few of them."""
+
+    images: int
+    histogram_K: np.ndarray  # int64
+    gallery: tuple[CodePatches, ...]
+
+    @property
+    def usage(self) -> float:
+        """Share of the codes that occur."""
+        return float(np.mean(self.histogram_K > 0))
+
+    @property
+    def perplexity(self) -> float:
+        """exp(entropy) of the codes' distribution."""
+        p = self.histogram_K[self.histogram_K > 0] / self.histogram_K.sum()
+        return math.exp(-float((p * np.log(p)).sum()))
+
+
+@dataclass(frozen=True)
+class CodePatches:
+    """Some of the patches that a code stands for; `rank` counts from 1, the most frequent code."""
+
+    code: int
+    rank: int
+    count: int
+    patches: tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Painting:
+    """Masked-token prediction of one image as pictures: of the image, of what the model saw, and of the decoder's work."""
+
+    original: np.ndarray
+    masked: np.ndarray
+    predicted: np.ndarray  # decoded from the true tokens with the masked ones replaced by predicted ones
+    true: np.ndarray  # decoded from the true tokens
+    correct: int  # predicted tokens that equal the true ones
+    count: int  # masked patches
+
+
+@dataclass(frozen=True)
+class Models:
+    """A tokenizer and the backbone that was pre-trained on it, in eval mode, with the sides in pixels of the images they take."""
+
+    tokenizer: PerceptualTokenizer
+    backbone: MaskedImageModel
+    masking: config.Masking
+    tokenizer_size: int
+    backbone_size: int
+
+
+def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = None) -> Models:
+    """Read both model folders.
+
+    Raises:
+        PecoError: one is missing or damaged, or they don't belong together.
+    """
+    masking = artifacts.section(backbone, mim_io.KIND).get("masking")
+    if not isinstance(masking, dict):
+        raise PecoError(
+            f"{backbone}: config.json lacks the masking of its pre-training; `dvc repro pretrain` makes it anew"
+        )
+    models = Models(
+        tokenizer_io.load(tokenizer).to(device),
+        mim_io.load(backbone).to(device),
+        config.Masking(**masking),
+        int(artifacts.section(tokenizer, tokenizer_io.KIND)["image_size"]),
+        int(artifacts.describe(backbone)["pretrained_cfg"]["input_size"][1]),
+    )
+    grid = (models.tokenizer_size // models.tokenizer.factor,) * 2
+    codes, theirs = models.tokenizer.quantizer.codes, models.backbone.head.out_features
+    patches = tuple(cast(Any, models.backbone.backbone).patch_embed.grid_size)
+    if (grid, codes) != (patches, theirs):
+        raise PecoError(
+            f"{backbone}: predicts {theirs} codes on {patches[0]}x{patches[1]} patches, but {tokenizer} has {codes} on "
+            f"{grid[0]}x{grid[1]}; `dvc repro pretrain` makes it anew"
+        )
+    return models
+
+
+def read_images(shards: ShardSet, size: int, count: int) -> tuple[Tensor, list[int]]:
+    """The first `count` images of a split (fewer, if it has fewer) in their evaluation view, BCHW in [0, 1], and their labels."""
+    batches = list(scan(shards, CenterView(size), batch_size=SCAN_BATCH, stop=min(count, len(shards))))
+    return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["label"] for batch in batches]).tolist()
+
+
+def to_pixels(x_BCHW: Tensor) -> np.ndarray:
+    """Images in [0, 1] as uint8 (B, H, W, 3)."""
+    x_BHWC = x_BCHW.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return np.ascontiguousarray(x_BHWC.numpy())
+
+
+def psnr(x_BCHW: Tensor, y_BCHW: Tensor) -> list[float]:
+    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB."""
+    mse_B = (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
+    return cast(list[float], (-10 * mse_B.log10()).tolist())
+
+
+def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int, patches: int) -> Codes:
+    """Count the codes of some images and pick patches of `gallery` codes from the most to the least frequent.
+
+    Args:
+        tokenizer: in eval mode.
+        x_BCHW: float in [0, 1].
+        gallery: codes to show, evenly spread over the ranks of those that have enough patches.
+        patches: how many of each.
+    """
+    tokens_Bhw = torch.cat([tokenizer.tokenize(part).cpu() for part in torch.split(x_BCHW, SCAN_BATCH)]).numpy()
+    histogram_K = np.bincount(tokens_Bhw.ravel(), minlength=tokenizer.quantizer.codes)
+    ranked = np.argsort(-histogram_K, kind="stable")
+    shown = max(int((histogram_K >= patches).sum()), min(gallery, int((histogram_K > 0).sum())))
+    ranks = np.unique(np.linspace(0, shown - 1, min(gallery, shown)).round().astype(int))
+    factor, chosen = tokenizer.factor, []
+    for rank in ranks.tolist():
+        code = int(ranked[rank])
+        places = np.argwhere(tokens_Bhw == code)
+        some = places[np.unique(np.linspace(0, len(places) - 1, min(patches, len(places))).round().astype(int))]
+        crops = tuple(
+            to_pixels(x_BCHW[b : b + 1, :, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor])[0]
+            for b, i, j in some.tolist()
+        )
+        chosen.append(CodePatches(code, rank + 1, len(places), crops))
+    return Codes(len(x_BCHW), histogram_K, tuple(chosen))
+
+
+@torch.no_grad()
+def paint_predictions(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor) -> list[Painting]:
+    """Mask some images, predict the tokens of the masked patches, and let the decoder paint them.
+
+    Args:
+        models: on the images' device; image i gets the mask that `models.masking` gives in the random stream (0, i).
+        tokenizer_x_BCHW, backbone_x_BCHW: the same images at the size that each takes, float in [0, 1].
+    """
+    tokenizer, masking = models.tokenizer, models.masking
+    true_Bhw = tokenizer.tokenize(tokenizer_x_BCHW)
+    B, h, w = true_Bhw.shape
+    masks = [block_mask(np.random.default_rng([0, index]), h, w, masking) for index in range(B)]
+    mask_Bhw = torch.from_numpy(np.stack(masks)).to(true_Bhw.device)
+    predicted_Bhw = true_Bhw.clone()
+    predicted_Bhw[mask_Bhw] = models.backbone.predict(backbone_x_BCHW, mask_Bhw.flatten(1))
+    wrong_B = (predicted_Bhw != true_Bhw).sum(dim=(1, 2)).tolist()
+
+    mask_B1HW = mask_Bhw[:, None].repeat_interleave(tokenizer.factor, 2).repeat_interleave(tokenizer.factor, 3)
+    originals, masked = to_pixels(tokenizer_x_BCHW), to_pixels(tokenizer_x_BCHW.masked_fill(mask_B1HW, MASK_GREY))
+    predicted, true = to_pixels(tokenizer.decode(predicted_Bhw)), to_pixels(tokenizer.decode(true_Bhw))
+    return [
+        Painting(originals[i], masked[i], predicted[i], true[i], correct=masking.count - wrong, count=masking.count)
+        for i, wrong in enumerate(wrong_B)
+    ]
+
+
+def strip(pictures: Sequence[np.ndarray]) -> Image.Image:
+    """Pictures of equal size side by side, RGBA, with transparent gaps."""
+    height, width = pictures[0].shape[:2]
+    gap = max(1, width // 16)
+    sheet = Image.new("RGBA", (len(pictures) * (width + gap) - gap, height))
+    for number, pixels in enumerate(pictures):
+        sheet.paste(Image.fromarray(pixels), (number * (width + gap), 0))
+    return sheet
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture inside an address, as PNG."""
+    out = io.BytesIO()
+    picture.save(out, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

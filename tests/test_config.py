@@ -1,0 +1,199 @@
+"""Parameters: presets compose, wrong ones are refused in one line that names the key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+
+from peco import config
+from peco.errors import PecoError
+from peco.mim.model import MaskedImageModel, build_backbone
+from peco.stages.perceptual_net import vit_args
+from peco.tokenizer.model import PerceptualTokenizer
+from pipelines.params import PRESETS, compose_params, render
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    return copy.deepcopy(compose_params("tiny", []))
+
+
+def put(raw: dict[str, Any], key: str, value: object) -> None:
+    *groups, leaf = key.split(".")
+    for group in groups:
+        raw = raw[group]
+    raw[leaf] = value
+
+
+def numbers(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+# Backbone without head, in millions: ViT-B and ViT-L as timm's beit_*_patch16_224 without classifier, ViT-H at the paper's scale.
+BACKBONES = {"imagenet_vit_b": 85.8, "imagenet_vit_l": 303.4, "imagenet_vit_h": 631.0, "tiny": 0.8, "cifar": 0.8}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_composes_and_its_models_can_be_built(preset: str) -> None:
+    cfg = config.parse(compose_params(preset, []))
+    assert cfg.preset == preset
+    with torch.device("meta"):
+        backbone, _, _ = build_backbone(cfg.pretrain.vit, cfg.loader.image_size, cfg.pretrain.layer_scale, 0.0)
+        model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
+        tokenizer = PerceptualTokenizer(cfg.tokenizer.autoencoder, cfg.tokenizer.quantizer)
+        net = timm.create_model(
+            cfg.perceptual_net.vit.arch, num_classes=0, **vit_args(cfg.perceptual_net.vit, cfg.loader.image_size)
+        )
+    if preset in BACKBONES:
+        assert numbers(backbone) / 1e6 == pytest.approx(BACKBONES[preset], abs=0.06)
+    assert model.head.out_features == cfg.tokenizer.quantizer.codes
+    assert tokenizer.factor * cfg.tokenizer.grid == cfg.tokenizer.image_size
+    if preset.startswith("imagenet"):
+        assert numbers(net) / 1e6 == pytest.approx(85.8, abs=0.1)  # the paper's perceptual network is a ViT-B
+
+
+@pytest.mark.parametrize(
+    ("preset", "epochs", "layers"),
+    [("imagenet_vit_b", 800, 12), ("imagenet_vit_l", 800, 24), ("imagenet_vit_h", 800, 32)],
+)
+def test_imagenet_presets_are_the_papers_schedules(preset: str, epochs: int, layers: int) -> None:
+    cfg = config.parse(compose_params(preset, []))
+    optim = cfg.pretrain.optim
+    assert (optim.epochs, optim.batch_size, optim.lr, optim.weight_decay, optim.clip_grad) == (
+        epochs,
+        2048,
+        1.5e-3,
+        0.05,
+        3.0,
+    )
+    assert cfg.pretrain.vit.depth == layers
+    assert cfg.tokenizer.quantizer.codes == 8192 and cfg.tokenizer.perceptual.blocks == (3, 6, 9, 12)
+    patches = (cfg.loader.image_size // cfg.pretrain.vit.patch_size) ** 2
+    assert cfg.pretrain.masking.count / patches == pytest.approx(75 / 196, abs=0.002)
+
+
+def test_the_committed_parameters_are_the_tiny_preset() -> None:
+    assert (ROOT / "params.yaml").read_text() == render(compose_params("tiny", []))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_written_parameters_read_back_as_they_were(preset: str) -> None:
+    values = compose_params(preset, [])
+    assert config.parse(yaml.safe_load(render(values))) == config.parse(values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "tokenizer.quantizer.codes",
+            0,
+            "tokenizer.quantizer.codes: 0 is not allowed; expected a number from 2 to 65536",
+        ),
+        ("tokenizer.quantizer.codes", "many", "tokenizer.quantizer.codes: 'many' is not allowed; expected an integer"),
+        ("tokenizer.quantizer.codes", True, "tokenizer.quantizer.codes: True is not allowed; expected an integer"),
+        ("tokenizer.pixel", "l3", "tokenizer.pixel: 'l3' is not allowed; expected one of l1, l2, none"),
+        ("pretrain.optim.lr", float("nan"), "pretrain.optim.lr: nan is not allowed; expected a finite number"),
+        ("pretrain.optim.lr", -1, "pretrain.optim.lr: -1 is not allowed"),
+        ("pretrain.optim.betas", [0.9], "pretrain.optim.betas: [0.9] is not allowed; expected a list of 2 items"),
+        ("pretrain.optim.betas", 0.9, "pretrain.optim.betas: 0.9 is not allowed; expected a list"),
+        (
+            "pretrain.optim.precision",
+            "fp16",
+            "pretrain.optim.precision: 'fp16' is not allowed; expected one of fp32, bf16",
+        ),
+        (
+            "pretrain.optim.batch_size",
+            60,
+            "pretrain.optim.batch_size: 60 is not allowed; expected a multiple of loader.lanes (16)",
+        ),
+        ("pretrain.optim.warmup_epochs", 99, "pretrain.optim.warmup_epochs: 99.0 is not allowed"),
+        ("pretrain.masking.count", 64, "pretrain.masking.count: 64 is not allowed; expected less than the 64 patches"),
+        (
+            "pretrain.vit.num_heads",
+            3,
+            "pretrain.vit.num_heads: 3 is not allowed; expected a divisor of pretrain.vit.embed_dim",
+        ),
+        ("tokenizer.image_size", 128, "tokenizer.image_size: 128 is not allowed; expected 64"),
+        ("tokenizer.perceptual.blocks", [5], "tokenizer.perceptual.blocks: 5 is not allowed; expected at most"),
+        ("tokens.view.scale", [0.9, 0.5], "tokens.view.scale: [0.9, 0.5] is not allowed"),
+        ("dataset", 3, "dataset: expected a group of parameters, got 3"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    raw: dict[str, Any], key: str, value: object, message: str
+) -> None:
+    put(raw, key, value)
+    with pytest.raises(PecoError) as caught:
+        config.parse(raw)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_and_missing_keys_are_named(raw: dict[str, Any]) -> None:
+    put(raw, "tokenizer.quantizer.code", 512)
+    with pytest.raises(PecoError, match=r"^tokenizer\.quantizer\.code: unknown parameter; here are allowed: codes, "):
+        config.parse(raw)
+    del raw["tokenizer"]["quantizer"]["code"], raw["pretrain"]["optim"]["lr"]
+    with pytest.raises(PecoError, match=r"^pretrain\.optim\.lr: missing"):
+        config.parse(raw)
+
+
+def test_an_integer_serves_where_a_number_is_expected(raw: dict[str, Any]) -> None:
+    put(raw, "tokenizer.perceptual.weight", 0)
+    assert config.parse(raw).tokenizer.perceptual.weight == 0.0
+
+
+@pytest.mark.parametrize("text", [None, "a: [", "3", "\xff"])
+def test_an_unreadable_file_is_told_in_one_line(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(PecoError) as caught:
+        config.load(path)
+    assert "params.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("huge", [], "preset: 'huge' is not allowed; expected one of smoke, tiny"),
+        ("tiny", ["nosuch=3"], "nosuch"),
+        ("tiny", ["perceptual_net=nosuch"], "nosuch"),
+        ("tiny", ["pretrain.optim.lr=fast"], "pretrain.optim.lr: 'fast' is not allowed; expected a number"),
+    ],
+)
+def test_bad_choices_are_refused_when_composing(preset: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(PecoError) as caught:
+        compose_params(preset, overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("net", ["dino_vit_b", "supervised_vit_b", "resnet50", "vgg16"])
+def test_perceptual_networks_of_the_ablation_are_one_word(net: str) -> None:
+    cfg = config.parse(compose_params("imagenet_vit_b", [f"perceptual_net={net}"]))
+    assert cfg.perceptual_net.source == "timm" and cfg.perceptual_net.timm.pretrained
+
+
+def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
+    seen = config.restrict(config.parse(raw), ["seed", "evaluate.knn"])
+    assert seen.seed == 0 and seen.evaluate.knn.neighbours == (5, 10, 20)
+    for name in ("tokenizer", "preset"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(seen, name)
+    with pytest.raises(AttributeError, match=r"evaluate\.linear"):
+        _ = seen.evaluate.linear
+
+
+def test_fingerprints_tell_values_apart_and_only_these(raw: dict[str, Any]) -> None:
+    first = config.fingerprint(config.parse(raw).tokenizer)
+    assert config.fingerprint(config.parse(copy.deepcopy(raw)).tokenizer) == first
+    put(raw, "tokenizer.commitment", 0.5)
+    assert config.fingerprint(config.parse(raw).tokenizer) != first
