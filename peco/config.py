@@ -146,6 +146,7 @@ class MoCo:
     temperature: Positive
     momentum: Fraction
     freeze_patch_embed: bool
+    crop_size: Annotated[int, Range(8)] | None  # side of the views in pixels; null: loader.image_size
     view: View
 
 
@@ -332,6 +333,14 @@ class Config:
                 vit.num_heads,
                 f"a divisor of {key}.embed_dim ({vit.embed_dim})",
             )
+        crop = self.perceptual_net.moco.crop_size
+        patch = self.perceptual_net.vit.patch_size
+        _require(
+            crop is None or crop % patch == 0,
+            "perceptual_net.moco.crop_size",
+            crop,
+            f"a multiple of perceptual_net.vit.patch_size ({patch})",
+        )
         if self.perceptual_net.source == "train":
             depth = self.perceptual_net.vit.depth
             for block in self.tokenizer.perceptual.blocks:

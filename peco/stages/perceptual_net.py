@@ -91,7 +91,8 @@ def main(run: common.StageRun) -> None:
             run.metrics(score(run, dist))
         return
 
-    args = vit_args(cfg.vit, size)
+    crop = cfg.moco.crop_size or size
+    args = vit_args(cfg.vit, crop)
     seed_everything(run.config.seed)
     moco = MoCo(
         lambda: timm.create_model(cfg.vit.arch, num_classes=0, **args),
@@ -101,12 +102,14 @@ def main(run: common.StageRun) -> None:
         rank=dist.rank,
     )
     task = MocoTask(moco)
-    make = TwoViews(run.config.seed, cfg.moco.view, size)
+    make = TwoViews(run.config.seed, cfg.moco.view, crop)
     averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=[common.SHARDS])
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)
-        publish(task.moco.encoder, cfg.vit.arch, args, "MoCo v3")
+        encoder: Any = task.moco.encoder
+        encoder.set_input_size((size, size))  # resamples the position embedding
+        publish(encoder, cfg.vit.arch, vit_args(cfg.vit, size), "MoCo v3")
         publish_metrics(run, logs, score(run, dist))
         common.finished(work)
 
