@@ -146,6 +146,7 @@ class MoCo:
     temperature: Positive
     momentum: Fraction
     freeze_patch_embed: bool
+    pool: Literal["token", "avg"]  # what the loss sees: the class token, as in the paper, or the mean of the patches
     crop_size: Annotated[int, Range(8)] | None  # side of the views in pixels; null: loader.image_size
     view: View
 
@@ -157,6 +158,30 @@ class PerceptualNet:
     vit: Vit
     moco: MoCo
     optim: Optim
+    blocks: tuple[Count, ...]  # compared by the tokenizer's loss; counted from 1
+
+    def check_trained(self, image_size: int) -> None:
+        """Check what only a network that is trained here must meet.
+
+        Raises:
+            PecoError: naming the key and what is allowed.
+        """
+        patch, depth, crop = self.vit.patch_size, self.vit.depth, self.moco.crop_size
+        _require(
+            image_size % patch == 0,
+            "perceptual_net.vit.patch_size",
+            patch,
+            f"a divisor of loader.image_size ({image_size})",
+        )
+        _check_heads("perceptual_net.vit", self.vit)
+        _require(
+            crop is None or crop % patch == 0,
+            "perceptual_net.moco.crop_size",
+            crop,
+            f"a multiple of perceptual_net.vit.patch_size ({patch})",
+        )
+        for block in self.blocks:
+            _require(block <= depth, "perceptual_net.blocks", block, f"at most perceptual_net.vit.depth ({depth})")
 
 
 @dataclass(frozen=True)
@@ -171,10 +196,9 @@ class Quantizer:
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The perceptual term: `weight` is the paper's lambda, `blocks` counts from 1."""
+    """The perceptual term: `weight` is the paper's lambda. Which blocks are compared belongs to the network."""
 
     weight: NonNegative
-    blocks: tuple[Count, ...]
     normalize: Literal["channel", "token", "none"]
 
 
@@ -306,7 +330,6 @@ class Config:
         size, lanes = self.loader.image_size, self.loader.lanes
         factor, grid = self.tokenizer.factor, self.tokenizer.grid
         for key, patch, side, of in (
-            ("perceptual_net.vit.patch_size", self.perceptual_net.vit.patch_size, size, "loader.image_size"),
             ("pretrain.vit.patch_size", self.pretrain.vit.patch_size, size, "loader.image_size"),
             ("tokenizer.autoencoder", factor, self.tokenizer.image_size, "tokenizer.image_size"),
         ):
@@ -326,33 +349,16 @@ class Config:
             masking.min_block,
             f"at most pretrain.masking.count ({masking.count})",
         )
-        for key, vit in (("perceptual_net.vit", self.perceptual_net.vit), ("pretrain.vit", self.pretrain.vit)):
-            _require(
-                vit.embed_dim % vit.num_heads == 0,
-                f"{key}.num_heads",
-                vit.num_heads,
-                f"a divisor of {key}.embed_dim ({vit.embed_dim})",
-            )
-        crop = self.perceptual_net.moco.crop_size
-        patch = self.perceptual_net.vit.patch_size
-        _require(
-            crop is None or crop % patch == 0,
-            "perceptual_net.moco.crop_size",
-            crop,
-            f"a multiple of perceptual_net.vit.patch_size ({patch})",
-        )
-        if self.perceptual_net.source == "train":
-            depth = self.perceptual_net.vit.depth
-            for block in self.tokenizer.perceptual.blocks:
-                _require(
-                    block <= depth, "tokenizer.perceptual.blocks", block, f"at most perceptual_net.vit.depth ({depth})"
-                )
-        for key, optim in (
-            ("perceptual_net.optim", self.perceptual_net.optim),
+        _check_heads("pretrain.vit", self.pretrain.vit)
+        trained = [
             ("tokenizer.optim", self.tokenizer.optim),
             ("pretrain.optim", self.pretrain.optim),
             ("evaluate.finetune.optim", self.evaluate.finetune.optim),
-        ):
+        ]
+        if self.perceptual_net.source == "train":
+            self.perceptual_net.check_trained(size)
+            trained.append(("perceptual_net.optim", self.perceptual_net.optim))
+        for key, optim in trained:
             _require(
                 optim.batch_size % lanes == 0,
                 f"{key}.batch_size",
@@ -442,7 +448,8 @@ def _build(kind: Any, value: object, key: str) -> Any:
     if origin is tuple:
         return _build_tuple(typing.get_args(kind), value, key)
     if kind is float:
-        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
+        hint = _number_hint(value) if isinstance(value, str) else ""
+        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number" + hint)
         number = float(cast(float, value))
         _require(number == number and abs(number) != float("inf"), key, value, "a finite number")
         return number
@@ -473,6 +480,26 @@ def _build_tuple(arms: tuple[Any, ...], value: object, key: str) -> tuple[Any, .
         arms = arms[:1] * len(value)
     _require(len(value) == len(arms), key, value, f"a list of {len(arms)} items")
     return tuple(_build(arm, item, f"{key}[{i}]") for i, (arm, item) in enumerate(zip(arms, value, strict=True)))
+
+
+def _number_hint(text: str) -> str:
+    """How to write a number that YAML takes for text (`1e-3`); empty where it is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        return ""
+    shown = f"{number:e}"  # 1.000000e-03
+    mantissa, _, exponent = shown.partition("e")
+    return f"; write {float(mantissa)}e{int(exponent):+d}" if number == number and abs(number) != float("inf") else ""
+
+
+def _check_heads(key: str, vit: Vit) -> None:
+    _require(
+        vit.embed_dim % vit.num_heads == 0,
+        f"{key}.num_heads",
+        vit.num_heads,
+        f"a divisor of {key}.embed_dim ({vit.embed_dim})",
+    )
 
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:

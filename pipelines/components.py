@@ -2,9 +2,9 @@
 
     torchx run -s local_cwd pipelines/components.py:tokenizer -j 1x2
 
-A stage that trains takes `j`, nodes x processes on each; the others run in one process. One process is started plainly; several
-are started by torchrun (c10d rendezvous), which costs a few seconds more. A role is named after its stage, with an
-underscore where Kubernetes and multi-node rendezvous refuse a character: evaluate@knn is `evaluate_knn`.
+A stage that trains, and `tokens`, takes `j`, nodes x processes on each; the others run in one process. One process is
+started plainly; several are started by torchrun (c10d rendezvous), which costs a few seconds more. A role is named after
+its stage, with an underscore where Kubernetes and multi-node rendezvous refuse a character: evaluate@knn is `evaluate_knn`.
 """
 
 from __future__ import annotations
@@ -102,10 +102,16 @@ def tokenizer(
 
 @_component
 def tokens(
-    threads: int = 0, workers: int = 0, image: str = IMAGE, h: str = "", env: dict[str, str] | None = None
+    j: str = "1x1",
+    threads: int = 0,
+    workers: int = 0,
+    image: str = IMAGE,
+    h: str = "",
+    env: dict[str, str] | None = None,
+    port: int = PORT,
 ) -> specs.AppDef:
     """Token targets of stored views."""
-    return _app("tokens", threads, workers, image, h, env)
+    return _app("tokens", threads, workers, image, h, env, j, port)
 
 
 @_component

@@ -9,11 +9,7 @@ edits params.yaml in place.
 from __future__ import annotations
 
 import argparse
-import glob
-import re
-import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from peco import config
 from peco.errors import PecoError
+from pipelines import inputs
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
 PARAMS = Path("params.yaml")
@@ -32,8 +29,6 @@ HEADER = """\
 # Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
 # choose another preset, data set or group with `make params`. docs/parameters.md says what each value means.
 """
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-REMOTE = re.compile(r"^(https?|s3|gs|pipe):")
 
 
 def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
@@ -60,103 +55,65 @@ def render(values: dict[str, Any]) -> str:
     return HEADER.format(preset=values["preset"]) + body
 
 
-def track(data: str, root: Path = Path()) -> list[str]:
-    """Make `data` a tracked input under data/ and give the overrides that select it.
-
-    A folder, a tar, or local shards are taken into DVC's cache (`dvc add`), so that another machine can fetch them by hash.
-    Addresses stay where they are: their list becomes the input.
+def standing(path: Path = PARAMS) -> dict[str, Any]:
+    """The params.yaml that stands, unchecked, since it may be one of an older version; empty where there is none.
 
     Raises:
-        PecoError: there is nothing there, or DVC refuses it.
+        PecoError: it can't be read.
     """
-    if data == "scenes":
-        return ["dataset=scenes"]
-    if REMOTE.match(data):
-        name = re.sub(r"[^A-Za-z0-9]+", "-", data.rsplit("/", 1)[-1]).strip("-") or "shards"
-        target = root / "data" / f"{name}.txt"
-        target.write_text(data + "\n", encoding="utf-8")
-        return ["dataset=webdataset", f"dataset.path={target.relative_to(root)}"]
-    path = Path(data).expanduser()
-    if not path.exists():
-        return _track_pattern(data, root)
-    if path.is_dir() and not any(path.iterdir()):
-        raise PecoError(
-            f"{data}: the folder is empty; expected images (train/<class>/…, <class>/…, or images alone) or tars"
-        )
-    target = root / "data" / _safe_name(path.resolve().name)
-    if path.resolve() != target.resolve():
-        _dvc_add(path, target, root)
-    elif not target.with_name(target.name + ".dvc").exists():
-        _dvc_add(None, target, root)
-    return [f"dataset={_kind(path)}", f"dataset.path={target.relative_to(root)}"]
-
-
-def _track_pattern(data: str, root: Path) -> list[str]:
-    from braceexpand import braceexpand
-
-    files = sorted(Path(f) for pattern in braceexpand(str(Path(data).expanduser())) for f in glob.glob(pattern))
-    if not files:
-        raise PecoError(f"{data}: no such file or folder, and nothing matches it as a pattern")
-    name = _safe_name(files[0].resolve().parent.name)
-    for file in files:
-        _dvc_add(file, root / "data" / name / file.name, root)
-    return ["dataset=webdataset", f"dataset.path=data/{name}"]
-
-
-def _dvc_add(source: Path | None, target: Path, root: Path) -> None:
-    arguments = (
-        [str(target.relative_to(root))]
-        if source is None
-        else [str(source.resolve()), "--out", str(target.relative_to(root))]
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Taking {source or target} into DVC as {target.relative_to(root)}", file=sys.stderr)
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", "--force", *arguments]
-    result = subprocess.run(command, cwd=root, stderr=subprocess.PIPE, text=True, check=False)
-    if result.returncode:
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        raise PecoError(f"{source or target}: DVC can't take it: {lines[-1] if lines else 'no reason given'}")
-
-
-def _kind(path: Path) -> str:
-    """`webdataset` for shards, `images` for everything else."""
-    if path.is_dir():
-        return "webdataset" if any(path.glob("*.tar")) else "images"
-    if not path.name.endswith(TAR_SUFFIXES):
-        raise PecoError(f"{path}: neither a folder nor a tar")
     try:
-        with tarfile.open(path) as tar:
-            names = [member.name for _, member in zip(range(64), tar, strict=False) if member.isfile()]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise PecoError(f"{path}: not a readable tar: {error}") from None
-    return "webdataset" if any(name.endswith((".cls", ".json")) for name in names) else "images"
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it anew")
+    return found
 
 
-def _safe_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "images"
+def kept_dataset(values: dict[str, Any], overrides: list[str]) -> list[str]:
+    """Overrides that keep the data set of these parameters, unless the user's own overrides choose one."""
+    dataset = values.get("dataset")
+    if not isinstance(dataset, dict) or any(o.startswith("dataset=") for o in overrides):
+        return []
+    source, path = dataset.get("source"), dataset.get("path")
+    return inputs.choose(source, path) if isinstance(source, str) and isinstance(path, str) else []
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.params", description="Write params.yaml.")
     parser.add_argument("--preset", help=f"one of {', '.join(PRESETS)}; default: that of the params.yaml that stands")
     parser.add_argument(
-        "--data", help="scenes, a folder or tar of images, or WebDataset shards (folder, pattern or addresses)"
+        "--data",
+        help="scenes, a folder, tar or zip of images, or WebDataset tars (folder, pattern, addresses or a list); "
+        "default: what the params.yaml that stands names, or with --preset the preset's",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides: group choices and values")
     args = parser.parse_args(argv)
     try:
-        preset = args.preset or (config.load(PARAMS).preset if PARAMS.exists() else "tiny")
-        values = compose_params(preset, args.overrides)
+        # Everything is checked before the images are taken in, which may be long.
+        before = {} if args.preset else standing()
+        preset = args.preset or before.get("preset", "tiny")
         if args.data:
-            values = compose_params(preset, track(args.data) + args.overrides)
-        elif not Path(values["dataset"]["path"]).exists():
-            raise PecoError(
-                f"preset {preset} has no images yet: name them, `make repro PRESET={preset} DATA=folder-or-tar`"
-            )
+            found = inputs.look(args.data)
+            values = compose_params(preset, [*found.overrides, *args.overrides])
+            inputs.take(found)
+        else:
+            values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
+            path = Path(values["dataset"]["path"])
+            inputs.require_present(path)
+            if not path.exists():
+                raise PecoError(
+                    f"preset {preset} has no images yet: name them, `make repro PRESET={preset} DATA=folder-or-tar`"
+                )
         PARAMS.write_text(render(values), encoding="utf-8")
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; params.yaml is as it was", file=sys.stderr)
+        return 130
     print(f"params.yaml: preset {preset}, images from {values['dataset']['path']}", file=sys.stderr)
     return 0
 

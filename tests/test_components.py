@@ -15,7 +15,7 @@ from pipelines.graph import load_graph
 
 ROOT = Path(__file__).parent.parent
 ROLES = [stage.role for stage in load_graph(ROOT).stages.values()]
-TRAINED = [role for role in ROLES if "j" in inspect.signature(getattr(components, role)).parameters]
+SEVERAL = [role for role in ROLES if "j" in inspect.signature(getattr(components, role)).parameters]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -41,7 +41,7 @@ def test_one_process_is_started_without_torchrun() -> None:
     )
 
 
-@pytest.mark.parametrize("role", TRAINED)
+@pytest.mark.parametrize("role", SEVERAL)
 @pytest.mark.parametrize(("j", "nodes", "processes"), [("1x2", 1, 2), ("2x1", 2, 1), ("4x8", 4, 8)])
 def test_several_processes_are_started_by_torchrun(role: str, j: str, nodes: int, processes: int) -> None:
     app = getattr(components, role)(j=j, threads=2, port=29777)
@@ -54,8 +54,8 @@ def test_several_processes_are_started_by_torchrun(role: str, j: str, nodes: int
     assert app.roles[0].env["OMP_NUM_THREADS"] == "2"
 
 
-def test_stages_that_train_take_a_number_of_processes() -> None:
-    assert TRAINED == ["perceptual_net", "tokenizer", "pretrain", "evaluate_finetune"]
+def test_stages_that_train_or_tokenize_take_a_number_of_processes() -> None:
+    assert SEVERAL == ["perceptual_net", "tokenizer", "tokens", "pretrain", "evaluate_finetune"]
 
 
 def test_threads_are_left_to_the_libraries_unless_given() -> None:

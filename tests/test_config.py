@@ -14,6 +14,7 @@ import yaml
 from peco import config
 from peco.errors import PecoError
 from peco.mim.model import MaskedImageModel, build_backbone
+from peco.perceptual.features import FeatureNet
 from peco.stages.perceptual_net import vit_args
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.params import PRESETS, compose_params, render
@@ -75,7 +76,7 @@ def test_imagenet_presets_are_the_papers_schedules(preset: str, epochs: int, lay
         3.0,
     )
     assert cfg.pretrain.vit.depth == layers
-    assert cfg.tokenizer.quantizer.codes == 8192 and cfg.tokenizer.perceptual.blocks == (3, 6, 9, 12)
+    assert cfg.tokenizer.quantizer.codes == 8192 and cfg.perceptual_net.blocks == (3, 6, 9, 12)
     patches = (cfg.loader.image_size // cfg.pretrain.vit.patch_size) ** 2
     assert cfg.pretrain.masking.count / patches == pytest.approx(75 / 196, abs=0.002)
 
@@ -123,7 +124,15 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
             "pretrain.vit.num_heads: 3 is not allowed; expected a divisor of pretrain.vit.embed_dim",
         ),
         ("tokenizer.image_size", 128, "tokenizer.image_size: 128 is not allowed; expected 64"),
-        ("tokenizer.perceptual.blocks", [5], "tokenizer.perceptual.blocks: 5 is not allowed; expected at most"),
+        ("perceptual_net.blocks", [5], "perceptual_net.blocks: 5 is not allowed; expected at most"),
+        (
+            "perceptual_net.moco.crop_size",
+            20,
+            "perceptual_net.moco.crop_size: 20 is not allowed; expected a multiple of",
+        ),
+        ("perceptual_net.vit.patch_size", 7, "perceptual_net.vit.patch_size: 7 is not allowed; expected a divisor of"),
+        ("pretrain.optim.lr", "1e-3", "pretrain.optim.lr: '1e-3' is not allowed; expected a number; write 1.0e-3"),
+        ("pretrain.optim.lr", "15E4", "expected a number; write 1.5e+5"),
         ("tokens.view.scale", [0.9, 0.5], "tokens.view.scale: [0.9, 0.5] is not allowed"),
         ("dataset", 3, "dataset: expected a group of parameters, got 3"),
     ],
@@ -176,10 +185,59 @@ def test_bad_choices_are_refused_when_composing(preset: str, overrides: list[str
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("net", ["dino_vit_b", "supervised_vit_b", "resnet50", "vgg16"])
-def test_perceptual_networks_of_the_ablation_are_one_word(net: str) -> None:
-    cfg = config.parse(compose_params("imagenet_vit_b", [f"perceptual_net={net}"]))
-    assert cfg.perceptual_net.source == "timm" and cfg.perceptual_net.timm.pretrained
+NETS = {
+    "dino_vit_b": (3, 6, 9, 12),
+    "supervised_vit_b": (3, 6, 9, 12),
+    "resnet50": (2, 3, 4, 5),
+    "vgg16": (1, 2, 3, 4, 5),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("net", NETS)
+def test_perceptual_networks_of_the_ablation_are_one_word(preset: str, net: str) -> None:
+    cfg = config.parse(compose_params(preset, [f"perceptual_net={net}"])).perceptual_net
+    assert cfg.source == "timm" and cfg.timm.pretrained and cfg.blocks == NETS[net]
+    with torch.device("meta"):
+        FeatureNet(timm.create_model(cfg.timm.model, num_classes=0), cfg.blocks)
+
+
+def test_the_shape_of_a_network_that_is_not_trained_here_does_not_matter(raw: dict[str, Any]) -> None:
+    for key, value in (("source", "timm"), ("vit.patch_size", 7), ("vit.depth", 1), ("moco.crop_size", 20)):
+        put(raw, f"perceptual_net.{key}", value)
+    assert config.parse(raw).perceptual_net.source == "timm"
+
+
+@pytest.mark.parametrize(
+    ("preset", "groups", "key", "value"),
+    [
+        ("tiny", ["tokens=online"], "tokens.views", 0),
+        ("smoke", ["tokens=stored"], "tokens.views", 8),
+        ("cifar", ["evaluate=classification"], "evaluate.finetune.optim.epochs", 100),
+        ("imagenet_vit_b", ["pretrain=beit_large"], "pretrain.vit.depth", 24),
+        ("imagenet_vit_l", ["pretrain=beit_base"], "pretrain.vit.depth", 12),
+        ("imagenet_vit_b", ["pretrain=beit_huge", "tokenizer=paper_256"], "tokenizer.image_size", 256),
+        ("cifar", ["perceptual_net=tiny"], "perceptual_net.vit.patch_size", 8),
+        ("tiny", ["dataset=webdataset"], "dataset.source", "webdataset"),
+    ],
+)
+def test_a_group_named_beside_a_preset_acts_in_full(preset: str, groups: list[str], key: str, value: object) -> None:
+    found: Any = compose_params(preset, groups)
+    for part in key.split("."):
+        found = found[part]
+    assert found == value
+
+
+def test_groups_that_do_not_fit_the_preset_are_refused() -> None:
+    with pytest.raises(PecoError, match=r"^tokenizer\.image_size: 224 is not allowed; expected 128: "):
+        compose_params("tiny", ["tokenizer=paper"])
+    compose_params("tiny", ["tokenizer=paper", "tokenizer.image_size=128"])
+
+
+def test_a_preset_chooses_groups_and_leaves_their_values_alone() -> None:
+    for preset in PRESETS:
+        text = (ROOT / "peco" / "conf" / "preset" / f"{preset}.yaml").read_text()
+        assert yaml.safe_load(text).keys() <= {"defaults", "preset", "dataset", "loader", "report", "resources"}
 
 
 def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """The masked image model: published sizes, BEiT's structure, and nothing seen of what is masked."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from peco import config
+from peco.errors import PecoError
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
 
 TINY = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)
@@ -18,6 +20,13 @@ def tiny(codes: int = 10, layer_scale: float | None = 0.1, drop_path: float = 0.
     torch.manual_seed(0)
     backbone, _, _ = build_backbone(TINY, 32, layer_scale, drop_path)
     return MaskedImageModel(backbone, codes)
+
+
+@pytest.mark.parametrize("arch", ["beit_gigantic", "vit_base_patch16_224", "resnet50", "", "no/such"])
+def test_an_architecture_that_is_no_beit_is_refused(arch: str) -> None:
+    with pytest.raises(PecoError, match=r"^pretrain\.vit\.arch: ") as caught:
+        build_backbone(replace(TINY, arch=arch), 32, 0.1, 0.0)
+    assert "\n" not in str(caught.value)
 
 
 def half_masked() -> torch.Tensor:

@@ -101,7 +101,7 @@ def test_the_network_is_frozen_and_stays_in_eval_mode() -> None:
 
 @pytest.mark.parametrize("block", [0, 5])
 def test_a_block_out_of_range_names_the_parameter(block: int) -> None:
-    with pytest.raises(PecoError, match=r"tokenizer\.perceptual\.blocks: \d .* from 1 to 4"):
+    with pytest.raises(PecoError, match=r"perceptual_net\.blocks: \d .* from 1 to 4"):
         FeatureNet(small_vit(), [1, block])
 
 
@@ -245,7 +245,16 @@ def test_the_gradient_goes_to_the_reconstruction_only() -> None:
 # MoCo v3
 
 VIEW = config.View((0.2, 1.0), (0.75, 1.33), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.1)
-MOCO = config.MoCo(hidden_dim=24, out_dim=16, temperature=0.2, momentum=0.9, freeze_patch_embed=True, view=VIEW)
+MOCO = config.MoCo(
+    hidden_dim=24,
+    out_dim=16,
+    temperature=0.2,
+    momentum=0.9,
+    freeze_patch_embed=True,
+    pool="token",
+    crop_size=None,
+    view=VIEW,
+)
 
 
 def build_moco() -> MoCo:

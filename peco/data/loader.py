@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from peco.data.order import EpochOrder, GlobalOrder, slots
 from peco.data.shards import Sample, ShardSet
+from peco.device import uses_cuda
 from peco.errors import PecoError
 
 Fields = dict[str, Any]
@@ -75,16 +76,7 @@ class TrainLoader:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Batches of the steps [start_step, stop_step), at the cost of at most one window of reads a lane before the first."""
-        dataset = _Steps(self._lanes, start_step, stop_step)
-        loader = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=self._workers,
-            prefetch_factor=4 if self._workers else None,
-            worker_init_fn=_leave_signals_to_parent,
-            pin_memory=torch.cuda.is_available(),
-        )
-        parts = iter(loader)
+        parts = _load(_Steps(self._lanes, start_step, stop_step), self._workers)
         while part := list(islice(parts, max(1, self._workers))):  # worker w gives part w of each batch, in turn
             yield {name: _finish(name, torch.cat([p[name] for p in part])) for name in part[0]}
 
@@ -103,14 +95,7 @@ def scan(
     """The samples [start, stop) of a split once, in order, with epoch 0; rank r gets the r-th of `world` contiguous parts."""
     count = (len(shards) if stop is None else stop) - start
     start, stop = start + count * rank // world, start + count * (rank + 1) // world
-    loader = DataLoader(
-        _Scan(shards, make, start, stop, batch_size),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_parent,
-    )
-    for batch in loader:
+    for batch in _load(_Scan(shards, make, start, stop, batch_size), workers):
         yield {name: _finish(name, value) for name, value in batch.items()}
 
 
@@ -144,13 +129,27 @@ class _Lanes:
             number = (window + 1) * buffer
 
 
-class _Steps(IterableDataset[Batch]):
-    """Parts of consecutive batches: one item a step, read by one worker."""
+class _Batches(IterableDataset[Batch | PecoError]):
+    """Batches that one worker reads. An error for the user is handed over as an item: raised, it would cross to the parent
+    wrapped in its traceback."""
+
+    def __iter__(self) -> Iterator[Batch | PecoError]:
+        try:
+            yield from self.batches()
+        except PecoError as error:
+            yield error
+
+    def batches(self) -> Iterator[Batch]:
+        raise NotImplementedError
+
+
+class _Steps(_Batches):
+    """Parts of consecutive batches: one item a step."""
 
     def __init__(self, lanes: _Lanes, start: int, stop: int) -> None:
         self._lanes, self._start, self._stop = lanes, start, stop
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         lanes, worker = self._lanes, get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         mine = slots(lanes.order.lanes, lanes.rank * workers + number, lanes.world * workers)
@@ -160,11 +159,13 @@ class _Steps(IterableDataset[Batch]):
             yield _collate([lanes.make(*next(stream)) for stream in streams for _ in range(rounds)])
 
 
-class _Scan(IterableDataset[Batch]):
+class _Scan(_Batches):
+    """Batches of consecutive samples."""
+
     def __init__(self, shards: ShardSet, make: Make, start: int, stop: int, batch_size: int) -> None:
         self._shards, self._make, self._range, self._batch_size = shards, make, (start, stop), batch_size
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         start, stop = self._range
@@ -172,6 +173,22 @@ class _Scan(IterableDataset[Batch]):
         for first in range(start + number * self._batch_size, stop, workers * self._batch_size):
             samples = self._shards.read(first, min(first + self._batch_size, stop))
             yield _collate([self._make(sample, 0) for sample in samples])
+
+
+def _load(dataset: _Batches, workers: int) -> Iterator[Batch]:
+    """What `workers` loader processes read, in turn; none: this process reads."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=uses_cuda(),
+    )
+    for item in loader:
+        if isinstance(item, PecoError):
+            raise item
+        yield item
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peco import config
+from peco.errors import PecoError
 
 # Normalisation of the inputs, as in BEiT.
 MEAN = (0.5, 0.5, 0.5)
@@ -38,7 +39,14 @@ def build_backbone(
 
     Returns:
         model, registered architecture, and the arguments that rebuild it (what belongs to training only is left out).
+
+    Raises:
+        PecoError: timm knows no such architecture, or it is no BEiT.
     """
+    if not timm.models.is_model_in_modules(vit.arch, ("beit",)):
+        raise PecoError(
+            f"pretrain.vit.arch: {vit.arch!r} is not allowed; expected one of timm's BEiT models, such as beit_base_patch16_224"
+        )
     model_args: dict[str, Any] = {
         "img_size": image_size,
         "patch_size": vit.patch_size,

@@ -52,7 +52,7 @@ class FeatureNet(nn.Module):
         depth = len(self.model.feature_info)
         for block in blocks:
             if not 1 <= block <= depth:
-                raise PecoError(f"tokenizer.perceptual.blocks: {block} is not allowed; expected from 1 to {depth}")
+                raise PecoError(f"perceptual_net.blocks: {block} is not allowed; expected from 1 to {depth}")
         self.indices = sorted({block - 1 for block in blocks})
         self.model.prune_intermediate_layers(self.indices, prune_norm=True)
         mean_C11, std_C11 = normalization(model)

@@ -12,13 +12,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -43,6 +47,7 @@ class Skipped(Exception):
 
 WORK_FORMAT = 1  # of checkpoints and other working files: raised where older ones can't be gone on from
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
+SAME_STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,17 @@ class StageRun:
     @property
     def workers(self) -> int:
         """Data loading processes that the launcher grants."""
-        return int(os.environ.get("PECO_WORKERS", "0"))
+        return env_number("PECO_WORKERS")
 
     def work(self, inputs: Iterable[Path]) -> Path:
-        """Folder for this run's working files: the same for equal parameters and inputs, and only then."""
+        """Folder for this run's working files: the same for equal parameters and inputs, and only then.
+
+        The code is no part of the key, so that a fixed defect does not cost the work done so far: after a change of code that
+        should start afresh, `rm -r .work` first.
+        """
         state = {
             "format": WORK_FORMAT,
-            "params": parameters.to_dict(self.config),
+            "params": parameters.fingerprint(self.config),
             "inputs": [content_hash(path) for path in inputs],
         }
         key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
@@ -82,6 +91,18 @@ class StageRun:
 def work_root() -> Path:
     """Where working files go; ignored by git and DVC."""
     return Path(os.environ.get("PECO_WORK", ".work"))
+
+
+def env_number(name: str) -> int:
+    """A count in the environment; 0 where it is unset or empty.
+
+    Raises:
+        PecoError: it is no count.
+    """
+    text = os.environ.get(name) or "0"
+    if not text.isdecimal():
+        raise PecoError(f"{name}: {text!r} is not allowed; expected an integer, at least 0")
+    return int(text)
 
 
 def is_main() -> bool:
@@ -127,13 +148,29 @@ def finished(work: Path) -> None:
 
 
 def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]) -> None:
-    """Run a stage as this process's work, and exit: 0, 2 for an error the user can mend, 143 if interrupted, 1 for a defect."""
-    threads = int(os.environ.get("PECO_THREADS", "0"))
-    if threads:
-        torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
+    """Run a stage as this process's work, and exit: 0, 2 for an error the user can mend, 143 if interrupted, 1 for a defect.
+
+    SIGTERM and SIGINT end it in the midst of things, what it was writing is removed. A training has its own way to stop.
+    """
     try:
+        with _Stop() as stop:
+            code = _status(name, params, main, stop)
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted; run it again to go on")
+        code = EXIT_INTERRUPTED
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leaving without the interpreter's teardown: a rank that waits there for a dead peer would hang the job.
+    os._exit(code)
+
+
+def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], stop: _Stop) -> int:
+    """Run the stage, say what went wrong, and return the exit status."""
+    try:
+        if threads := env_number("PECO_THREADS"):
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
         run = StageRun(name, parameters.restrict(parameters.load(), params))
         try:
             main(run)
@@ -141,30 +178,68 @@ def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]
             if is_main():
                 print(f"{name}: skipped: {reason}")
                 run.metrics({"skipped": str(reason)})
-        code = 0
-    except Interrupted as stop:
-        print(f"{name}: {stop}", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+    except Interrupted as error:
+        _say(f"{name}: {error}")
+        return EXIT_INTERRUPTED
     except PecoError as error:
-        print(f"error: {name}: {error}", file=sys.stderr)
-        code = EXIT_ERROR
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            traceback.print_exc()
-            code = 1
-        else:
-            print(
-                f"error: {name}: disk full while writing {error.filename or 'results'}: free space and run again",
-                file=sys.stderr,
-            )
-            code = EXIT_ERROR
-    except Exception:
+        _say(f"error: {name}: {error}")
+        return EXIT_ERROR
+    except Exception as error:
+        if stop.requested:  # a rank whose peers have left fails in whatever it does with them
+            raise KeyboardInterrupt from None
+        if cause := _mendable(error):
+            _say(f"error: {name}: {cause}")
+            return EXIT_ERROR
         traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Leaving without the interpreter's teardown: a rank that waits there for a dead peer would hang the job.
-    os._exit(code)
+        return 1
+    return 0
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to tell the user about an error that isn't peco's own; None for a defect."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"disk full while writing {error.filename or 'results'}: free space and run again"
+    # Torch raises this wherever the main thread happens to be when it learns of the loader process's end.
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return (
+            "a loader process was killed, most often for want of memory: free memory (/dev/shm too) or lower PECO_WORKERS, "
+            "and run again"
+        )
+    return None
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+class _Stop:
+    """While in use, SIGTERM and SIGINT raise KeyboardInterrupt in the main thread, which no `except Exception` swallows.
+
+    One stop can arrive twice, from the terminal and from a parent that passes it on: the second must not cut short the tidying up.
+    """
+
+    def __init__(self) -> None:
+        self._requested_at = -math.inf
+        self._pid = os.getpid()
+
+    @property
+    def requested(self) -> bool:
+        return self._requested_at > -math.inf
+
+    def __enter__(self) -> _Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # the process is about to leave
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            return  # a loader process that is just being forked: its parent ends it
+        now = time.monotonic()
+        if now - self._requested_at > SAME_STOP_SECONDS:
+            self._requested_at = now
+            raise KeyboardInterrupt

@@ -15,12 +15,13 @@ from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, decode
 from peco.downstream.finetune import FinetuneTask, augment, build_classifier, evaluate, policy
+from peco.errors import PecoError
 from peco.stages import common
 from peco.stages.fit import fit
 from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 
-PARAMS = ("seed", "loader", "evaluate.holdout", "evaluate.finetune")
+PARAMS = ("seed", "loader", "evaluate.finetune")
 SCAN_BATCH = 128
 
 
@@ -41,6 +42,7 @@ class AugmentedView:
 def main(run: common.StageRun) -> None:
     cfg, seed = run.config.evaluate.finetune, run.config.seed
     dist = Dist.init()
+    require_pairs(cfg, dist.world)
     train, val = labelled_splits()
     size = int(artifacts.describe(common.BACKBONE)["pretrained_cfg"]["input_size"][1])
     make = AugmentedView(seed, size, cfg)
@@ -52,16 +54,31 @@ def main(run: common.StageRun) -> None:
         model = build_classifier(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
         task = FinetuneTask(model, len(train.classes), cfg)
         inputs = [common.SHARDS, common.BACKBONE]
-        averaged, _, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs, name=f"finetune_{name}")
+        averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs, name=f"finetune_{name}")
         if averaged is not None:
             task.load_state_dict(averaged)
         batches = scan(
             val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers
         )
         metrics[f"{prefix}accuracy"] = evaluate(model, batches, dist.all_reduce_sum)
+        logs.close()
     if dist.rank == 0:
         run.metrics(metrics)
         common.finished(work)
+
+
+def require_pairs(cfg: config.Finetune, world: int) -> None:
+    """Check that the images of a step, shared out over processes and accumulated parts, can be mixed in pairs.
+
+    Raises:
+        PecoError: they can't.
+    """
+    batch, parts = cfg.optim.batch_size, world * cfg.optim.accumulate
+    if (cfg.mixup or cfg.cutmix) and batch % (2 * parts):
+        raise PecoError(
+            f"evaluate.finetune.optim.batch_size: {batch} is not allowed; mixup and cutmix need pairs: expected a multiple of "
+            f"2 x {world} processes x {cfg.optim.accumulate} accumulated parts"
+        )
 
 
 if __name__ == "__main__":

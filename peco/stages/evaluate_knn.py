@@ -9,7 +9,7 @@ from peco.stages import common
 from peco.stages.probes import backbones, features
 from peco.stages.splits import labelled_splits
 
-PARAMS = ("seed", "loader", "evaluate.holdout", "evaluate.knn")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.knn")
 
 
 def main(run: common.StageRun) -> None:

@@ -14,7 +14,7 @@ from peco.stages import common
 from peco.stages.probes import SCAN_BATCH, Features, backbone_size, backbones, features
 from peco.stages.splits import labelled_splits
 
-PARAMS = ("seed", "loader", "evaluate.holdout", "evaluate.linear")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.linear")
 
 
 def main(run: common.StageRun) -> None:

@@ -46,7 +46,8 @@ def fit(
         name: where a stage trains several tasks, which this is.
 
     Returns:
-        the averaged weights of the task if the recipe asks for them; the log, to be published; the folder of working files.
+        the averaged weights of the task if the recipe asks for them; the log, to be published and closed; the folder of working
+        files.
     """
     loader = TrainLoader(
         shards,
@@ -78,5 +79,6 @@ def fit(
 
 
 def publish_metrics(run: StageRun, logs: MetricLog, summary: dict[str, float]) -> None:
-    """Write the stage's metrics file and its plots."""
+    """Write the stage's metrics file and its plots, and close the log."""
     logs.publish(METRICS / f"{run.name}.json", PLOTS / run.name, summary)
+    logs.close()

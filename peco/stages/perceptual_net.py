@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
+import torch
+from timm.layers import to_2tuple
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from peco import artifacts, config
@@ -21,6 +24,7 @@ from peco.data.samples import CenterView
 from peco.data.shards import Sample, decode, open_shards
 from peco.downstream import knn
 from peco.downstream.features import extract
+from peco.errors import PecoError
 from peco.perceptual.features import build_timm
 from peco.perceptual.moco import MoCo
 from peco.stages import common
@@ -29,7 +33,15 @@ from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 from peco.training.loop import Task
 
-PARAMS = ("seed", "loader", "perceptual_net")
+PARAMS = (
+    "seed",
+    "loader",
+    "perceptual_net.source",
+    "perceptual_net.timm",
+    "perceptual_net.vit",
+    "perceptual_net.moco",
+    "perceptual_net.optim",
+)
 SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbours=(5, 10, 20), temperature=0.07)
 SCAN_BATCH = 128
 
@@ -67,7 +79,7 @@ class MocoTask(Task):
         self.moco.update_momentum(step, total)
 
 
-def vit_args(vit: config.Vit, image_size: int) -> dict[str, Any]:
+def vit_args(vit: config.Vit, image_size: int, pool: str = "token") -> dict[str, Any]:
     """Arguments of `timm.create_model` for a plain ViT of this size."""
     return {
         "img_size": image_size,
@@ -76,6 +88,7 @@ def vit_args(vit: config.Vit, image_size: int) -> dict[str, Any]:
         "depth": vit.depth,
         "num_heads": vit.num_heads,
         "mlp_ratio": vit.mlp_ratio,
+        "global_pool": pool,
     }
 
 
@@ -84,18 +97,20 @@ def main(run: common.StageRun) -> None:
     dist = Dist.init()
     train = open_shards(common.SHARDS, "train")
     if cfg.source == "timm":
-        net = build_timm(cfg.timm, size)
         if dist.rank == 0:
-            publish(net, cfg.timm.model.split(".")[0], {}, cfg.timm.model)
+            seed_everything(run.config.seed)  # for `pretrained: false`
+            net = build_timm(cfg.timm, size)
+            publish(net, existing_args(net), cfg.timm.model)
             common.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
             run.metrics(score(run, dist))
         return
 
     crop = cfg.moco.crop_size or size
-    args = vit_args(cfg.vit, crop)
+    with torch.device("meta"):
+        build_vit(cfg.vit, crop, cfg.moco.pool)  # a wrong architecture is to be told before any work
     seed_everything(run.config.seed)
     moco = MoCo(
-        lambda: timm.create_model(cfg.vit.arch, num_classes=0, **args),
+        lambda: build_vit(cfg.vit, crop, cfg.moco.pool),
         cfg.moco,
         gather=dist.all_gather,
         mean_over_ranks=dist.mean_with_grad,
@@ -109,15 +124,43 @@ def main(run: common.StageRun) -> None:
             task.load_state_dict(averaged)
         encoder: Any = task.moco.encoder
         encoder.set_input_size((size, size))  # resamples the position embedding
-        publish(encoder, cfg.vit.arch, vit_args(cfg.vit, size), "MoCo v3")
+        publish(encoder, vit_args(cfg.vit, size, cfg.moco.pool), "MoCo v3")
         publish_metrics(run, logs, score(run, dist))
         common.finished(work)
 
 
-def publish(net: nn.Module, arch: str, model_args: dict[str, Any], source: str) -> None:
+def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
+    """A plain ViT without head, at random initialisation.
+
+    Raises:
+        PecoError: timm has no such architecture, or it is another kind of network.
+    """
+    key = f"perceptual_net.vit.arch: {vit.arch!r} is not allowed"
+    if not timm.is_model(vit.arch):
+        raise PecoError(f"{key}: timm knows no such model; take a plain ViT, such as vit_small_patch16_224")
+    try:
+        net = timm.create_model(vit.arch, num_classes=0, **vit_args(vit, image_size, pool))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PecoError(f"{key} with perceptual_net.vit ({reason}); take vit_small_patch16_224") from error
+    if not isinstance(net, VisionTransformer):
+        raise PecoError(f"{key}: it is a {type(net).__name__}; take a plain ViT, such as vit_small_patch16_224")
+    return net
+
+
+def existing_args(net: nn.Module) -> dict[str, Any]:
+    """Arguments of `timm.create_model` beside the architecture that an existing network was built with."""
+    known = dict(getattr(net, "_model_args", {}))  # a model of the hub may bring some
+    known.pop("num_classes", None)
+    embed: Any = getattr(net, "patch_embed", None)
+    return known | ({"img_size": embed.img_size[0]} if getattr(embed, "strict_img_size", False) else {})
+
+
+def publish(net: nn.Module, model_args: dict[str, Any], source: str) -> None:
     """Write the network as the stage's result."""
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
     extra = {"kind": "perceptual_net", "source": source}
+    arch = cast(Any, net).pretrained_cfg["architecture"]
     artifacts.save_timm(common.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
 
 
@@ -128,25 +171,24 @@ def score(run: common.StageRun, dist: Dist) -> dict[str, float]:
     except common.Skipped as reason:
         print(f"{run.name}: kNN score skipped: {reason}", flush=True)
         return {}
-    center = CenterView(run.config.loader.image_size)
     scores: dict[str, float] = {}
     for prefix, model in (
         ("", artifacts.load_timm(common.PERCEPTUAL_NET)),
         ("random_", artifacts.random_like(common.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
+        center = CenterView(whole_patches(model, run.config.loader.image_size))
         ours, theirs = (
-            extract(
-                model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers), blocks(model)
-            )
+            extract(model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers))
             for split in (train, val)
         )
         scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT).accuracy
     return scores
 
 
-def blocks(model: nn.Module) -> range:
-    """Numbers of all blocks of a transformer."""
-    return range(1, len(model.blocks) + 1)  # type: ignore[arg-type]
+def whole_patches(net: nn.Module, image_size: int) -> int:
+    """`image_size`, rounded up to what the network's patches divide."""
+    patch = max(to_2tuple(getattr(getattr(net, "patch_embed", None), "patch_size", 1)))
+    return -(-image_size // patch) * patch
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from peco import artifacts, config
@@ -63,10 +64,17 @@ class PretrainTask(Task):
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         mask_BL = batch["mask"]
-        (tokenizer,) = self._tokenizer
-        tokens_BL = batch["tokens"] if tokenizer is None else tokenizer.tokenize(batch["image_tokenizer"]).flatten(1)
-        loss, accuracy = mim_loss(self.model(batch["image"], mask_BL), tokens_BL, mask_BL)
+        loss, accuracy = mim_loss(self.model(batch["image"], mask_BL), self.targets(batch), mask_BL)
         return loss, {"accuracy": accuracy}
+
+    def targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """The token of every patch, int64 (B, L): the stored ones, or those of the view, in fp32 as the stored ones are."""
+        (tokenizer,) = self._tokenizer
+        if tokenizer is None:
+            return batch["tokens"]
+        x_BCHW = batch["image_tokenizer"]
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            return tokenizer.tokenize(x_BCHW).flatten(1)
 
 
 def main(run: common.StageRun) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
-from peco import artifacts
+from peco import artifacts, device
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
@@ -26,12 +25,12 @@ def backbone_size() -> int:
 
 def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
     """The pre-trained backbone and the same at random initialisation, with the prefix of their metrics."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield "", artifacts.load_timm(common.BACKBONE).to(device)
-    yield "random_", artifacts.random_like(common.BACKBONE, seed=seed).to(device)
+    where = device.choose()
+    yield "", artifacts.load_timm(common.BACKBONE).to(where)
+    yield "random_", artifacts.random_like(common.BACKBONE, seed=seed).to(where)
 
 
 def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
     """Features of every block of `model` for the evaluation views of a split."""
     batches = scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers)
-    return extract(model, batches, range(1, len(model.blocks) + 1))  # type: ignore[arg-type]
+    return extract(model, batches)

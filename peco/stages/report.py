@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from peco import config
+from peco import config, device
 from peco.data import views
 from peco.data.shards import ShardSet, decode, load_index, open_shards
 from peco.publishing import publish
@@ -61,8 +60,11 @@ def main(run: common.StageRun) -> None:
     )
     common.REPORT.parent.mkdir(parents=True, exist_ok=True)
     part = common.REPORT.with_name(f".{common.REPORT.name}.tmp")
-    part.write_text(html, encoding="utf-8", newline="\n")
-    publish(part, common.REPORT)
+    try:
+        part.write_text(html, encoding="utf-8", newline="\n")
+        publish(part, common.REPORT)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def version(package: str) -> str:
@@ -162,13 +164,13 @@ def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:
 
 def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict[str, Any]:
     """What tokenizer and backbone do with images of `split`."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models = figures.load_models(common.TOKENIZER, common.BACKBONE, device)
+    where = device.choose()
+    models = figures.load_models(common.TOKENIZER, common.BACKBONE, where)
     tokenizer, masking = models.tokenizer, models.masking
     count = cfg.report.images
     x_BCHW, labels = figures.read_images(split, models.tokenizer_size, max(CODE_IMAGES, count))
     backbone_x_BCHW, _ = figures.read_images(split, models.backbone_size, count)
-    x_BCHW, backbone_x_BCHW = x_BCHW.to(device), backbone_x_BCHW.to(device)
+    x_BCHW, backbone_x_BCHW = x_BCHW.to(where), backbone_x_BCHW.to(where)
     names = [split.classes[label] if label >= 0 else f"image {i + 1}" for i, label in enumerate(labels[:count])]
 
     shown_BCHW = x_BCHW[:count]

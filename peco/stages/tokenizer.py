@@ -21,7 +21,7 @@ from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Task
 
-PARAMS = ("seed", "loader", "tokenizer")
+PARAMS = ("seed", "loader", "perceptual_net.blocks", "tokenizer")
 SCAN_BATCH = 64
 VAL_IMAGES = 2000  # reconstruction is scored on about so many images at most
 
@@ -61,7 +61,7 @@ def main(run: common.StageRun) -> None:
         gather=dist.all_gather,
         seed=seed,
     )
-    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), cfg.perceptual.blocks)
+    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
     task = TokenizerTask(tokenizer, loss.to(dist.device))

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from peco.errors import PecoError
+from peco.device import choose
 
 # Rank 0 may do long work alone (k-means, writing a model) while the others wait.
 TIMEOUT = timedelta(minutes=30)
@@ -50,7 +50,7 @@ class Dist:
         """
         rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
         world = int(os.environ.get("WORLD_SIZE", 1))
-        device = _device(local_rank)
+        device = choose(local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
@@ -149,17 +149,3 @@ def _mean_in_rank_order(group: Dist, grads: Tensor) -> torch.futures.Future[Tens
     future: torch.futures.Future[Tensor] = torch.futures.Future()
     future.set_result(parts[0] / group.world)
     return future
-
-
-def _device(local_rank: int) -> torch.device:
-    wished = os.environ.get("PECO_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
-    if wished == "cpu":
-        return torch.device("cpu")
-    if wished != "cuda":
-        raise PecoError(f"PECO_DEVICE: {wished!r} is not allowed; expected cpu or cuda")
-    if local_rank >= torch.cuda.device_count():
-        raise PecoError(
-            f"process {local_rank} of this machine has no GPU ({torch.cuda.device_count()} found): "
-            "start at most one process a GPU, or set PECO_DEVICE=cpu"
-        )
-    return torch.device("cuda", local_rank)

@@ -1,0 +1,73 @@
+"""The committed dvc.yaml: each stage depends on what it reads, on all of it and on nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import posixpath
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.closure import differences
+from pipelines.graph import load_graph
+
+ROOT = Path(__file__).parents[1]
+GRAPH = load_graph(ROOT)
+ENTRIES: dict[str, dict[str, Any]] = {
+    name: entry.get("do", entry) for name, entry in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
+}
+
+
+@pytest.mark.parametrize("name", GRAPH.stages)
+def test_parameters_are_those_that_the_module_declares(name: str) -> None:
+    stage = GRAPH[name]
+    assert stage.params == importlib.import_module(stage.module).PARAMS
+
+
+@pytest.mark.parametrize("name", GRAPH.stages)
+def test_code_dependencies_are_the_import_closure(name: str) -> None:
+    assert differences(GRAPH[name], ROOT) == ([], [])
+
+
+@pytest.mark.parametrize("name", GRAPH.stages)
+def test_a_stage_is_run_by_the_launcher(name: str) -> None:
+    assert GRAPH[name].commands == (f"python -m pipelines.launch {name}",)
+
+
+@pytest.mark.parametrize("name", GRAPH.stages)
+def test_no_path_is_absolute_or_leaves_the_repository(name: str) -> None:
+    for path in (*GRAPH[name].deps, *GRAPH[name].outs):
+        assert not posixpath.isabs(path)
+        assert not path.startswith("..")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_out_is_cached_and_none_persists(name: str) -> None:
+    """Without options an out is cached, and removed before a run."""
+    for key in ("outs", "metrics", "plots"):
+        assert all(isinstance(out, str) for out in ENTRIES[name].get(key, []))
+
+
+def test_results_are_described_once() -> None:
+    outs = [out for stage in GRAPH.stages.values() for out in stage.outs]
+    assert len(set(outs)) == len(outs)
+
+
+def test_the_chain_is_the_one_of_the_design() -> None:
+    """That these edges are DVC's own is in test_graph.py."""
+    evaluations = {f"evaluate@{name}" for name in ("knn", "linear", "finetune")}
+    backbone = {(name, other) for name in evaluations for other in ("shards", "pretrain")}
+    assert backbone < GRAPH.edges
+    assert {other for stage, other in GRAPH.edges if stage == "report"} == set(GRAPH.stages) - {"report"}
+    assert {edge for edge in GRAPH.edges if edge[0] not in {*evaluations, "report"}} == {
+        ("perceptual_net", "shards"),
+        ("tokenizer", "shards"),
+        ("tokenizer", "perceptual_net"),
+        ("tokens", "shards"),
+        ("tokens", "tokenizer"),
+        ("pretrain", "shards"),
+        ("pretrain", "tokenizer"),
+        ("pretrain", "tokens"),
+    }

@@ -1,0 +1,306 @@
+"""`make params`: the user's images become a tracked input, and what can't be one is refused before anything is written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from peco import config
+from peco.data.sources import open_source
+from peco.errors import PecoError
+from pipelines import inputs, params
+
+ENV = {
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository with the embedded set and its parameters."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    (root / "data").mkdir(parents=True)
+    shutil.copyfile(Path(__file__).parents[1] / "data" / "scenes.yaml", root / "data" / "scenes.yaml")
+    (root / "params.yaml").write_text(params.render(params.compose_params("smoke", [])))
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=root, check=True, env={**os.environ, **ENV})
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "project"
+    shutil.copytree(template, root)
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    return root
+
+
+def picture(color: int = 0) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), (color, 99, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+def folder(root: Path, names: Iterable[str]) -> Path:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(i))
+    return root
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def shard(path: Path, keys: Iterable[str] = ("0", "1"), mode: str = "w") -> Path:
+    return tar(path, {f"{k}.{e}": c for k in keys for e, c in (("png", picture(int(k))), ("cls", b"0"))}, mode)
+
+
+PHOTOS = [f"{split}/{name}/{i}.png" for split in ("train", "val") for name in ("cat", "dog") for i in range(2)]
+
+
+def image_tar(path: Path, mode: str = "w") -> Path:
+    return tar(path, {name: picture(i) for i, name in enumerate(PHOTOS)}, mode)
+
+
+def image_zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(PHOTOS):
+            archive.writestr(name, picture(i))
+    return path
+
+
+def split_shards(root: Path) -> Path:
+    shard(root / "train" / "0.tar", ("0", "1", "2"))
+    shard(root / "val" / "0.tar", ("3",))
+    return root
+
+
+def counts(project: Path) -> dict[str, int]:
+    """Samples of each split, as the stage `shards` will read them."""
+    found: dict[str, int] = {}
+    for sample in open_source(config.load().dataset, project / "work").samples():
+        found[sample.split] = found.get(sample.split, 0) + 1
+    return found
+
+
+def dataset() -> dict[str, Any]:
+    raw: dict[str, Any] = yaml.safe_load(Path("params.yaml").read_text())
+    return {name: raw["dataset"][name] for name in ("source", "path")}
+
+
+def snapshot(project: Path) -> dict[str, bytes]:
+    places = [project / "params.yaml", *(project / "data").rglob("*")]
+    return {str(p.relative_to(project)): p.read_bytes() for p in places if p.is_file()}
+
+
+def refusal(project: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a refusal that wrote nothing."""
+    before = snapshot(project)
+    capsys.readouterr()
+    assert params.main(list(arguments)) == 2
+    assert snapshot(project) == before
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "path"),
+    [
+        (lambda at: folder(at / "my photos", PHOTOS), "images", "data/my-photos"),
+        (lambda at: image_zip(at / "photos.zip"), "images", "data/photos.zip"),
+        (lambda at: image_tar(at / "photos.tgz", "w:gz"), "images", "data/photos.tgz"),
+        (lambda at: split_shards(at / "shards"), "webdataset", "data/shards"),
+        (lambda at: shard(at / "train.tar.gz", "012", "w:gz"), "webdataset", "data/train.tar.gz"),
+    ],
+    ids=["folder", "zip", "tgz", "folders of tars", "tar.gz of samples"],
+)
+def test_what_the_sources_read_can_be_named(
+    project: Path, tmp_path: Path, make: Callable[[Path], Path], source: str, path: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    assert params.main(["--preset", "cifar", "--data", str(make(home))]) == 0
+    assert dataset() == {"source": source, "path": path}
+    assert (project / f"{path}.dvc").is_file() and counts(project)["train"] > 0
+
+
+def test_labels_beside_images_of_a_folder_do_not_make_it_shards(project: Path, tmp_path: Path) -> None:
+    members = {"notes/about.json": b"{}", "cat/0.png": picture(), "dog/0.png": picture(1)}
+    assert inputs.look(str(tar(tmp_path / "photos.tar", members))).source == "images"
+    assert inputs.look(str(shard(tmp_path / "shard.tar"))).source == "webdataset"
+
+
+def test_a_pattern_keeps_places_and_class_names(project: Path, tmp_path: Path) -> None:
+    home = split_shards(tmp_path / "shards")
+    (home / "classes.txt").write_text("cat\ndog\n")
+    assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0
+    assert dataset() == {"source": "webdataset", "path": "data/shards"}
+    assert counts(project) == {"train": 3, "val": 1}
+    assert open_source(config.load().dataset, project).classes == ("cat", "dog")
+    assert sorted(p.name for p in (project / "data").glob("*.dvc")) == ["shards.dvc"]
+    assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0  # the same again
+
+
+@pytest.mark.parametrize("data", ["https://host/a/train-{000..003}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"])
+def test_an_address_becomes_a_list(project: Path, data: str) -> None:
+    found = inputs.look(data)
+    inputs.take(found)
+    assert found.source == "webdataset" and found.path.suffix == ".txt"
+    assert found.path.read_text() == data + "\n"
+    assert inputs.look(data).content is None
+    found.path.write_text("https://other/x.tar\n")
+    with pytest.raises(PecoError, match="is another list"):
+        inputs.look(data)
+
+
+def test_lists_of_addresses_are_copied(project: Path, tmp_path: Path) -> None:
+    text = tmp_path / "list.txt"
+    text.write_text("# mine\nhttps://host/train-{0..2}.tar\ns3://bucket/val-0.tar\n")
+    assert params.main(["--preset", "cifar", "--data", str(text)]) == 0
+    assert dataset() == {"source": "webdataset", "path": "data/list.txt"}
+    assert Path("data/list.txt").read_text() == text.read_text() and not Path("data/list.txt.dvc").exists()
+    whole = tmp_path / "whole.json"
+    whole.write_text(json.dumps({"shards": ["https://host/train-0.tar"], "classes": ["cat"]}))
+    assert inputs.look(str(whole)).content == whole.read_text()
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    found = inputs.look(str(text))
+    assert found.path == Path("data/list.json") and json.loads(str(found.content))["classes"] == ["cat", "dog"]
+
+
+def bad_list(at: Path) -> Path:
+    shard(at / "0.tar")
+    (at / "list.txt").write_text("0.tar\nhttps://host/1.tar\n")
+    return at / "list.txt"
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def mixed(at: Path) -> Path:
+    shard(at / "mixed" / "0.tar")
+    return folder(at / "mixed", ["a.png"])
+
+
+def empty(at: Path) -> Path:
+    (at / "empty").mkdir()
+    return at / "empty"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda at: at / "nowhere", "no such file or folder"),
+        (lambda at: at / "*.tar", "no such file"),
+        (lambda at: at / "{a.tar", "braces"),
+        (empty, "no image and no tar in this folder"),
+        (lambda at: written(at / "notes.txt", b"hello\n"), "no such file"),
+        (lambda at: written(at / "film.mp4", b"\x00\xff\xfe\x80" * 300), "neither a folder, a tar, a zip nor a list"),
+        (lambda at: written(at / "cut.tar", b"\x1f\x8bnothing"), "not a readable tar"),
+        (lambda at: written(at / "cut.zip", b"PK\x03\x04nothing"), "can't be read"),
+        (lambda at: tar(at / "texts.tar", {"a.txt": b"a"}), "no image in this archive"),
+        (bad_list, "lists tars of this machine"),
+        (mixed, "both images and tars"),
+        (lambda at: at.parent, "holds this project itself"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_data_is_refused_and_leaves_nothing(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], message: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    assert message in refusal(project, capsys, "--preset", "cifar", "--data", str(make(home)))
+
+
+def test_a_wrong_override_leaves_the_images_alone(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = str(folder(tmp_path / "photos", PHOTOS))
+    line = refusal(project, capsys, "--preset", "cifar", "--data", photos, "pretrain.optim.lr=fast")
+    assert "pretrain.optim.lr" in line
+
+
+def test_what_dvc_refuses_leaves_nothing(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = folder(tmp_path / "photos", PHOTOS)
+    shutil.rmtree(project / ".dvc")
+    before = snapshot(project)
+    assert params.main(["--preset", "cifar", "--data", str(photos)]) == 2
+    assert "DVC can't take it" in capsys.readouterr().err.splitlines()[-1]
+    assert snapshot(project) == before
+
+
+def test_a_name_is_taken_once(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, same, other = (folder(tmp_path / at / "photos", PHOTOS) for at in ("a", "b", "c"))
+    (same / ".hidden").write_text("")
+    (first / ".hidden").write_text("")
+    (other / PHOTOS[0]).write_bytes(picture(200))
+    assert params.main(["--preset", "cifar", "--data", str(first)]) == 0
+    kept = snapshot(project)
+    capsys.readouterr()
+    assert params.main(["--preset", "cifar", "--data", str(same)]) == 0
+    assert snapshot(project) == kept and "Taking" not in capsys.readouterr().err
+    line = refusal(project, capsys, "--preset", "cifar", "--data", str(other))
+    assert "`dvc remove --outs data/photos.dvc`" in line
+    (project / "data" / "loose").mkdir()
+    assert "is there already" in refusal(project, capsys, "--data", str(folder(tmp_path / "loose", PHOTOS)))
+
+
+def test_the_data_set_stays_until_another_is_named(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert params.main(["--preset", "cifar", "--data", str(folder(tmp_path / "photos", PHOTOS))]) == 0
+    images = {"source": "images", "path": "data/photos"}
+    assert params.main(["tokenizer.quantizer.codes=64"]) == 0
+    assert dataset() == images and config.load().tokenizer.quantizer.codes == 64
+    assert config.load().preset == "cifar"
+    assert params.main(["--data", "data/photos"]) == 0 and dataset() == images
+    assert params.main(["--data", "scenes"]) == 0 and config.load().preset == "cifar"
+    assert dataset() == {"source": "scenes", "path": "data/scenes.yaml"}
+    assert "preset imagenet_vit_b has no images yet" in refusal(project, capsys, "--preset", "imagenet_vit_b")
+    assert params.main(["--data", "data/photos"]) == 0
+    shutil.rmtree(project / "data" / "photos")
+    for arguments in ([], ["--data", "data/photos"]):
+        assert "`dvc pull data/photos.dvc`" in refusal(project, capsys, *arguments)
+
+
+def test_images_below_data_are_tracked_where_they_lie(project: Path) -> None:
+    folder(project / "data" / "our photos", PHOTOS)
+    assert params.main(["--preset", "cifar", "--data", "data/our photos"]) == 0
+    assert dataset() == {"source": "images", "path": "data/our photos"}
+    assert (project / "data" / "our photos.dvc").is_file() and counts(project) == {"train": 4, "val": 4}
+
+
+def test_parameters_of_an_older_version_are_written_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    del raw["loader"]
+    Path("params.yaml").write_text(yaml.safe_dump(raw))
+    assert params.main([]) == 0 and config.load().preset == "smoke"
+    Path("params.yaml").write_text("a: [")
+    assert "params.yaml" in refusal(project, capsys)
+    assert params.main(["--preset", "smoke"]) == 0

@@ -1,0 +1,432 @@
+"""The stages by themselves: on a few small images, in one process, and how they end."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from peco import artifacts, config, device
+from peco.data.loader import Fields, TrainLoader, scan
+from peco.data.raw import RawSample
+from peco.data.samples import CenterView
+from peco.data.shards import Sample, open_shards
+from peco.data.tokens import TokenStore, write_index
+from peco.data.writing import write_shards
+from peco.errors import Interrupted, PecoError
+from peco.mim import io as mim_io
+from peco.mim.model import MaskedImageModel, build_backbone
+from peco.perceptual.features import FeatureNet
+from peco.publishing import staging
+from peco.stages import (
+    common,
+    evaluate_finetune,
+    evaluate_knn,
+    evaluate_linear,
+    perceptual_net,
+    pretrain,
+    probes,
+    tokens,
+)
+from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer.model import PerceptualTokenizer
+from pipelines.params import compose_params
+
+ROOT = Path(__file__).parents[1]
+CFG = config.parse(compose_params("smoke", []))
+SIZE = CFG.loader.image_size
+COUNTS = {"train": 24, "val": 8}
+
+
+class Noise:
+    """Images of noise in two classes."""
+
+    classes = ("a", "b")
+    total: int | None = None
+
+    def __init__(self) -> None:
+        self.ignored: Counter[str] = Counter()
+
+    def samples(self) -> Iterator[RawSample]:
+        for number, (split, count) in enumerate(COUNTS.items()):
+            for i in range(count):
+                pixels = np.random.default_rng([number, i]).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+                out = io.BytesIO()
+                Image.fromarray(pixels).save(out, "PNG")
+                yield RawSample(split, f"{split}/{i}.png", out.getvalue(), i % 2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, and models at random initialisation."""
+    root = tmp_path_factory.mktemp("made")
+    dataset = dataclasses.replace(CFG.dataset, samples_per_shard=10)
+    write_shards(Noise(), root / common.SHARDS, dataset, work=root / "work", workers=1)
+    torch.manual_seed(0)
+    cfg = CFG.tokenizer
+    tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
+    tokenizer_io.save(
+        root / common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size}
+    )
+    backbone, arch, model_args = build_backbone(CFG.pretrain.vit, SIZE, CFG.pretrain.layer_scale, 0.0)
+    model = MaskedImageModel(backbone, cfg.quantizer.codes)
+    mim_io.save(root / common.BACKBONE, model, arch=arch, model_args=model_args)
+    return root
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what was made, as current directory."""
+    shutil.copytree(made / "artifacts", tmp_path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    for name in ("PECO_WORK", "PECO_WORKERS", "PECO_METRICS_PORT", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def run_of(stage: ModuleType, cfg: config.Config = CFG) -> common.StageRun:
+    """The stage sees nothing but the parameters that it declares."""
+    name = stage.__name__.rpartition(".")[2].replace("evaluate_", "evaluate@")
+    return common.StageRun(name, config.restrict(cfg, stage.PARAMS))
+
+
+def metrics(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((common.METRICS / f"{name}.json").read_text())
+    return found
+
+
+def change(cfg: config.Config, key: str, **values: Any) -> config.Config:
+    """`cfg` with other values in the group `key`."""
+
+    def changed(group: Any, path: list[str]) -> Any:
+        if not path:
+            return dataclasses.replace(group, **values)
+        return dataclasses.replace(group, **{path[0]: changed(getattr(group, path[0]), path[1:])})
+
+    return changed(cfg, key.split("."))
+
+
+# An existing perceptual network
+
+
+def existing(model: str, image_size: int = SIZE) -> config.Config:
+    cfg = change(CFG, "perceptual_net", source="timm")
+    cfg = change(cfg, "perceptual_net.timm", model=model, pretrained=False)
+    return change(cfg, "loader", image_size=image_size)
+
+
+@pytest.mark.parametrize(
+    ("model", "image_size", "built_for"),
+    [
+        ("vit_tiny_patch16_224", SIZE, SIZE),
+        ("vit_tiny_patch16_224.augreg_in21k", 40, 48),  # whole patches
+        ("test_vit.r160_in1k", SIZE, SIZE),  # takes any size
+        ("resnet18", SIZE, SIZE),
+        ("test_efficientnet.r160_in1k", SIZE, SIZE),  # its blocks are no transformer's
+    ],
+)
+def test_any_timm_network_is_published_at_its_size_and_scored(
+    here: Path, model: str, image_size: int, built_for: int
+) -> None:
+    perceptual_net.main(run_of(perceptual_net, existing(model, image_size)))
+    assert set(metrics("perceptual_net")) == {"knn_accuracy", "random_knn_accuracy"}
+    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), [1, 2])
+    assert net.size in (None, (built_for, built_for))
+    assert all(f.isfinite().all() for f in net(torch.rand(1, 3, SIZE, SIZE)))
+    assert artifacts.describe(common.PERCEPTUAL_NET)["architecture"] == model.partition(".")[0]
+
+
+def test_a_random_network_is_the_same_each_time(here: Path) -> None:
+    run = run_of(perceptual_net, existing("test_resnet"))
+    weights = []
+    for draws in (0, 5):
+        torch.rand(draws)
+        perceptual_net.main(run)
+        weights.append((common.PERCEPTUAL_NET / artifacts.WEIGHTS).read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("arch", ["vit_of_my_dreams", "resnet18", "beit_base_patch16_224"])
+def test_an_architecture_that_is_no_plain_vit_is_named(here: Path, arch: str) -> None:
+    cfg = change(CFG, "perceptual_net.vit", arch=arch)
+    with pytest.raises(PecoError, match=rf"perceptual_net\.vit\.arch: '{arch}' is not allowed"):
+        perceptual_net.main(run_of(perceptual_net, cfg))
+
+
+# Tokens
+
+
+def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> None:
+    """At the same view, under the loop's bf16 autocast too."""
+    cfg, views = CFG.pretrain, 2
+    tokens.main(run_of(tokens, change(CFG, "tokens", views=views)))
+    train = open_shards(common.SHARDS, "train")
+    (here / "none").mkdir()
+    grid, codes = CFG.tokenizer.grid, CFG.tokenizer.quantizer.codes
+    write_index(here / "none", train, views=0, grid=grid, codes=codes)
+    stored, online = (
+        pretrain.MaskedView(CFG.seed, CFG.tokens.view, SIZE, grid, cfg.masking, TokenStore(folder, train), SIZE)
+        for folder in (common.TOKENS, here / "none")
+    )
+    backbone, _, _ = build_backbone(cfg.vit, SIZE, None, 0.0)
+    model = MaskedImageModel(backbone, codes)
+    task = pretrain.PretrainTask(model, tokenizer_io.load(common.TOKENIZER))
+    for epoch in range(views):
+        for sample in train.read(0, len(train)):
+            ours, theirs = online(sample, epoch), stored(sample, epoch)
+            for name in ("image", "mask"):
+                np.testing.assert_array_equal(ours[name], theirs[name])
+            x_BCHW = torch.tensor(ours["image_tokenizer"]).permute(2, 0, 1)[None].float().div_(255)
+            with torch.autocast("cpu", torch.bfloat16):
+                targets_BL = task.targets({"image_tokenizer": x_BCHW})
+            np.testing.assert_array_equal(targets_BL[0], theirs["tokens"])
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("stage", [evaluate_knn, evaluate_linear])
+def test_probes_score_backbone_and_random_initialisation(here: Path, stage: ModuleType) -> None:
+    stage.main(run_of(stage))
+    found = metrics(f"evaluate/{stage.__name__.rpartition('_')[2]}")
+    assert {"accuracy", "random_accuracy", "block", "random_block"} <= set(found)
+
+
+def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("PECO_METRICS_PORT", str(port))
+    evaluate_finetune.main(run_of(evaluate_finetune))
+    assert set(metrics("evaluate/finetune")) == {"accuracy", "random_accuracy"}
+    assert "is in use" not in capsys.readouterr().err
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("", port))
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "world"), [(9, 1, 1), (24, 4, 2), (8, 1, 8)])
+def test_images_that_can_not_be_paired_are_refused_before_any_work(batch: int, accumulate: int, world: int) -> None:
+    cfg = change(CFG.evaluate.finetune, "optim", batch_size=batch, accumulate=accumulate)
+    evaluate_finetune.require_pairs(cfg, world)  # nothing is mixed
+    for mixing in ({"mixup": 0.8}, {"cutmix": 1.0}):
+        with pytest.raises(PecoError, match=rf"optim\.batch_size: {batch} is not allowed.*2 x {world} processes"):
+            evaluate_finetune.require_pairs(dataclasses.replace(cfg, **mixing), world)
+
+
+# Where and how a stage runs
+
+
+def test_a_gpu_is_left_alone_where_the_cpu_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("PECO_DEVICE", raising=False)
+    assert [device.uses_cuda(), device.choose()] == [True, torch.device("cuda", 0)]
+    with pytest.raises(PecoError, match="process 1 of this machine has no GPU"):
+        device.choose(1)
+    monkeypatch.setenv("PECO_DEVICE", "tpu")
+    with pytest.raises(PecoError, match="PECO_DEVICE: 'tpu' is not allowed"):
+        device.choose()
+    monkeypatch.setenv("PECO_DEVICE", "cpu")
+    assert [device.uses_cuda(), device.choose()] == [False, torch.device("cpu")]
+    model = dict(probes.backbones(0))["random_"]
+    found, _ = probes.features(model, open_shards(common.SHARDS, "val"), workers=0)
+    assert len(found["norm"]) == COUNTS["val"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Fails at one sample: by an error for the user, or by the death of the process."""
+
+    at: int
+    fatal: bool = False
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        if sample.index == self.at:
+            if self.fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise PecoError(f"sample {sample.index} is broken; mend it")
+        return {"index": sample.index}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int) -> None:
+    train = open_shards(common.SHARDS, "train")
+    found: list[int] = []
+
+    def read(batches: Iterator[dict[str, Tensor]]) -> None:
+        for batch in batches:
+            found.extend(batch["index"].tolist())
+
+    with pytest.raises(PecoError, match=r"^sample 9 is broken; mend it$"):
+        read(scan(train, Broken(9), batch_size=4, workers=workers))
+    assert found == list(range(8))  # what lies before comes first
+    loader = TrainLoader(train, Broken(9), batch_size=8, seed=0, lanes=8, buffer=4, workers=workers)
+    with pytest.raises(PecoError, match=r"^sample 9 is broken; mend it$"):
+        read(loader.batches(0, 3))
+
+
+@pytest.fixture
+def finish(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[[Callable[[common.StageRun], None]], tuple[int, list[str]]]]:
+    """Runs a stage to its end in this process and returns its status and what it wrote to stderr."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+
+    class Exit(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Exit(code)
+
+    def run(main: Callable[[common.StageRun], None]) -> tuple[int, list[str]]:
+        (here / "params.yaml").write_text(yaml.safe_dump(config.to_dict(CFG)))
+        monkeypatch.setattr(common.os, "_exit", leave)
+        try:
+            with pytest.raises(Exit) as caught:
+                common.run_stage("stage", ("seed",), main)
+        finally:
+            monkeypatch.undo()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return caught.value.args[0], capsys.readouterr().err.splitlines()
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def raising(error: BaseException) -> Callable[[common.StageRun], None]:
+    def main(run: common.StageRun) -> None:
+        raise error
+
+    return main
+
+
+def test_a_stage_ends_with_a_line_and_a_status(finish: Any) -> None:
+    assert finish(lambda run: None) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (PecoError("lr: too high;\n lower it"), 2, "error: stage: lr: too high; lower it"),
+        (Interrupted("stopped at step 3"), 143, "stage: stopped at step 3"),
+        (KeyboardInterrupt(), 143, "stage: interrupted; run it again to go on"),
+        (OSError(28, "No space", "x.tar"), 2, "error: stage: disk full while writing x.tar: free space and run again"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(finish: Any, error: BaseException, status: int, line: str) -> None:
+    assert finish(raising(error)) == (status, [line])
+
+
+def test_a_defect_shows_its_traceback(finish: Any) -> None:
+    status, lines = finish(raising(RuntimeError("boom")))
+    assert (status, lines[-1]) == (1, "RuntimeError: boom")
+    assert lines[0].startswith("Traceback")
+
+
+def test_a_killed_loader_process_is_one_line(finish: Any) -> None:
+    def main(run: common.StageRun) -> None:
+        list(scan(open_shards(common.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
+
+    status, lines = finish(main)
+    assert (status, len(lines)) == (2, 1)
+    assert "lower PECO_WORKERS" in lines[0]
+
+
+@pytest.mark.parametrize("name", ["PECO_WORKERS", "PECO_THREADS"])
+def test_a_number_in_the_environment_that_is_none_is_one_line(
+    finish: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "many")
+    status, lines = finish(lambda run: print(run.workers))
+    assert (status, lines) == (2, [f"error: stage: {name}: 'many' is not allowed; expected an integer, at least 0"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_tidies_up_and_nothing_swallows_it(finish: Any, number: signal.Signals) -> None:
+    def main(run: common.StageRun) -> None:
+        with staging(Path("out")) as folder:
+            (folder / "half").touch()
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(10)
+            except Exception:
+                return
+            finally:
+                os.kill(os.getpid(), number)  # the same stop, a second time
+                time.sleep(0.05)
+
+    assert finish(main) == (143, ["stage: interrupted; run it again to go on"])
+    assert not {"out", ".out.tmp"} & set(os.listdir())
+
+
+def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(finish: Any) -> None:
+    def main(run: common.StageRun) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise RuntimeError("Connection closed by peer") from None
+
+    assert finish(main) == (143, ["stage: interrupted; run it again to go on"])
+
+
+def test_the_shards_stage_stopped_in_the_midst_leaves_nothing_behind(tmp_path: Path) -> None:
+    cfg = compose_params("smoke", ["dataset.scenes.train=100000"])
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(cfg))
+    shutil.copytree(ROOT / "data", tmp_path / "data")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peco.stages.shards"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PECO_WORK": ".work"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "artifacts/.shards.tmp").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (143, "shards: interrupted; run it again to go on\n")
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_working_files_are_kept_by_parameters_and_inputs(here: Path) -> None:
+    run = run_of(tokens)
+    assert run.work([common.SHARDS]) == run.work([common.SHARDS])
+    assert run.work([common.SHARDS]) != run.work([common.TOKENIZER])
+    assert run.work([common.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([common.SHARDS])
+
+
+def test_evaluation_views_are_scanned_in_order(here: Path) -> None:
+    val = open_shards(common.SHARDS, "val")
+    for workers in (0, 2):
+        found = [batch["index"] for batch in scan(val, CenterView(SIZE), batch_size=3, workers=workers)]
+        assert torch.cat(found).tolist() == list(range(len(val)))
