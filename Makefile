@@ -36,7 +36,7 @@ test: setup ## the whole test suite
 	@python -m pytest -n 2
 
 lint: setup ## ruff, mypy, and code dependencies in dvc.yaml
-	@ruff check . && ruff format --check . && mypy && python -m pipelines.closure --check
+	@ruff check . && ruff format --check peco pipelines tests benchmarks && mypy && python -m pipelines.closure --check
 
 deps: setup ## bring the code dependencies in dvc.yaml up to date with the imports
 	@python -m pipelines.closure --write

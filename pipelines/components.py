@@ -49,7 +49,9 @@ def _app(
     port: int = PORT,
 ) -> specs.AppDef:
     module = f"peco.stages.{role}"
-    variables = {"PECO_WORKERS": str(workers)}
+    # By default a thread that waits for another spins for long, which brings training to a crawl on a machine that does
+    # anything else beside it (docs/results.md).
+    variables = {"PECO_WORKERS": str(workers), "GOMP_SPINCOUNT": "10000"}
     if threads:
         variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PECO_THREADS"), str(threads))
     variables |= env or {}

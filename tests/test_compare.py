@@ -116,7 +116,7 @@ def test_an_experiment_is_run_again_without_running_its_stages_again(project: Pa
     assert (tmp_path / "ran").read_text() == "1\n1\n"
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], check=True, capture_output=True, text=True).stdout
     assert refs.count("/one\n") == 2
-    with pytest.raises(PecoError, match="^experiment two: ") as caught:
+    with pytest.raises(PecoError, match=r"^experiment two: ") as caught:
         compare.read_metrics("two")
     assert "\n" not in str(caught.value)
 

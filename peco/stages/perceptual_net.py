@@ -187,7 +187,7 @@ def score(run: common.StageRun, dist: Dist) -> dict[str, float]:
 
 def whole_patches(net: nn.Module, image_size: int) -> int:
     """`image_size`, rounded up to what the network's patches divide."""
-    patch = max(to_2tuple(getattr(getattr(net, "patch_embed", None), "patch_size", 1)))
+    patch: int = max(to_2tuple(getattr(getattr(net, "patch_embed", None), "patch_size", 1)))
     return -(-image_size // patch) * patch
 
 
