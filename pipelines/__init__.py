@@ -1,0 +1,1 @@
+"""The workflow: parameters, launcher, experiments."""

@@ -1,0 +1,1 @@
+"""Hydra groups and presets; pipelines/params.py composes them into params.yaml."""

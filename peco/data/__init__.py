@@ -1,0 +1,1 @@
+"""Images to shards to views to batches."""

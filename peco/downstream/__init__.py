@@ -1,0 +1,1 @@
+"""What a frozen or fine-tuned backbone is worth: kNN, linear probe, fine-tuning."""

@@ -1,0 +1,1 @@
+"""Masked image modelling: block-wise masks, the backbone with mask token and head."""
