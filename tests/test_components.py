@@ -36,7 +36,7 @@ def test_names_suit_kubernetes_and_rendezvous(role: str) -> None:
 def test_one_process_is_started_without_torchrun() -> None:
     role = components.tokenizer(threads=3, workers=2, env={"X": "1"}).roles[0]
     assert [role.entrypoint, *role.args] == ["python", "-m", "peco.stages.tokenizer"]
-    assert role.env == {"PECO_WORKERS": "2", "X": "1"} | dict.fromkeys(
+    assert role.env == {"PECO_WORKERS": "2", "GOMP_SPINCOUNT": "10000", "X": "1"} | dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PECO_THREADS"), "3"
     )
 
