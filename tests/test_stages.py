@@ -293,6 +293,7 @@ def finish(
 ) -> Iterator[Callable[[Callable[[common.StageRun], None]], tuple[int, list[str]]]]:
     """Runs a stage to its end in this process and returns its status and what it wrote to stderr."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     threads = torch.get_num_threads()
 
     class Exit(BaseException):
