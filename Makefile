@@ -1,4 +1,6 @@
-# `make` lists the targets. Variables: PRESET, DATA, SET="a.b=1 c=2", SEEDS="0 1 2", PYTHON.
+# `make` lists the targets. Variables: PRESET, DATA and SET="a.b=1 c=2" (params, repro), SEEDS="0 1 2" and SET (compare), PYTHON.
+$(if $(word 2,$(CURDIR)),$(error the path of this folder ($(CURDIR)) has a space, which make can't handle; move it to a path without one))
+
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
@@ -29,8 +31,9 @@ params: setup ## write params.yaml: PRESET=… DATA=… SET="key=value …"
 repro: setup ## images to an evaluated backbone and a report; PRESET, DATA and SET as in `make params`
 	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data '$(DATA)') $(SET) &&) python -m pipelines.repro
 
-compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, in one table
-	@python -m pipelines.compare --seeds $(SEEDS)
+compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, in one table; SET="key=value …" for all of them
+	$(if $(PRESET)$(DATA),$(error compare takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make compare`))
+	@python -m pipelines.compare --seeds $(SEEDS) $(if $(SET),--set $(SET))
 
 test: setup ## the whole test suite
 	@python -m pytest -n 2

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, cast
 
 import yaml
@@ -57,8 +57,9 @@ class Scenes:
 class Dataset:
     """Where images come from and how they are packed into shards.
 
-    `path` is a tracked input below `data/`: a folder or tar in ImageFolder layout (`source: images`), a folder of WebDataset
-    tars or a list of their addresses (`source: webdataset`), or the descriptor of the procedural set (`source: scenes`).
+    `path` is a tracked input below `data/`, as dvc.lock, which it enters, must hold on any machine: a folder or tar in
+    ImageFolder layout (`source: images`), a folder of WebDataset tars or a list of their addresses (`source: webdataset`), or
+    the descriptor of the procedural set (`source: scenes`).
     """
 
     source: Literal["scenes", "images", "webdataset"]
@@ -106,7 +107,7 @@ class Optim:
     min_lr: NonNegative
     warmup_epochs: NonNegative
     weight_decay: NonNegative
-    betas: tuple[Fraction, Fraction]
+    betas: tuple[Annotated[float, Range(0, 0.999999)], Annotated[float, Range(0, 0.999999)]]
     clip_grad: Positive | None
     layer_decay: Annotated[float, Range(1e-3, 1)]
     ema: Annotated[float, Range(0, 0.99999)] | None
@@ -134,7 +135,7 @@ class TimmNet:
     model: str
     pretrained: bool
     revision: str | None  # hub commit that the weights are pinned to
-    checkpoint: str | None  # local .safetensors file
+    checkpoint: str | None  # local .safetensors file, by a path relative to the repository
 
 
 @dataclass(frozen=True)
@@ -327,6 +328,9 @@ class Config:
         Raises:
             PecoError: naming the key and what is allowed.
         """
+        self._check_paths()
+        for key, seed in (("seed", self.seed), ("dataset.seed", self.dataset.seed)):
+            _require(seed < 2**63, key, seed, "an integer below 2**63")
         size, lanes = self.loader.image_size, self.loader.lanes
         factor, grid = self.tokenizer.factor, self.tokenizer.grid
         for key, patch, side, of in (
@@ -365,6 +369,12 @@ class Config:
                 optim.batch_size,
                 f"a multiple of loader.lanes ({lanes})",
             )
+            _require(
+                optim.batch_size % optim.accumulate == 0,
+                f"{key}.accumulate",
+                optim.accumulate,
+                f"a divisor of {key}.batch_size ({optim.batch_size})",
+            )
             _require(optim.min_lr <= optim.lr, f"{key}.min_lr", optim.min_lr, f"at most {key}.lr ({optim.lr:g})")
             _require(
                 optim.warmup_epochs <= optim.epochs,
@@ -372,6 +382,16 @@ class Config:
                 optim.warmup_epochs,
                 f"at most {key}.epochs ({optim.epochs:g})",
             )
+        decay = self.tokenizer.optim.layer_decay
+        _require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
+        finetune = self.evaluate.finetune
+        part = finetune.optim.batch_size // finetune.optim.accumulate
+        _require(
+            part % 2 == 0 or not (finetune.mixup or finetune.cutmix),
+            "evaluate.finetune.optim.batch_size",
+            finetune.optim.batch_size,
+            f"a multiple of 2 x evaluate.finetune.optim.accumulate ({finetune.optim.accumulate}): mixup and cutmix need pairs",
+        )
         for key, view in (
             ("perceptual_net.moco.view", self.perceptual_net.moco.view),
             ("tokenizer.view", self.tokenizer.view),
@@ -395,6 +415,22 @@ class Config:
                 "over 0 where tokenizer.pixel is none: no loss would be left",
             )
 
+    def _check_paths(self) -> None:
+        """Refuse paths that mean something on this machine only: they would enter dvc.yaml and dvc.lock."""
+        path, checkpoint = self.dataset.path, self.perceptual_net.timm.checkpoint
+        _require(
+            _is_inside(path) and len(PurePosixPath(path).parts) > 1 and PurePosixPath(path).parts[0] == "data",
+            "dataset.path",
+            path,
+            "a relative path below data/ without `..`; `make params DATA=…` takes images from elsewhere in",
+        )
+        _require(
+            checkpoint is None or _is_inside(checkpoint),
+            "perceptual_net.timm.checkpoint",
+            checkpoint,
+            "a relative path without `..`; put the file below data/, where `dvc add` tracks it",
+        )
+
 
 def load(path: str | Path = "params.yaml") -> Config:
     """Read and validate a parameter file.
@@ -406,6 +442,8 @@ def load(path: str | Path = "params.yaml") -> Config:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file; `make params` writes it") from None
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that and run again") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PecoError(f"{path}: not valid YAML: {error}") from None
     return parse(raw)
@@ -500,6 +538,12 @@ def _check_heads(key: str, vit: Vit) -> None:
         vit.num_heads,
         f"a divisor of {key}.embed_dim ({vit.embed_dim})",
     )
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a path stays in the repository, whoever reads it."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith(("/", "~")) and ".." not in parts
 
 
 def _require(ok: bool, key: str, value: object, allowed: str) -> None:

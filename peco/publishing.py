@@ -11,6 +11,8 @@ from pathlib import Path
 
 from peco.errors import PecoError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def publish(tmp: Path, final: Path) -> None:
     """Give a finished folder (or file) its final name by a rename; whatever stood there is replaced.
@@ -40,20 +42,34 @@ def staging(final: Path) -> Iterator[Path]:
     """An empty folder to write into; published as `final` at the end, removed if the block raises.
 
     Raises:
-        PecoError: writing failed, as on a full disk.
+        PecoError: the folder can't be written to, as on a full disk. Other errors of the block pass as they are.
     """
     tmp = final.with_name(f".{final.name}.tmp")
+    block = False
     try:
         _remove(tmp)  # of a run that was killed
         tmp.mkdir(parents=True)
+        block = True
         yield tmp
+        block = False
         publish(tmp, final)
     except OSError as error:
-        reason = "disk full" if error.errno == errno.ENOSPC else f"could not be written: {error}"
+        if block and not _is_refusal(error, tmp):
+            raise
+        reason = "disk full" if error.errno in _FULL else f"could not be written: {error}"
         raise PecoError(f"{final}: {reason}; nothing was changed there, mend that and run again") from error
     finally:
         with contextlib.suppress(OSError):
             _remove(tmp)
+
+
+def _is_refusal(error: OSError, folder: Path) -> bool:
+    """Whether the error says that `folder` takes no more; one that came of reading elsewhere does not."""
+    names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    if not names:  # a failed write names no file
+        return error.errno in _FULL
+    inside = any(Path(os.path.abspath(name)).is_relative_to(folder.absolute()) for name in names)
+    return inside and error.errno in (*_FULL, errno.EROFS, errno.EACCES)
 
 
 def _remove(path: Path) -> None:

@@ -107,6 +107,21 @@ def check_input(path: str) -> None:
         raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
 
 
+def check_contrast(parameters: config.Config, settings: list[str]) -> None:
+    """Check that the variants differ: what stands is PeCo's side, and no setting undoes the difference.
+
+    Raises:
+        PecoError: both would be the pixel codebook, or both the same one.
+    """
+    key = "tokenizer.perceptual.weight"
+    if any(setting.startswith(f"{key}=") for setting in settings):
+        raise PecoError(f"--set {key}: not allowed, since it is what the variants differ in; change it in params.yaml")
+    if parameters.tokenizer.perceptual.weight == 0:
+        raise PecoError(
+            f"{key}: 0 in params.yaml, so PeCo would be the pixel codebook too; `git checkout params.yaml` or set it"
+        )
+
+
 def read_metrics(name: str) -> dict[str, Any]:
     """The metrics of an experiment by file: those that the table needs.
 
@@ -159,11 +174,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     seeds = list(dict.fromkeys(args.seeds))
     # Experiments run in folders of their own; their working files are kept beside those of this one, so they resume too.
-    os.environ.setdefault("PECO_WORK", str(Path(".work").resolve()))
+    os.environ["PECO_WORK"] = str(Path(os.environ.get("PECO_WORK") or ".work").resolve())
     try:
         parameters = config.load()
         preset = parameters.preset
         check_input(parameters.dataset.path)
+        check_contrast(parameters, args.set)
         names = {v: [experiment_name(preset, v, seed) for seed in seeds] for v in VARIANTS}
         runs = [
             (name, [f"seed={seed}", *settings, *args.set])

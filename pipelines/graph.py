@@ -78,7 +78,8 @@ def load_graph(root: Path | str = ".") -> Graph:
     """Read dvc.yaml and params.yaml of the repository at `root`.
 
     Raises:
-        PecoError: a file is missing or not YAML, a `${…}` names no parameter, or a feature is used that is not supported here.
+        PecoError: a file is missing, can't be read or is not YAML, a `${…}` names no parameter, or a feature is used that is
+            not supported here.
     """
     params = _read(Path(root) / "params.yaml")
     stages: dict[str, Stage] = {}
@@ -99,6 +100,8 @@ def _read(path: Path) -> dict[str, Any]:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file; run this from the root of the repository") from None
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that and run again") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PecoError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):

@@ -8,7 +8,7 @@ Environment:
     PECO_NPROC, PECO_NODES: processes on a node and nodes of a stage that trains (several nodes are simulated on this machine)
     PECO_THREADS, PECO_WORKERS: threads of a process, data loading processes beside it
     PECO_GRACE_SECONDS: how long a stopped stage may take to save its work (60)
-    PECO_WORK: where logs and times are kept (.work)
+    PECO_WORK: where working files, times and the logs of a stage's last five runs are kept (.work)
     PECO_SCHEDULER: local_cwd, the only one so far
 """
 
@@ -35,7 +35,7 @@ from torchx.runner import Runner
 from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 from torchx.specs import AppDef, macros
 
-from peco import config
+from peco import config, workfiles
 from peco.config import Resources
 from peco.errors import PecoError
 from pipelines import components
@@ -47,6 +47,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One Ctrl-C can arrive twice: from the terminal and from a parent that passes it on.
 SAME_STOP_SECONDS = 1.0
 RANKLESS_SECONDS = 10.0
+KEPT_LOGS = 5  # runs of a stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +85,9 @@ def launch(name: str) -> int:
     single = "j" not in inspect.signature(component).parameters
     given = resolve(stage, os.environ, single=single)
     screen = Screen()
-    logs = Path(os.environ.get("PECO_WORK") or ".work") / "logs" / stage.role
+    logs = workfiles.root() / "logs" / stage.role
+    _drop_old_logs(logs)
+    workfiles.remove_finished(keep=stage.role)  # DVC starts a stage when it has recorded the one before
     several: dict[str, Any] = {} if single else {"j": f"{given.nodes}x{given.processes}", "port": _free_port()}
     env = {
         "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH")))),
@@ -100,7 +103,7 @@ def launch(name: str) -> int:
     if status == 0:
         seconds = time.monotonic() - started
         print(f"{name}: {seconds:.1f} s", flush=True)
-        with contextlib.suppress(OSError), (logs.parent.parent / "times.jsonl").open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), (workfiles.root() / "times.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
     return status
 
@@ -144,6 +147,13 @@ def _number(env: Mapping[str, str], name: str, default: int, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise PecoError(f"{name}={text}: not allowed; expected an integer, at least {least}")
     return int(text)
+
+
+def _drop_old_logs(logs: Path) -> None:
+    """Make room for the logs of one more run of the stage."""
+    runs = sorted(logs.glob("*/"), key=lambda run: run.stat().st_mtime)
+    for run in runs[: max(0, len(runs) - KEPT_LOGS + 1)]:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _grace() -> float:

@@ -9,6 +9,7 @@ edits params.yaml in place.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,22 @@ def render(values: dict[str, Any]) -> str:
     """The text of params.yaml."""
     body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
     return HEADER.format(preset=values["preset"]) + body
+
+
+def write(values: dict[str, Any], path: Path = PARAMS) -> None:
+    """Write the file in one step: whoever reads it finds the old or the new one.
+
+    Raises:
+        PecoError: it can't be written; the old one is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(render(values), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise PecoError(f"{path}: can't be written ({error.strerror}); mend that and run again") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def standing(path: Path = PARAMS) -> dict[str, Any]:
@@ -107,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise PecoError(
                     f"preset {preset} has no images yet: name them, `make repro PRESET={preset} DATA=folder-or-tar`"
                 )
-        PARAMS.write_text(render(values), encoding="utf-8")
+        write(values)
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -189,6 +189,26 @@ def test_a_failure_leaves_the_old_folder_whole(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
 
 
+@pytest.mark.parametrize(("number", "inside"), [(5, True), (13, False), (28, False)])
+def test_a_failure_to_read_elsewhere_is_not_one_to_write(folder: Path, number: int, inside: bool) -> None:
+    def fail() -> None:
+        with publishing.staging(folder) as tmp:
+            raise OSError(number, "x", str((tmp if inside else folder.parent) / "source"))
+
+    with pytest.raises(OSError, match="x"):
+        fail()
+    assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
+
+
+def test_a_folder_that_takes_no_file_is_one_line(folder: Path) -> None:
+    def fail() -> None:
+        with publishing.staging(folder) as tmp:
+            raise PermissionError(13, "Permission denied", str(tmp / "model.safetensors"))
+
+    with pytest.raises(PecoError, match="could not be written"):
+        fail()
+
+
 def test_publishing_replaces_whatever_stands_there(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/kept").write_text("x")

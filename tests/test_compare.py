@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from peco import config
 from peco.errors import PecoError
 from pipelines import compare
+from pipelines.params import compose_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,3 +130,13 @@ def test_data_that_git_does_not_know_is_named(project: Path) -> None:
         compare.check_input("data/photos")
     subprocess.run(["git", "add", "data"], check=True)
     compare.check_input("data/photos")
+
+
+def test_variants_that_would_be_the_same_are_refused() -> None:
+    standing = config.parse(compose_params("tiny", []))
+    compare.check_contrast(standing, ["pretrain.optim.epochs=1"])
+    with pytest.raises(PecoError, match=r"--set tokenizer\.perceptual\.weight: not allowed"):
+        compare.check_contrast(standing, ["tokenizer.perceptual.weight=2"])
+    pixels = config.parse(compose_params("tiny", ["tokenizer.perceptual.weight=0"]))
+    with pytest.raises(PecoError, match=r"tokenizer\.perceptual\.weight: 0 in params\.yaml"):
+        compare.check_contrast(pixels, [])

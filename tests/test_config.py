@@ -135,6 +135,18 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
         ("pretrain.optim.lr", "15E4", "expected a number; write 1.5e+5"),
         ("tokens.view.scale", [0.9, 0.5], "tokens.view.scale: [0.9, 0.5] is not allowed"),
         ("dataset", 3, "dataset: expected a group of parameters, got 3"),
+        (
+            "pretrain.optim.betas",
+            [0.9, 1.0],
+            "pretrain.optim.betas[1]: 1.0 is not allowed; expected a number from 0 to",
+        ),
+        ("tokenizer.optim.layer_decay", 0.9, "tokenizer.optim.layer_decay: 0.9 is not allowed; expected 1: "),
+        ("seed", 2**63, f"seed: {2**63} is not allowed; expected an integer below 2**63"),
+        ("dataset.seed", 2**63, f"dataset.seed: {2**63} is not allowed; expected an integer below 2**63"),
+        *(
+            (f"{group}.optim.accumulate", 3, f"{group}.optim.accumulate: 3 is not allowed; expected a divisor of")
+            for group in ("perceptual_net", "tokenizer", "pretrain", "evaluate.finetune")
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(
@@ -144,6 +156,26 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
     with pytest.raises(PecoError) as caught:
         config.parse(raw)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_a_fine_tuning_that_mixes_needs_pairs(raw: dict[str, Any], mixing: str) -> None:
+    put(raw, "evaluate.finetune.optim.batch_size", 16)
+    put(raw, "evaluate.finetune.optim.accumulate", 16)
+    config.parse(raw)
+    put(raw, f"evaluate.finetune.{mixing}", 0.5)
+    with pytest.raises(PecoError, match=r"^evaluate\.finetune\.optim\.batch_size: 16 is not allowed; .* pairs$"):
+        config.parse(raw)
+
+
+def test_the_largest_seed_is_taken(raw: dict[str, Any]) -> None:
+    put(raw, "seed", 2**63 - 1)
+    assert config.parse(raw).seed == 2**63 - 1
+
+
+def test_a_folder_of_that_name_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PecoError, match=r"can't be read \(Is a directory\)"):
+        config.load(tmp_path)
 
 
 def test_unknown_and_missing_keys_are_named(raw: dict[str, Any]) -> None:
@@ -255,3 +287,31 @@ def test_fingerprints_tell_values_apart_and_only_these(raw: dict[str, Any]) -> N
     assert config.fingerprint(config.parse(copy.deepcopy(raw)).tokenizer) == first
     put(raw, "tokenizer.commitment", 0.5)
     assert config.fingerprint(config.parse(raw).tokenizer) != first
+
+
+OUTSIDE = ("/photos", "~/photos", "../photos", "data/../../photos")
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, "data", "./data/", "photos", "", "https://example.org/data/0.tar"])
+def test_images_are_a_path_below_data_that_holds_on_any_machine(raw: dict[str, Any], path: str) -> None:
+    put(raw, "dataset.path", path)
+    with pytest.raises(
+        PecoError, match=r"^dataset\.path: .* is not allowed; expected a relative path below data/"
+    ) as caught:
+        config.parse(raw)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["data/photos", "./data/photos/", "data/a..b/c.tar"])
+def test_images_may_lie_anywhere_below_data(raw: dict[str, Any], path: str) -> None:
+    put(raw, "dataset.path", path)
+    assert config.parse(raw).dataset.path == path
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, ""])
+def test_a_checkpoint_is_a_path_in_the_repository(raw: dict[str, Any], path: str) -> None:
+    put(raw, "perceptual_net.timm.checkpoint", "data/w.safetensors")
+    assert config.parse(raw).perceptual_net.timm.checkpoint == "data/w.safetensors"
+    put(raw, "perceptual_net.timm.checkpoint", path)
+    with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.checkpoint: .*expected a relative path without"):
+        config.parse(raw)

@@ -151,6 +151,12 @@ def test_what_can_not_be_read_is_one_line(tmp_path: Path, stages: dict[str, Any]
         graph_of(tmp_path, stages, {"seed": 1})
 
 
+def test_a_folder_of_that_name_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(PecoError, match=r"params\.yaml: can't be read \(Is a directory\)"):
+        load_graph(tmp_path)
+
+
 def test_wrong_resources_and_unknown_stages_are_one_line(tmp_path: Path) -> None:
     graph = graph_of(tmp_path, {"a": {"cmd": "a", "meta": {"nodes": 0}}})
     with pytest.raises(PecoError, match=r"a: meta\.nodes: 0 is not allowed; expected an integer, at least 1"):

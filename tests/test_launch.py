@@ -64,7 +64,7 @@ def repo(tmp_path: Path) -> Callable[..., Path]:
     """Makes a repository whose stages are the given sources: `repo(tokenizer="print(1)")`."""
     shutil.copytree(ROOT / "pipelines", tmp_path / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "peco/stages").mkdir(parents=True)
-    for name in ("__init__.py", "config.py", "errors.py", "stages/__init__.py"):
+    for name in ("__init__.py", "config.py", "errors.py", "workfiles.py", "stages/__init__.py"):
         shutil.copy(ROOT / "peco" / name, tmp_path / "peco" / name)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text(DVC)
@@ -142,6 +142,27 @@ def test_lines_pass_through_and_the_time_is_kept(repo: Callable[..., Path]) -> N
     assert 0 < record["seconds"] < 30
     [log] = (folder / ".work/logs/tokenizer").rglob("stdout.log")
     assert log.read_text() == "to stdout\nno newline"
+
+
+def test_the_last_five_runs_keep_their_logs(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="print('new')")
+    runs = folder / ".work/logs/tokenizer"
+    for number in range(7):
+        (runs / f"old{number}").mkdir(parents=True)
+        os.utime(runs / f"old{number}", (number, number))
+    assert launch(folder)[0] == 0
+    kept = sorted(path.name for path in runs.iterdir())
+    assert len(kept) == 5 and kept[:4] == ["old3", "old4", "old5", "old6"]
+
+
+def test_finished_work_of_other_stages_goes_and_their_own_stays(repo: Callable[..., Path]) -> None:
+    folder = repo(tokenizer="print('new')")
+    for name in ("shards-1", "tokenizer-1", "evaluate_knn-1"):
+        (folder / ".work" / name).mkdir(parents=True)
+        (folder / ".work" / name / "finished").touch()
+    (folder / ".work/shards-2").mkdir()  # stopped
+    assert launch(folder, PECO_WORK="")[0] == 0
+    assert sorted(path.name for path in (folder / ".work").glob("*-*")) == ["shards-2", "tokenizer-1"]
 
 
 def test_lines_appear_as_they_are_written(repo: Callable[..., Path]) -> None:

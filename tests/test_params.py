@@ -304,3 +304,11 @@ def test_parameters_of_an_older_version_are_written_anew(project: Path, capsys: 
     Path("params.yaml").write_text("a: [")
     assert "params.yaml" in refusal(project, capsys)
     assert params.main(["--preset", "smoke"]) == 0
+
+
+def test_parameters_that_can_not_be_written_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    (path / "x").mkdir(parents=True)
+    with pytest.raises(PecoError, match=r"params\.yaml: can't be written \(Is a directory\)"):
+        params.write(params.compose_params("smoke", []), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]

@@ -21,6 +21,7 @@ from PIL import Image
 
 from peco.config import Dataset, Scenes
 from peco.data import scenes
+from peco.data.archives import open_archive
 from peco.data.imagefolder import read_layout
 from peco.data.raw import Source
 from peco.data.sources import open_source
@@ -261,6 +262,21 @@ def test_a_damaged_tar_is_an_error_and_not_a_shorter_tar(source: str, damage: st
     (tmp_path / "f.tgz").write_bytes(gzip.compress(damaged))
     streamed = message(lambda: list(opened(source, tmp_path / "f.tgz", tmp_path).samples()))
     assert "f.tgz: can't be read as a" in streamed
+
+
+def test_a_source_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
+    packed = opened("webdataset", as_tar(tmp_path / "w.tar", {"0.jpg": b"x", "0.cls": b"0"}))
+    (tmp_path / "w.tar").unlink()
+    assert "w.tar: can't be read (No such file or directory)" in message(list, packed.samples())
+
+    archive = open_archive(as_tar(tmp_path / "a.tar", {"0.jpg": b"x"}), tmp_path)
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    archive._file = Failing()  # type: ignore[attr-defined]
+    assert "a.tar: can't be read (Input/output error)" in message(archive.read, "0.jpg")
 
 
 def test_a_truncated_gzip(tmp_path: Path) -> None:

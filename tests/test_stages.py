@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from peco import artifacts, config, device
+from peco import artifacts, config, device, workfiles
 from peco.data.loader import Fields, TrainLoader, scan
 from peco.data.raw import RawSample
 from peco.data.samples import CenterView
@@ -424,6 +425,72 @@ def test_working_files_are_kept_by_parameters_and_inputs(here: Path) -> None:
     assert run.work([common.SHARDS]) == run.work([common.SHARDS])
     assert run.work([common.SHARDS]) != run.work([common.TOKENIZER])
     assert run.work([common.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([common.SHARDS])
+
+
+def test_working_files_are_kept_by_the_code_of_the_stage(here: Path) -> None:
+    shutil.copytree(ROOT / "peco", here / "peco", ignore=shutil.ignore_patterns("__pycache__"))
+    stage = here / "peco/stages/shards.py"
+    text = stage.read_text()
+
+    def code_hash(comment: str = "") -> str:
+        shown = text.replace("common.run_stage(", "print(common.code_hash()) if True else print(")
+        stage.write_text(shown + comment)
+        command = [sys.executable, "-m", "peco.stages.shards"]
+        env = {**os.environ, "PYTHONPATH": str(here)}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    first = code_hash()
+    (here / "peco/cli.py").write_text("# no part of the stage")
+    assert code_hash() == first
+    assert code_hash("# changed") != first
+
+
+def test_a_finished_stage_that_was_not_recorded_gives_the_same_bytes_without_its_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens.main(run_of(tokens))
+    first = {path.name: path.read_bytes() for path in common.TOKENS.iterdir()}
+    first_metrics = metrics("tokens")
+    [mark] = workfiles.root().glob("tokens-*/finished")
+    shutil.rmtree(common.TOKENS)  # as DVC does before a stage
+    monkeypatch.setattr(tokens, "write_shard", None)
+    tokens.main(run_of(tokens))
+    assert {path.name: path.read_bytes() for path in common.TOKENS.iterdir()} == first
+    assert metrics("tokens") == first_metrics
+    workfiles.remove_finished(keep="tokens")
+    assert mark.exists()
+    workfiles.remove_finished(keep="pretrain")
+    assert not mark.parent.exists()
+
+
+def test_files_of_other_processes_are_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(tokens, "LINE_SECONDS", 0.0)
+    files = [tmp_path / "a", tmp_path / "b"]
+    files[0].touch()
+    timer = threading.Timer(0.2, files[1].touch)
+    timer.start()
+    tokens.wait_for(files, visible=True)
+    assert files[1].exists()
+    assert "tokens  1/2 shards are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"views": 1, "grid": [], "codes": 2, "samples": 3}', "{"])
+def test_token_targets_with_another_index_are_one_line(here: Path, index: str) -> None:
+    common.TOKENS.mkdir(parents=True)
+    (common.TOKENS / "index.json").write_text(index)
+    with pytest.raises(PecoError, match="no readable token targets"):
+        TokenStore(common.TOKENS, open_shards(common.SHARDS, "train"))
+
+
+def test_an_empty_file_of_token_targets_is_one_line(here: Path) -> None:
+    tokens.main(run_of(tokens))
+    for file in common.TOKENS.glob("*.npy"):
+        file.write_bytes(b"")
+    with pytest.raises(PecoError, match=r"not readable .*`dvc repro tokens`"):
+        TokenStore(common.TOKENS, open_shards(common.SHARDS, "train")).get(0, 0)
 
 
 def test_evaluation_views_are_scanned_in_order(here: Path) -> None:

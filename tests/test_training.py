@@ -334,6 +334,32 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit on the size of files")
+def test_a_large_tensor_that_does_not_fit_is_one_error_too(tmp_path: Path) -> None:
+    """Torch makes a RuntimeError of it."""
+    code = """
+import resource, signal, sys, torch
+from pathlib import Path
+from peco.errors import PecoError
+from peco.training import checkpoint
+path = Path(sys.argv[1])
+checkpoint.save(path, {"step": 1})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    checkpoint.save(path, {"step": 2, "w": torch.zeros(1 << 20)})
+except PecoError as error:
+    print(error)
+"""
+    path = tmp_path / "checkpoint.pt"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"disk full at .*the last checkpoint is kept", done.stdout)
+    assert checkpoint.load(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_a_batch_that_does_not_divide_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(PecoError, match=r"optim\.batch_size: 8 .*1 processes x 3"):
         run(Toy(), tmp_path, replace(OPTIM, accumulate=3))

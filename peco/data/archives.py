@@ -118,8 +118,11 @@ class _Tar:
 
     def read(self, name: str) -> bytes:
         offset, size = self._where[name]
-        self._file.seek(offset)
-        return self._file.read(size)
+        try:
+            self._file.seek(offset)
+            return self._file.read(size)
+        except OSError as error:
+            raise PecoError(f"{self._path}: can't be read ({error.strerror}); mend that and run again") from None
 
 
 class _Zip:

@@ -53,42 +53,37 @@ class TokenStore:
         folder: made by the `tokens` stage.
         shards: the split that the tokens were made of.
 
+    Attributes:
+        views: stored views of each sample; 0 if tokens are to be computed online.
+        codes: size of the codebook that the tokens index.
+        grid: tokens along one side.
+
     Raises:
         PecoError: the folder is missing, damaged or belongs to other shards.
     """
 
     folder: Path
     shards: ShardSet
+    views: int = field(init=False)
+    codes: int = field(init=False)
+    grid: int = field(init=False)
     _maps: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         try:
-            self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            self.views, self.codes = int(index["views"]), int(index["codes"])
+            self.grid, samples = int(index["grid"][0]), int(index["samples"])
+        except (OSError, ValueError, LookupError, TypeError):
             raise PecoError(f"{self.folder}: no readable token targets; `dvc repro tokens` makes them") from None
-        if self.index["samples"] != len(self.shards):
+        if samples != len(self.shards):
             raise PecoError(
-                f"{self.folder}: tokens of {self.index['samples']} samples, but the shards hold {len(self.shards)}; "
+                f"{self.folder}: tokens of {samples} samples, but the shards hold {len(self.shards)}; "
                 "`dvc repro tokens` makes them anew"
             )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
-
-    @property
-    def views(self) -> int:
-        """Stored views of each sample; 0 if tokens are to be computed online."""
-        return int(self.index["views"])
-
-    @property
-    def codes(self) -> int:
-        """Size of the codebook that the tokens index."""
-        return int(self.index["codes"])
-
-    @property
-    def grid(self) -> int:
-        """Tokens along one side."""
-        return int(self.index["grid"][0])
 
     def get(self, sample: int, view: int) -> tuple[View, np.ndarray]:
         """View and tokens (int64, (grid * grid,)) of a stored view of a sample."""
@@ -101,7 +96,7 @@ class TokenStore:
             path = self.folder / shard_file(self.shards.shards[shard].name)
             try:
                 entries = np.load(path, mmap_mode="r")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise PecoError(f"{path}: not readable ({error}); `dvc repro tokens` makes it anew") from None
             expected = (self.shards.shards[shard].samples, self.views)
             if entries.shape != expected or entries.dtype != entry_dtype(self.grid**2):

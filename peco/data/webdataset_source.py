@@ -66,9 +66,12 @@ class WebDatasetSource:
         for split, entries in self._index.items():
             for url, entry in shuffled(entries, split, self._seed):
                 offset, size = cast(tuple[int, int], entry.image)
-                with _opened(url) as file:
-                    file.seek(offset)
-                    image = file.read(size)
+                try:
+                    with _opened(url) as file:
+                        file.seek(offset)
+                        image = file.read(size)
+                except OSError as error:
+                    raise PecoError(f"{url}: can't be read ({error.strerror}); mend that and run again") from None
                 yield RawSample(split, f"{Path(url).name}/{entry.key}", image, self._number(entry.label))
 
     def _build_index(self) -> dict[str, list[tuple[str, _Entry]]]:

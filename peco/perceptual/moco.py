@@ -15,13 +15,7 @@ from torch import Tensor, nn
 
 from peco import config
 from peco.artifacts import normalization
-
-Collective = Callable[[Tensor], Tensor]
-
-
-def identity(tensor: Tensor) -> Tensor:
-    """Collective of a single process."""
-    return tensor
+from peco.collectives import Collective, identity
 
 
 class GlobalBatchNorm(nn.Module):

@@ -3,18 +3,19 @@
 A stage module has `PARAMS`, the parameters it reads, and `main(run)`. It is run as `python -m peco.stages.<stage>` by the
 launcher, in one process or in many under torchrun.
 
-Working files live under `$PECO_WORK` (default `.work`), keyed by the stage's parameters and inputs: a stage that was killed finds
-them again, a stage whose inputs changed does not. Results appear at their final place only when complete.
+Working files live under `$PECO_WORK` (default `.work`), keyed by the stage's parameters, inputs and code: a stage that was killed
+finds them again, one of which any of these changed does not. They outlast the publication (see `finished`). Results
+appear at their final place only when complete.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ from typing import Any
 import torch
 
 from peco import config as parameters
+from peco import workfiles
 from peco.config import Config
 from peco.errors import Interrupted, PecoError
 
@@ -68,29 +70,21 @@ class StageRun:
         return env_number("PECO_WORKERS")
 
     def work(self, inputs: Iterable[Path]) -> Path:
-        """Folder for this run's working files: the same for equal parameters and inputs, and only then.
-
-        The code is no part of the key, so that a fixed defect does not cost the work done so far: after a change of code that
-        should start afresh, `rm -r .work` first.
-        """
+        """Folder for this run's working files: the same for equal parameters, inputs and code, and only then."""
         state = {
             "format": WORK_FORMAT,
             "params": parameters.fingerprint(self.config),
             "inputs": [content_hash(path) for path in inputs],
+            "code": code_hash(),
         }
         key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
-        folder = work_root() / f"{self.name.replace('@', '_')}-{key}"
+        folder = workfiles.folder(self.name.replace("@", "_"), key)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Write the stage's metrics file."""
         write_json(METRICS / f"{self.name.replace('@', '/')}.json", rounded(values))
-
-
-def work_root() -> Path:
-    """Where working files go; ignored by git and DVC."""
-    return Path(os.environ.get("PECO_WORK", ".work"))
 
 
 def env_number(name: str) -> int:
@@ -129,6 +123,21 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+@functools.cache  # of one process, so that all its trainings have one key, whatever is imported in between
+def code_hash() -> str:
+    """Hash of the source of all modules of peco that are loaded, the stage's own too, which runs as `__main__`."""
+    sources = {}
+    for name, module in sys.modules.copy().items():
+        spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+        name = spec.name if spec else name
+        if file and (name == "peco" or name.startswith("peco.")):
+            sources[name] = Path(file)
+    digest = hashlib.sha256()
+    for name, path in sorted(sources.items()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def rounded(values: Any) -> Any:
     """The same values with floats at six significant digits, as metric files show them."""
     if isinstance(values, dict):
@@ -143,8 +152,12 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def finished(work: Path) -> None:
-    """Drop the working files of a run whose results are published."""
-    shutil.rmtree(work, ignore_errors=True)
+    """Mark the working files of a run whose results are published.
+
+    They stay until DVC has recorded the results: if that fails, the stage is run again, finds its last checkpoint and publishes
+    the same bytes.
+    """
+    workfiles.mark_finished(work)
 
 
 def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]) -> None:
@@ -197,7 +210,7 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
 
 def _mendable(error: Exception) -> str | None:
     """What to tell the user about an error that isn't peco's own; None for a defect."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full while writing {error.filename or 'results'}: free space and run again"
     # Torch raises this wherever the main thread happens to be when it learns of the loader process's end.
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):

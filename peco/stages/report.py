@@ -103,7 +103,13 @@ def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> di
     tokenizer, pretrain = metrics.get("tokenizer", {}), metrics.get("pretrain", {})
     facts = []
     for name, values, key, form, note in (
-        ("Codebook usage", tokenizer, "usage", "{:.1%}", "codes in use in the tokenizer's last epoch"),
+        (
+            "Codebook usage",
+            tokenizer,
+            "usage",
+            "{:.1%}",
+            "codes met in the last (possibly partial) epoch of the tokenizer's training",
+        ),
         (
             "Perplexity",
             tokenizer,

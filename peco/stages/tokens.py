@@ -1,12 +1,16 @@
 """Stage `tokens`: the token targets of V views of every training sample, one array file per shard.
 
 View v is the view that training would draw in epoch v. With `tokens.views: 0` nothing is stored, and pre-training computes tokens
-online. Shards are shared out over the processes; a shard that an interrupted run has finished is not done again.
+online. Shards are shared out over the processes; a shard that an interrupted run has finished is not done again. Processes wait for
+each other's files, not in a collective: these have a timeout, and shards may be few and their shares uneven.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from peco.data.loader import Fields, scan
 from peco.data.order import VIEW, sample_rng
 from peco.data.shards import Sample, ShardSet, decode, open_shards
 from peco.data.tokens import TokenStore, entry_dtype, shard_file, write_index
-from peco.publishing import publish
+from peco.publishing import staging
 from peco.stages import common
 from peco.tokenizer import io
 from peco.tokenizer.model import PerceptualTokenizer
@@ -27,6 +31,7 @@ from peco.training.distributed import Dist
 
 PARAMS = ("seed", "tokens")
 SCAN_BATCH = 64
+POLL_SECONDS, LINE_SECONDS = 0.5, 30.0
 
 
 @dataclass(frozen=True)
@@ -59,20 +64,38 @@ def main(run: common.StageRun) -> None:
     work = run.work([common.SHARDS, common.TOKENIZER])
     folder = work / "tokens"
     folder.mkdir(exist_ok=True)
+    files = [folder / shard_file(shard.name) for shard in train.shards] if count else []
     if count:
         make = StoredViews(run.config.seed, run.config.tokens.view, count, size)
         for number in range(dist.rank, len(train.shards), dist.world):
-            target = folder / shard_file(train.shards[number].name)
-            if not target.exists():
-                write_shard(train, number, tokenizer, make, target, dist.device, run.workers)
+            if not files[number].exists():
+                write_shard(train, number, tokenizer, make, files[number], dist.device, run.workers)
             if dist.rank == 0:
                 print(f"tokens  shard {number + 1}/{len(train.shards)}", flush=True)
-    dist.barrier()
+    wait_for(files, visible=dist.rank == 0)
     if dist.rank == 0:
-        write_index(folder, train, views=count, grid=grid, codes=codes)
-        run.metrics({"views": count, "samples": len(train), **(code_usage(TokenStore(folder, train)) if count else {})})
-        publish(folder, common.TOKENS)
+        with staging(common.TOKENS) as published:
+            for file in files:
+                shutil.copyfile(file, published / file.name)
+            write_index(published, train, views=count, grid=grid, codes=codes)
+        usage = code_usage(TokenStore(common.TOKENS, train)) if count else {}
+        run.metrics({"views": count, "samples": len(train), **usage})
         common.finished(work)
+
+
+def wait_for(files: Sequence[Path], *, visible: bool) -> None:
+    """Wait until all files are there, however long that takes; each appears when it is complete.
+
+    Args:
+        files: those of all processes.
+        visible: whether to tell, every half a minute, how many there are.
+    """
+    told = time.monotonic()
+    while missing := sum(not file.exists() for file in files):
+        time.sleep(POLL_SECONDS)
+        if visible and time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            print(f"tokens  {len(files) - missing}/{len(files)} shards are there", flush=True)
 
 
 def write_shard(

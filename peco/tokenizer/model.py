@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from peco import config
+from peco.collectives import Collective, identity
 from peco.errors import PecoError
 from peco.tokenizer.autoencoder import Decoder, Encoder
-from peco.tokenizer.quantizer import Collective, QuantizerOutput, VectorQuantizer, identity
+from peco.tokenizer.quantizer import QuantizerOutput, VectorQuantizer
 
 
 class PerceptualTokenizer(nn.Module):

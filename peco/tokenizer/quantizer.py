@@ -11,7 +11,6 @@ Legend: B batch, D code width, h w token grid, N = B h w vectors, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peco import config
-
-Collective = Callable[[Tensor], Tensor]
+from peco.collectives import Collective, identity
 
 _SMOOTHING = 1e-5  # Laplace smoothing of the counts
 _CHUNK = 2**26  # entries of the distance matrix held at once (256 MiB)
@@ -34,10 +32,6 @@ class QuantizerOutput(NamedTuple):
     z_q_BDhw: Tensor  # float32 codes; the gradient passes straight through to the encoder output
     tokens_Bhw: Tensor  # int64, 0 <= token < K
     commitment: Tensor  # scalar: mean squared difference of encoder output and (constant) code
-
-
-def identity(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 class VectorQuantizer(nn.Module):

@@ -28,7 +28,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
         state: tensors and plain values, nested in dicts, lists and tuples.
 
     Raises:
-        PecoError: the disk is full. The previous checkpoint is untouched.
+        PecoError: the disk is full, or the file grows over a limit. The previous checkpoint is untouched.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -38,13 +38,23 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        if _is_full(error):
             raise PecoError(
                 f"disk full at {path.parent}: free space and run again; the last checkpoint is kept"
             ) from None
         raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a lack of space is behind an error: torch makes a RuntimeError of a large write that failed."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def load(path: Path) -> dict[str, Any] | None:

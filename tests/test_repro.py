@@ -1,0 +1,94 @@
+"""`make repro`: what it says around `dvc repro`, and its status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipelines import repro
+from pipelines.params import compose_params, render
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with an input, and a `dvc` that only notes its arguments; PECO_WORK is empty, which is as unset."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PECO_WORK", "")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "params.yaml").write_text(render(compose_params("smoke", [])))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/scenes.yaml").write_text("x")
+    (tmp_path / "dvc.py").write_text(
+        "import sys\nfrom pathlib import Path\nPath('called').write_text(' '.join(sys.argv[1:]))"
+    )
+    return tmp_path
+
+
+def test_the_report_is_named_where_all_was_done_and_it_is_there(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repro.main(["-v"]) == 0
+    assert (project / "called").read_text() == "repro -v"
+    assert "report.html" not in capsys.readouterr().out
+    (project / "reports").mkdir()
+    (project / "reports/report.html").touch()
+    assert repro.main([]) == 0
+    assert "The report is in reports/report.html" in capsys.readouterr().out
+    assert repro.main(["tokenizer"]) == 0
+    assert "report.html" not in capsys.readouterr().out
+
+
+def test_times_of_this_run_are_shown_and_lines_that_can_not_be_read_are_not(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / ".work").mkdir()
+    lines = ["{", "3", "{}", json.dumps({"stage": "tokens", "seconds": 1.5})]
+    (project / ".work/times.jsonl").write_text('{"stage": "before", "seconds": 1}\n{\n')
+    (project / "dvc.py").write_text(f"open('.work/times.jsonl', 'a').write({chr(10).join(lines)!r})")
+    assert repro.main([]) == 0
+    out = capsys.readouterr().out
+    assert "tokens" in out and "1.5 s" in out and "before" not in out
+
+
+def test_finished_working_files_go_when_all_is_recorded(project: Path) -> None:
+    (project / ".work/pretrain-1").mkdir(parents=True)
+    (project / ".work/pretrain-1/finished").touch()
+    (project / ".work/pretrain-2").mkdir()
+    (project / "dvc.py").write_text("raise SystemExit(5)")
+    assert repro.main([]) == 5
+    assert (project / ".work/pretrain-1").exists()
+    (project / "dvc.py").write_text("")
+    assert repro.main([]) == 0
+    assert [path.name for path in (project / ".work").iterdir()] == ["pretrain-2"]
+
+
+def test_what_stops_it_before_the_start_is_one_line_and_status_2(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "data/scenes.yaml").unlink()
+    (project / "data/scenes.yaml.dvc").touch()
+    assert repro.main([]) == 2
+    assert "`dvc pull data/scenes.yaml.dvc` fetches it" in capsys.readouterr().err
+    (project / "data/scenes.yaml.dvc").unlink()
+    assert repro.main([]) == 2
+    assert "dataset.path: data/scenes.yaml does not exist" in capsys.readouterr().err
+    (project / "params.yaml").unlink()
+    assert repro.main([]) == 2
+    assert not (project / "called").exists()
+
+
+def test_a_stop_reaches_dvc_as_ctrl_c_and_handlers_are_given_back(project: Path) -> None:
+    (project / "dvc.py").write_text(
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))\n"
+        f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(30)"
+    )
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert repro.run_dvc(["repro"]) == 7
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    (project / "dvc.py").write_text("import os\nos.kill(os.getpid(), 9)")
+    assert repro.run_dvc(["repro"]) == 137
