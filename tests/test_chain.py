@@ -77,6 +77,8 @@ class Checkout:
             cwd=self.path,
             env={**self.env, **env},
             start_new_session=True,
+            # Ctrl-C works as in a terminal, also where the tests themselves run in the background, which ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
