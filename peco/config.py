@@ -1,41 +1,23 @@
-"""Typed, validated parameters.
+"""The parameters: what there is, of which type, and what is allowed.
 
 `params.yaml` is the one source of parameters. It is composed from `peco/conf` (see `pipelines/params.py`) and read here
 into frozen dataclasses. A constraint stands beside the field it belongs to; what ties several fields together is checked
 in `Config.check`. Every error is one line that names the key, the value and what is allowed.
 
-A stage sees only the parameters it declares (`restrict`), so that DVC's record of what a stage depends on can't be wrong.
+A stage sees only the parameters it declares (`schema.restrict`), so that DVC's record of what a stage depends on can't be wrong.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import types
-import typing
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import yaml
 
+from peco import schema
 from peco.errors import PecoError
-
-
-@dataclass(frozen=True)
-class Range:
-    """Closed interval that a number must lie in; `None` leaves a side open."""
-
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        if self.high is None:
-            return f"at least {self.low:g}"
-        return f"from {self.low:g} to {self.high:g}" if self.low is not None else f"at most {self.high:g}"
-
+from peco.schema import Pattern, Range, require
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
@@ -168,21 +150,21 @@ class PerceptualNet:
             PecoError: naming the key and what is allowed.
         """
         patch, depth, crop = self.vit.patch_size, self.vit.depth, self.moco.crop_size
-        _require(
+        require(
             image_size % patch == 0,
             "perceptual_net.vit.patch_size",
             patch,
             f"a divisor of loader.image_size ({image_size})",
         )
         _check_heads("perceptual_net.vit", self.vit)
-        _require(
+        require(
             crop is None or crop % patch == 0,
             "perceptual_net.moco.crop_size",
             crop,
             f"a multiple of perceptual_net.vit.patch_size ({patch})",
         )
         for block in self.blocks:
-            _require(block <= depth, "perceptual_net.blocks", block, f"at most perceptual_net.vit.depth ({depth})")
+            require(block <= depth, "perceptual_net.blocks", block, f"at most perceptual_net.vit.depth ({depth})")
 
 
 @dataclass(frozen=True)
@@ -294,18 +276,79 @@ class Report:
     images: Annotated[int, Range(1, 64)]
 
 
+_LABEL = r"[\w./-]+"
+_TAINT = rf"{_LABEL}(={_LABEL})?:(NoSchedule|PreferNoSchedule|NoExecute)"
+_LABELS = Annotated[
+    str, Pattern(rf"({_LABEL}={_LABEL}(,{_LABEL}={_LABEL})*)?", "labels of nodes (key=value,key=value) or nothing")
+]
+_TAINTS = Annotated[
+    str, Pattern(rf"({_TAINT}(,{_TAINT})*)?", "taints as kubectl writes them (key=value:Effect,key:Effect) or nothing")
+]
+_NAME = Annotated[
+    str,
+    Pattern(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a name in lower-case letters, digits, dots and hyphens, or nothing"),
+]
+_BYTES = Annotated[str, Pattern(r"[1-9]\d*(Mi|Gi|Ti)", "an amount such as 512Mi or 16Gi")]
+_TIME = Annotated[str, Pattern(r"[1-9]\d*[smhd]", "a time such as 90m, 24h or 3d")]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
 @dataclass(frozen=True)
 class Resources:
-    """What the launcher gives to a stage. Goes to `meta:` in dvc.yaml, no stage depends on it.
+    """What a stage is given. Goes to `meta:` in dvc.yaml, no stage depends on it.
 
-    `processes: 0` means one a GPU, and one in all where there is none; `threads: 0` shares all cores between the processes. The
-    order of floating-point sums depends on the number of threads, so presets that promise equal bytes fix it.
+    The first four shape the processes, on any machine. `processes: 0` means one a GPU, and one in all where there is none;
+    `threads: 0` shares all cores between the processes. The order of floating-point sums depends on the number of threads, so
+    presets that promise equal bytes fix it. The others are what is asked of a cluster; one machine gives what it has.
     """
 
-    nodes: Count
-    processes: Natural
-    threads: Natural
-    workers: Natural  # data loading processes beside each training process
+    nodes: Count = 1  # of a cluster's job; on one machine a stage takes one, whatever stands here
+    processes: Natural = 1  # on a node
+    threads: Natural = 0  # of a process
+    workers: Natural = 0  # data loading processes beside each training process
+    gpus: Natural = 0  # of a node
+    cpu: Count = 1  # cores of a node
+    memory: _BYTES = "4Gi"  # of a node
+    shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, where loader processes hand over batches
+    node_selector: _LABELS = ""
+    tolerations: _TAINTS = ""
+    queue: _NAME = ""  # Volcano queue or Slurm partition; empty: the cluster's default
+    priority: _NAME = ""  # priority class; empty: the cluster's default
+    time_limit: _TIME = "24h"
+    retries: Natural = 0  # of a pipeline's step; a retry goes on from the last checkpoint
+
+    @property
+    def seconds(self) -> int:
+        """`time_limit` in seconds."""
+        return int(self.time_limit[:-1]) * _SECONDS[self.time_limit[-1]]
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """`node_selector` as Kubernetes has it."""
+        return dict(label.split("=", 1) for label in self.node_selector.split(",") if label)
+
+    @property
+    def tolerated(self) -> list[dict[str, str]]:
+        """`tolerations` as Kubernetes has them."""
+        found = []
+        for taint in filter(None, self.tolerations.split(",")):
+            label, _, effect = taint.rpartition(":")
+            key, equals, value = label.partition("=")
+            found.append(
+                {"key": key, "operator": "Equal", "value": value, "effect": effect}
+                if equals
+                else {"key": key, "operator": "Exists", "effect": effect}
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class ResourceKinds:
+    """Resources by kind of stage."""
+
+    train: Resources  # perceptual_net, tokenizer, tokens, pretrain, evaluate@finetune
+    probe: Resources  # evaluate@knn, evaluate@linear: one process that computes features
+    host: Resources  # shards, report: one process that needs no GPU
 
 
 @dataclass(frozen=True)
@@ -320,7 +363,7 @@ class Config:
     pretrain: Pretrain
     evaluate: Evaluate
     report: Report
-    resources: Resources
+    resources: ResourceKinds
 
     def check(self) -> None:
         """Check what ties several values together.
@@ -330,15 +373,15 @@ class Config:
         """
         self._check_paths()
         for key, seed in (("seed", self.seed), ("dataset.seed", self.dataset.seed)):
-            _require(seed < 2**63, key, seed, "an integer below 2**63")
+            require(seed < 2**63, key, seed, "an integer below 2**63")
         size, lanes = self.loader.image_size, self.loader.lanes
         factor, grid = self.tokenizer.factor, self.tokenizer.grid
         for key, patch, side, of in (
             ("pretrain.vit.patch_size", self.pretrain.vit.patch_size, size, "loader.image_size"),
             ("tokenizer.autoencoder", factor, self.tokenizer.image_size, "tokenizer.image_size"),
         ):
-            _require(side % patch == 0, key, patch, f"a divisor of {of} ({side})")
-        _require(
+            require(side % patch == 0, key, patch, f"a divisor of {of} ({side})")
+        require(
             grid == size // self.pretrain.vit.patch_size,
             "tokenizer.image_size",
             self.tokenizer.image_size,
@@ -346,8 +389,8 @@ class Config:
         )
         patches = (size // self.pretrain.vit.patch_size) ** 2
         masking = self.pretrain.masking
-        _require(masking.count < patches, "pretrain.masking.count", masking.count, f"less than the {patches} patches")
-        _require(
+        require(masking.count < patches, "pretrain.masking.count", masking.count, f"less than the {patches} patches")
+        require(
             masking.min_block <= masking.count,
             "pretrain.masking.min_block",
             masking.min_block,
@@ -363,30 +406,30 @@ class Config:
             self.perceptual_net.check_trained(size)
             trained.append(("perceptual_net.optim", self.perceptual_net.optim))
         for key, optim in trained:
-            _require(
+            require(
                 optim.batch_size % lanes == 0,
                 f"{key}.batch_size",
                 optim.batch_size,
                 f"a multiple of loader.lanes ({lanes})",
             )
-            _require(
+            require(
                 optim.batch_size % optim.accumulate == 0,
                 f"{key}.accumulate",
                 optim.accumulate,
                 f"a divisor of {key}.batch_size ({optim.batch_size})",
             )
-            _require(optim.min_lr <= optim.lr, f"{key}.min_lr", optim.min_lr, f"at most {key}.lr ({optim.lr:g})")
-            _require(
+            require(optim.min_lr <= optim.lr, f"{key}.min_lr", optim.min_lr, f"at most {key}.lr ({optim.lr:g})")
+            require(
                 optim.warmup_epochs <= optim.epochs,
                 f"{key}.warmup_epochs",
                 optim.warmup_epochs,
                 f"at most {key}.epochs ({optim.epochs:g})",
             )
         decay = self.tokenizer.optim.layer_decay
-        _require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
+        require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
         finetune = self.evaluate.finetune
         part = finetune.optim.batch_size // finetune.optim.accumulate
-        _require(
+        require(
             part % 2 == 0 or not (finetune.mixup or finetune.cutmix),
             "evaluate.finetune.optim.batch_size",
             finetune.optim.batch_size,
@@ -397,18 +440,18 @@ class Config:
             ("tokenizer.view", self.tokenizer.view),
             ("tokens.view", self.tokens.view),
         ):
-            _require(
+            require(
                 0 < view.scale[0] <= view.scale[1],
                 f"{key}.scale",
                 list(view.scale),
                 "two rising numbers over 0, at most 1",
             )
-            _require(view.ratio[0] <= view.ratio[1], f"{key}.ratio", list(view.ratio), "two rising numbers")
+            require(view.ratio[0] <= view.ratio[1], f"{key}.ratio", list(view.ratio), "two rising numbers")
         low, high = self.evaluate.finetune.crop_scale
-        _require(0 < low <= high, "evaluate.finetune.crop_scale", [low, high], "two rising numbers over 0, at most 1")
+        require(0 < low <= high, "evaluate.finetune.crop_scale", [low, high], "two rising numbers over 0, at most 1")
         if self.tokenizer.pixel == "none":
             weight = self.tokenizer.perceptual.weight
-            _require(
+            require(
                 weight > 0,
                 "tokenizer.perceptual.weight",
                 weight,
@@ -418,13 +461,13 @@ class Config:
     def _check_paths(self) -> None:
         """Refuse paths that mean something on this machine only: they would enter dvc.yaml and dvc.lock."""
         path, checkpoint = self.dataset.path, self.perceptual_net.timm.checkpoint
-        _require(
+        require(
             _is_inside(path) and len(PurePosixPath(path).parts) > 1 and PurePosixPath(path).parts[0] == "data",
             "dataset.path",
             path,
             "a relative path below data/ without `..`; `make params DATA=…` takes images from elsewhere in",
         )
-        _require(
+        require(
             checkpoint is None or _is_inside(checkpoint),
             "perceptual_net.timm.checkpoint",
             checkpoint,
@@ -455,84 +498,13 @@ def parse(raw: object) -> Config:
     Raises:
         PecoError: a key, type or value is wrong.
     """
-    config = cast(Config, _build(Config, raw, ""))
+    config = cast(Config, schema.build(Config, raw))
     config.check()
     return config
 
 
-def _build(kind: Any, value: object, key: str) -> Any:
-    """Convert plain `value` to the annotated type `kind`; `key` is its dotted name for messages."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(cast(type, kind), value, key)
-    if origin is Annotated:
-        base, limit = typing.get_args(kind)
-        number = _build(base, value, key)
-        inside = (limit.low is None or number >= limit.low) and (limit.high is None or number <= limit.high)
-        _require(inside, key, value, f"a number {limit}")
-        return number
-    if origin is types.UnionType or origin is typing.Union:
-        inner = next(arm for arm in typing.get_args(kind) if arm is not type(None))
-        return None if value is None else _build(inner, value, key)
-    if origin is Literal:
-        allowed = typing.get_args(kind)
-        _require(
-            any(value == a and type(value) is type(a) for a in allowed),
-            key,
-            value,
-            "one of " + ", ".join(map(str, allowed)),
-        )
-        return value
-    if origin is tuple:
-        return _build_tuple(typing.get_args(kind), value, key)
-    if kind is float:
-        hint = _number_hint(value) if isinstance(value, str) else ""
-        _require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number" + hint)
-        number = float(cast(float, value))
-        _require(number == number and abs(number) != float("inf"), key, value, "a finite number")
-        return number
-    names = {int: "an integer", bool: "true or false", str: "text"}
-    _require(type(value) is kind, key, value, names[kind])
-    return value
-
-
-def _build_dataclass(kind: type, value: object, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise PecoError(f"{key or 'params.yaml'}: expected a group of parameters, got {value!r}")
-    hints = typing.get_type_hints(kind, include_extras=True)
-    prefix = f"{key}." if key else ""
-    for name in value:
-        if name not in hints:
-            raise PecoError(f"{prefix}{name}: unknown parameter; here are allowed: {', '.join(hints)}")
-    for name in hints:
-        if name not in value:
-            raise PecoError(f"{prefix}{name}: missing; `make params` writes a complete params.yaml")
-    return kind(**{name: _build(hint, value[name], prefix + name) for name, hint in hints.items()})
-
-
-def _build_tuple(arms: tuple[Any, ...], value: object, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        raise PecoError(f"{key}: {value!r} is not allowed; expected a list")
-    if arms[-1] is Ellipsis:
-        _require(len(value) > 0, key, value, "a list with at least one item")
-        arms = arms[:1] * len(value)
-    _require(len(value) == len(arms), key, value, f"a list of {len(arms)} items")
-    return tuple(_build(arm, item, f"{key}[{i}]") for i, (arm, item) in enumerate(zip(arms, value, strict=True)))
-
-
-def _number_hint(text: str) -> str:
-    """How to write a number that YAML takes for text (`1e-3`); empty where it is none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return ""
-    shown = f"{number:e}"  # 1.000000e-03
-    mantissa, _, exponent = shown.partition("e")
-    return f"; write {float(mantissa)}e{int(exponent):+d}" if number == number and abs(number) != float("inf") else ""
-
-
 def _check_heads(key: str, vit: Vit) -> None:
-    _require(
+    require(
         vit.embed_dim % vit.num_heads == 0,
         f"{key}.num_heads",
         vit.num_heads,
@@ -544,49 +516,3 @@ def _is_inside(path: str) -> bool:
     """Whether a path stays in the repository, whoever reads it."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not path.startswith(("/", "~")) and ".." not in parts
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise PecoError(f"{key}: {value!r} is not allowed; expected {allowed}")
-
-
-def to_dict(value: Any) -> Any:
-    """Plain data (dicts, lists, scalars) of a config or a part of one."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, _Restricted):
-        return {name: to_dict(item) for name, item in vars(value).items() if name != "_owner"}
-    return [to_dict(item) for item in value] if isinstance(value, tuple) else value
-
-
-class _Restricted:
-    """The declared part of a config group; anything else in it is out of reach."""
-
-    def __init__(self, owner: str) -> None:
-        self._owner = owner
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self._owner}{name}: not among the parameters this stage declares")
-
-
-def restrict(config: Config, names: Iterable[str]) -> Config:
-    """Leave only the parameters named (dotted, `evaluate.knn`); reading another one raises AttributeError."""
-    root = _Restricted("")
-    for name in names:
-        source: Any = config
-        target: Any = root
-        *groups, leaf = name.split(".")
-        for depth, group in enumerate(groups):
-            source = getattr(source, group)
-            if group not in vars(target):
-                setattr(target, group, _Restricted(".".join(groups[: depth + 1]) + "."))
-            target = vars(target)[group]
-        setattr(target, leaf, getattr(source, leaf))
-    return cast(Config, root)
-
-
-def fingerprint(value: Any) -> str:
-    """Short hash of a config or a part of one, equal for equal values."""
-    text = json.dumps(to_dict(value), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

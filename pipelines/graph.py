@@ -7,15 +7,17 @@ and resources. So this reads the part of dvc.yaml that the project uses: plain s
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
+from peco import schema
 from peco.config import Resources
 from peco.errors import PecoError
 
@@ -32,7 +34,7 @@ class Stage:
     deps: tuple[str, ...]
     params: tuple[str, ...]  # keys of params.yaml
     outs: tuple[str, ...]  # metrics and plots too
-    meta: Mapping[str, Any]
+    meta: Mapping[str, Any]  # resources by name
     generated: bool  # one of a foreach
 
     @property
@@ -46,20 +48,13 @@ class Stage:
 
     @property
     def resources(self) -> Resources:
-        """What `meta` asks for; a key that is missing stands for one node, one process, all cores, no loading process.
+        """What `meta` asks for; for a key that is missing, the least: one node, one process. Other keys are not looked at.
 
         Raises:
-            PecoError: a value is no whole number or too small.
+            PecoError: a value is wrong.
         """
-        default = {"nodes": 1, "processes": 1, "threads": 0, "workers": 0}
-        values = {name: self.meta.get(name, number) for name, number in default.items()}
-        for name, value in values.items():
-            least = 1 if name == "nodes" else 0
-            if type(value) is not int or value < least:
-                raise PecoError(
-                    f"dvc.yaml: {self.name}: meta.{name}: {value!r} is not allowed; expected an integer, at least {least}"
-                )
-        return Resources(**values)
+        asked = {field.name: self.meta.get(field.name, field.default) for field in dataclasses.fields(Resources)}
+        return cast(Resources, schema.build(Resources, asked, f"dvc.yaml: {self.name}: meta"))
 
 
 @dataclass(frozen=True)
@@ -144,9 +139,17 @@ def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any], *, gen
         deps=tuple(posixpath.normpath(dep) for dep in data.get("deps", ())),
         params=tuple(_params(data.get("params", ()))),
         outs=tuple(posixpath.normpath(out) for out in outs),
-        meta=data.get("meta", {}),
+        meta=_meta(data.get("meta", {}), scope, name),
         generated=generated,
     )
+
+
+def _meta(meta: Mapping[str, Any], scope: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """`resources: train` stands for all of `resources.train` in params.yaml; what else `meta` holds wins."""
+    own = dict(meta)
+    if "resources" not in own:
+        return own
+    return {**_lookup(f"resources.{own.pop('resources')}", scope, stage), **own}
 
 
 def _keys(entries: list[Any]) -> Iterator[str]:

@@ -6,7 +6,7 @@ stop, 1 for the rest.
 
 Environment:
     PECO_NPROC, PECO_NODES: processes on a node and nodes of a stage that trains (several nodes are simulated on this machine)
-    PECO_THREADS, PECO_WORKERS: threads of a process, data loading processes beside it
+    PECO_THREADS, PECO_WORKERS: threads of a process, data loading processes beside it (pipelines/resources.py has the others)
     PECO_GRACE_SECONDS: how long a stopped stage may take to save its work (60)
     PECO_WORK: where working files, times and the logs of a stage's last five runs are kept (.work)
     PECO_SCHEDULER: local_cwd, the only one so far
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import inspect
 import json
 import os
@@ -38,7 +39,7 @@ from torchx.specs import AppDef, macros
 from peco import config, workfiles
 from peco.config import Resources
 from peco.errors import PecoError
-from pipelines import components
+from pipelines import components, resources
 from pipelines.graph import Stage, load_graph
 from pipelines.logs import Screen, Tail
 
@@ -83,7 +84,7 @@ def launch(name: str) -> int:
     if component is None:
         raise PecoError(f"{name}: pipelines/components.py has no component {stage.role}; add one")
     single = "j" not in inspect.signature(component).parameters
-    given = resolve(stage, os.environ, single=single)
+    given = here(stage, os.environ, single=single)
     screen = Screen()
     logs = workfiles.root() / "logs" / stage.role
     _drop_old_logs(logs)
@@ -108,26 +109,17 @@ def launch(name: str) -> int:
     return status
 
 
-def resolve(stage: Stage, env: Mapping[str, str], *, single: bool) -> Resources:
-    """What the stage gets here: `meta:` of dvc.yaml, overridden by the environment, 0 replaced by what the machine has.
-
-    Args:
-        stage: the stage
-        env: environment variables
-        single: whether the stage runs in one process whatever the environment says
+def here(stage: Stage, env: Mapping[str, str], *, single: bool) -> Resources:
+    """What the stage gets on this machine: zeros become what the machine has; several nodes are only simulated, by PECO_NODES.
 
     Raises:
-        PecoError: a number is wrong.
+        PecoError: a value is wrong.
     """
-    asked = stage.resources
-    if single and (asked.nodes, asked.processes) != (1, 1):
-        raise PecoError(
-            f"dvc.yaml: {stage.name}: meta: this stage runs on one node in one process; leave nodes and processes out"
-        )
-    nodes = 1 if single else _number(env, "PECO_NODES", asked.nodes, 1)
-    processes = 1 if single else _number(env, "PECO_NPROC", asked.processes, 0) or gpus(env) or 1
-    threads = _number(env, "PECO_THREADS", asked.threads, 0) or max(1, _cores() // (nodes * processes))
-    return Resources(nodes, processes, threads, workers=_number(env, "PECO_WORKERS", asked.workers, 0))
+    given = resources.resolve(stage, env, single=single)
+    nodes = given.nodes if any(env.get(name) for name in resources.variables("nodes", stage)) else 1
+    processes = given.processes or gpus(env) or 1
+    threads = given.threads or max(1, _cores() // (nodes * processes))
+    return dataclasses.replace(given, nodes=nodes, processes=processes, threads=threads)
 
 
 def gpus(env: Mapping[str, str]) -> int:

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peco import config
+from peco import config, schema
 from peco.errors import PecoError
 from pipelines import inputs
 
@@ -46,7 +46,7 @@ def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
         raw: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise PecoError(f"can't compose {' '.join(overrides) or preset}: {str(error).splitlines()[0]}") from None
-    order = list(config.to_dict(config.parse(raw)))
+    order = list(schema.to_dict(config.parse(raw)))
     return {name: raw[name] for name in order}
 
 

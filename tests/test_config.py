@@ -11,7 +11,7 @@ import timm
 import torch
 import yaml
 
-from peco import config
+from peco import config, schema
 from peco.errors import PecoError
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.perceptual.features import FeatureNet
@@ -273,7 +273,7 @@ def test_a_preset_chooses_groups_and_leaves_their_values_alone() -> None:
 
 
 def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
-    seen = config.restrict(config.parse(raw), ["seed", "evaluate.knn"])
+    seen = schema.restrict(config.parse(raw), ["seed", "evaluate.knn"])
     assert seen.seed == 0 and seen.evaluate.knn.neighbours == (5, 10, 20)
     for name in ("tokenizer", "preset"):
         with pytest.raises(AttributeError, match=name):
@@ -283,10 +283,10 @@ def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
 
 
 def test_fingerprints_tell_values_apart_and_only_these(raw: dict[str, Any]) -> None:
-    first = config.fingerprint(config.parse(raw).tokenizer)
-    assert config.fingerprint(config.parse(copy.deepcopy(raw)).tokenizer) == first
+    first = schema.fingerprint(config.parse(raw).tokenizer)
+    assert schema.fingerprint(config.parse(copy.deepcopy(raw)).tokenizer) == first
     put(raw, "tokenizer.commitment", 0.5)
-    assert config.fingerprint(config.parse(raw).tokenizer) != first
+    assert schema.fingerprint(config.parse(raw).tokenizer) != first
 
 
 OUTSIDE = ("/photos", "~/photos", "../photos", "data/../../photos")

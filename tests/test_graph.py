@@ -118,11 +118,14 @@ def test_commands_and_paths_are_interpolated_as_dvc_does(tmp_path: Path) -> None
 
 
 def test_meta_gives_resources_of_the_right_type(tmp_path: Path) -> None:
-    params = {"resources": {"nodes": 2, "processes": 4, "threads": 1, "workers": 3}}
-    meta = {name: "${resources." + name + "}" for name in params["resources"]}
-    graph = graph_of(tmp_path, {"a": {"cmd": "a", "meta": {**meta, "team": "x"}}, "b": {"cmd": "b"}}, params)
-    assert graph["a"].resources == Resources(nodes=2, processes=4, threads=1, workers=3)
-    assert graph["b"].resources == Resources(nodes=1, processes=1, threads=0, workers=0)
+    train = {"nodes": 2, "processes": 4, "threads": 1, "workers": 3, "memory": "8Gi"}
+    stages = {
+        "a": {"cmd": "a", "meta": {"resources": "train", "gpus": 4, "nodes": "${n}", "team": "x"}},
+        "b": {"cmd": "b"},
+    }
+    graph = graph_of(tmp_path, stages, {"n": 3, "resources": {"train": train}})
+    assert graph["a"].resources == Resources(nodes=3, processes=4, threads=1, workers=3, memory="8Gi", gpus=4)
+    assert graph["b"].resources == Resources()
 
 
 def test_names_become_modules_and_roles(tmp_path: Path) -> None:
@@ -159,7 +162,7 @@ def test_a_folder_of_that_name_is_one_line(tmp_path: Path) -> None:
 
 def test_wrong_resources_and_unknown_stages_are_one_line(tmp_path: Path) -> None:
     graph = graph_of(tmp_path, {"a": {"cmd": "a", "meta": {"nodes": 0}}})
-    with pytest.raises(PecoError, match=r"a: meta\.nodes: 0 is not allowed; expected an integer, at least 1"):
+    with pytest.raises(PecoError, match=r"a: meta\.nodes: 0 is not allowed; expected a number at least 1"):
         _ = graph["a"].resources
     with pytest.raises(PecoError, match="b: no such stage; there are: a"):
         graph["b"]

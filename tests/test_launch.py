@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from peco.config import Resources
 from peco.errors import PecoError
 from pipelines.graph import Stage
-from pipelines.launch import gpus, resolve
+from pipelines.launch import gpus, here
 from pipelines.logs import Line, Screen
 
 ROOT = Path(__file__).parent.parent
@@ -385,24 +384,18 @@ def stage(**meta: int) -> Stage:
     return Stage("s", ("x",), (), (), (), meta, generated=False)
 
 
-def test_resources_come_from_meta_then_from_the_environment() -> None:
-    meta = {"nodes": 1, "processes": 2, "threads": 3, "workers": 4}
-    assert resolve(stage(**meta), {}, single=False) == Resources(1, 2, 3, 4)
-    env = {"PECO_NODES": "2", "PECO_NPROC": "5", "PECO_THREADS": "6", "PECO_WORKERS": "7"}
-    assert resolve(stage(**meta), env, single=False) == Resources(2, 5, 6, 7)
-
-
-def test_a_single_process_stays_single() -> None:
-    assert resolve(stage(threads=3), {"PECO_NPROC": "8", "PECO_NODES": "2"}, single=True) == Resources(1, 1, 3, 0)
-    with pytest.raises(PecoError, match="one process"):
-        resolve(stage(processes=2), {}, single=True)
+def test_a_stage_gets_what_meta_asks_for_and_one_node_of_this_machine() -> None:
+    given = here(stage(nodes=4, processes=2, threads=3, workers=4), {}, single=False)
+    assert (given.nodes, given.processes, given.threads, given.workers) == (1, 2, 3, 4)
+    assert here(stage(nodes=4), {"PECO_NODES": "2"}, single=False).nodes == 2
 
 
 def test_zero_means_what_the_machine_has() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert resolve(stage(processes=0), {"CUDA_VISIBLE_DEVICES": ""}, single=False) == Resources(1, 1, cores, 0)
-    assert resolve(stage(processes=0), {"CUDA_VISIBLE_DEVICES": "0,1,2"}, single=False).processes == 3
-    assert resolve(stage(processes=cores * 2), {}, single=False).threads == 1
+    none = here(stage(processes=0), {"CUDA_VISIBLE_DEVICES": ""}, single=False)
+    assert (none.processes, none.threads) == (1, cores)
+    assert here(stage(processes=0), {"CUDA_VISIBLE_DEVICES": "0,1,2"}, single=False).processes == 3
+    assert here(stage(processes=cores * 2), {}, single=False).threads == 1
 
 
 def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

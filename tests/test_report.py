@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import readme_picture
-from peco import config
+from peco import config, schema
 from peco.data.raw import RawSample
 from peco.data.writing import write_shards
 from peco.errors import PecoError
@@ -99,7 +99,7 @@ def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...]) ->
 
 def save_backbone(root: Path, codes: int) -> None:
     backbone, arch, model_args = build_backbone(CFG.pretrain.vit, CFG.loader.image_size, 0.1, 0.0)
-    extra = {"masking": config.to_dict(CFG.pretrain.masking)}
+    extra = {"masking": schema.to_dict(CFG.pretrain.masking)}
     model = MaskedImageModel(backbone, codes)
     mim_io.save(root / "artifacts" / "backbone", model, arch=arch, model_args=model_args, extra=extra)
 
@@ -112,7 +112,7 @@ def write_scores(root: Path, name: str, values: dict[str, Any]) -> None:
 
 def make_report(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(root)
-    report.main(StageRun("report", config.restrict(CFG, report.PARAMS)))
+    report.main(StageRun("report", schema.restrict(CFG, report.PARAMS)))
     return (root / "reports" / "report.html").read_text(encoding="utf-8")
 
 

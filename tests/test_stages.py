@@ -26,7 +26,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from peco import artifacts, config, device, workfiles
+from peco import artifacts, config, device, schema, workfiles
 from peco.data.loader import Fields, TrainLoader, scan
 from peco.data.raw import RawSample
 from peco.data.samples import CenterView
@@ -107,7 +107,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_of(stage: ModuleType, cfg: config.Config = CFG) -> common.StageRun:
     """The stage sees nothing but the parameters that it declares."""
     name = stage.__name__.rpartition(".")[2].replace("evaluate_", "evaluate@")
-    return common.StageRun(name, config.restrict(cfg, stage.PARAMS))
+    return common.StageRun(name, schema.restrict(cfg, stage.PARAMS))
 
 
 def metrics(name: str) -> dict[str, Any]:
@@ -304,7 +304,7 @@ def finish(
         raise Exit(code)
 
     def run(main: Callable[[common.StageRun], None]) -> tuple[int, list[str]]:
-        (here / "params.yaml").write_text(yaml.safe_dump(config.to_dict(CFG)))
+        (here / "params.yaml").write_text(yaml.safe_dump(schema.to_dict(CFG)))
         monkeypatch.setattr(common.os, "_exit", leave)
         try:
             with pytest.raises(Exit) as caught:

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from peco import config as parameters
-from peco import workfiles
+from peco import schema, workfiles
 from peco.config import Config
 from peco.errors import Interrupted, PecoError
 
@@ -73,7 +73,7 @@ class StageRun:
         """Folder for this run's working files: the same for equal parameters, inputs and code, and only then."""
         state = {
             "format": WORK_FORMAT,
-            "params": parameters.fingerprint(self.config),
+            "params": schema.fingerprint(self.config),
             "inputs": [content_hash(path) for path in inputs],
             "code": code_hash(),
         }
@@ -184,7 +184,7 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
             torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-        run = StageRun(name, parameters.restrict(parameters.load(), params))
+        run = StageRun(name, schema.restrict(parameters.load(), params))
         try:
             main(run)
         except Skipped as reason:

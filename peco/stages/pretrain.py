@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peco import artifacts, config
+from peco import artifacts, config, schema
 from peco.data import views
 from peco.data.loader import Fields
 from peco.data.order import MASK, VIEW, sample_rng
@@ -99,7 +99,7 @@ def main(run: common.StageRun) -> None:
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)
-        extra = {"masking": config.to_dict(cfg.masking)}
+        extra = {"masking": schema.to_dict(cfg.masking)}
         io.save(common.BACKBONE, task.model, arch=arch, model_args=model_args, extra=extra)
         publish_metrics(run, logs, {name: logs.latest[name] for name in ("loss", "accuracy")})
         common.finished(work)

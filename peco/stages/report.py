@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from peco import config, device
+from peco import config, device, schema
 from peco.data import views
 from peco.data.shards import ShardSet, decode, load_index, open_shards
 from peco.publishing import publish
@@ -46,7 +46,7 @@ def main(run: common.StageRun) -> None:
     html = page.render(
         preset=cfg.preset,
         description=describe(cfg, index),
-        params_text=page.params_text(config.to_dict(cfg)),
+        params_text=page.params_text(schema.to_dict(cfg)),
         versions=[
             ("Python", ".".join(platform.python_version_tuple()[:2])),
             *((name, version(name)) for name in PACKAGES),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peco import artifacts, config
+from peco import artifacts, config, schema
 from peco.errors import PecoError
 from peco.tokenizer.model import PerceptualTokenizer
 
@@ -31,7 +31,7 @@ def save(
     Raises:
         PecoError: writing failed.
     """
-    built = {"autoencoder": config.to_dict(autoencoder), "quantizer": config.to_dict(quantizer)}
+    built = {"autoencoder": schema.to_dict(autoencoder), "quantizer": schema.to_dict(quantizer)}
     artifacts.save(directory, tokenizer.state_dict(), {"peco": {**(extra or {}), "kind": KIND, **built}})
 
 

@@ -1,0 +1,76 @@
+"""What a stage is given: `meta:` first, then the environment."""
+
+from __future__ import annotations
+
+import pytest
+
+from peco.config import Resources
+from peco.errors import PecoError
+from pipelines.graph import Stage, load_graph
+from pipelines.resources import resolve
+
+
+def stage(name: str = "s", **meta: object) -> Stage:
+    return Stage(name, ("x",), (), (), (), meta, generated=False)
+
+
+def test_the_environment_wins_over_meta_and_one_stage_over_all() -> None:
+    asked = stage("evaluate@finetune", nodes=1, processes=2, memory="1Gi")
+    env = {
+        "PECO_NODES": "2",
+        "PECO_NPROC": "5",
+        "PECO_NPROC_EVALUATE_FINETUNE": "7",
+        "PECO_MEMORY": "16Gi",
+        "PECO_TOLERATIONS": "gpu=yes:NoSchedule",
+        "PECO_TIME_LIMIT": "",
+    }
+    given = resolve(asked, env, single=False)
+    assert given == Resources(nodes=2, processes=7, memory="16Gi", tolerations="gpu=yes:NoSchedule")
+    assert resolve(stage(processes=2), env, single=False).processes == 5
+
+
+def test_a_single_process_stays_single() -> None:
+    env = {"PECO_NPROC": "8", "PECO_NODES": "2", "PECO_GPUS": "1"}
+    assert resolve(stage(threads=3), env, single=True) == Resources(threads=3, gpus=1)
+    with pytest.raises(PecoError, match="one process"):
+        resolve(stage(processes=2), {}, single=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("PECO_GPUS", "-1"),
+        ("PECO_GPUS", "two"),
+        ("PECO_CPU", "0"),
+        ("PECO_MEMORY", "16"),
+        ("PECO_MEMORY_S", "16 GB"),
+        ("PECO_TIME_LIMIT", "1 day"),
+        ("PECO_NODE_SELECTOR", "a"),
+        ("PECO_TOLERATIONS", "a:Sometimes"),
+        ("PECO_TOLERATIONS", "a:NoSchedule,"),
+        ("PECO_QUEUE", "Big Queue"),
+    ],
+)
+def test_a_wrong_value_names_its_variable(name: str, text: str) -> None:
+    with pytest.raises(PecoError, match=rf"^{name} \(environment\): .* is not allowed; expected "):
+        resolve(stage(), {name: text}, single=False)
+
+
+def test_text_becomes_what_kubernetes_has() -> None:
+    given = Resources(
+        time_limit="90m", node_selector="zone=a,kind=gpu", tolerations="gpu=yes:NoSchedule,spot:NoExecute"
+    )
+    assert given.seconds == 5400
+    assert given.selector == {"zone": "a", "kind": "gpu"}
+    assert given.tolerated == [
+        {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"},
+        {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
+    ]
+    assert Resources().selector == {}
+    assert Resources().tolerated == []
+
+
+def test_every_stage_of_the_workflow_says_what_it_needs() -> None:
+    for each in load_graph().stages.values():
+        assert "time_limit" in each.meta, each.name
+        assert each.resources.retries >= 1, each.name
