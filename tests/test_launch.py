@@ -358,8 +358,8 @@ def test_progress_is_plain_lines_in_a_pipe(repo: Callable[..., Path]) -> None:
     [
         ("nothing", {}, "nothing: no such stage; there are: shards, tokenizer, evaluate@knn, unknown"),
         ("unknown", {}, "unknown: pipelines/components.py has no component unknown; add one"),
-        ("tokenizer", {"PECO_NPROC": "two"}, "PECO_NPROC=two: not allowed; expected an integer, at least 0"),
-        ("tokenizer", {"PECO_NODES": "0"}, "PECO_NODES=0: not allowed; expected an integer, at least 1"),
+        ("tokenizer", {"PECO_NPROC": "two"}, "PECO_NPROC (environment): 'two' is not allowed; expected an integer"),
+        ("tokenizer", {"PECO_NODES": "0"}, "PECO_NODES (environment): 0 is not allowed; expected a number at least 1"),
         (
             "tokenizer",
             {"PECO_SCHEDULER": "slurm"},
