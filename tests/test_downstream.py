@@ -256,6 +256,18 @@ def test_regularisation_is_chosen_on_the_holdout_and_the_score_is_of_a_refit() -
     assert result.accuracy == refit.accuracy(val[0]["1"], val_labels)
 
 
+def test_of_many_rows_some_are_fitted_to_choose_and_all_for_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, val = (blobs(n, 3, 6, 1.5, seed) for n, seed in ((100, 1), (40, 2)))
+    named = [({"1": features}, labels) for features, labels in (train, val)]
+    rows = []
+    monkeypatch.setattr(linear, "CHOICE_ROWS", 30)
+    monkeypatch.setattr(linear, "fit", lambda x, y, *more, fit=linear.fit: (rows.append(x), fit(x, y, *more))[1])
+    result = linear.evaluate(*named, config.Linear((0.1, 0.01), 50), 0.1)
+    assert all(torch.equal(x, train[0][:90:3]) for x in rows[:2])  # from all of the split, which may be sorted by class
+    assert torch.equal(rows[2], train[0])
+    assert result.accuracy == linear.fit(*train, 3, result.l2, 50).accuracy(*val)
+
+
 def test_colour_histogram_counts_joint_colours() -> None:
     images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
     images[0, :2] = (255, 0, 0)

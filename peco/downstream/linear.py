@@ -16,6 +16,7 @@ from peco import config
 from peco.downstream.splits import holdout_split
 
 ROWS_AT_ONCE = 16384
+CHOICE_ROWS = 10_000  # at most about so many rows are fitted to choose; the final fit has them all
 GRADIENT_TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss
 
 
@@ -60,6 +61,8 @@ def evaluate(
 ) -> LinearResult:
     """Choose block and L2 strength on the holdout of train, fit anew on all of train, score val.
 
+    The fits to choose by, one for each block and strength, take at most about `CHOICE_ROWS` rows, evenly spaced.
+
     Args:
         train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
         linear: strengths to try, limit of iterations.
@@ -73,6 +76,7 @@ def evaluate(
     """
     (train_features, train_labels), (val_features, val_labels) = train, val
     fit_rows, held = (torch.from_numpy(index) for index in holdout_split(len(train_labels), holdout))
+    fit_rows = fit_rows[:: -(-len(fit_rows) // CHOICE_ROWS)]
     classes = int(max(train_labels.max(), val_labels.max())) + 1
     strengths = sorted(linear.l2, reverse=True)
     tried: dict[str, dict[float, float]] = {}
