@@ -19,7 +19,7 @@ from peco import config
 from peco.errors import PecoError
 from peco.perceptual.convert import convert, main
 from peco.perceptual.distance import PerceptualDistance
-from peco.perceptual.features import FeatureNet, build_timm
+from peco.perceptual.features import FeatureNet, build_timm, hub_commit
 from peco.perceptual.moco import GlobalBatchNorm, MoCo
 
 VIT = "vit_tiny_patch16_224"
@@ -205,6 +205,24 @@ def test_the_pinned_revision_is_what_the_hub_is_asked_for(
     }
     assert {revision for *_, revision in asked} == {"0123abc"}
     assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
+
+
+def test_the_commit_of_unpinned_weights_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--timm--resnet18.a1_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    weights = repository / "snapshots" / commit / "model.safetensors"
+    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), weights)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda **_: str(weights))
+    assert hub_commit(build_timm(config.TimmNet("resnet18.a1_in1k", True, None, None), 32)) == commit
+    assert hub_commit(build_timm(config.TimmNet("resnet18.a1_in1k", True, commit, None), 32)) == commit
+
+
+def test_the_commit_of_weights_that_the_hub_client_does_not_keep_is_not_known() -> None:
+    assert hub_commit(timm.create_model("resnet18.a1_in1k")) is None
 
 
 # Distance

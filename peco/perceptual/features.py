@@ -14,6 +14,7 @@ import safetensors
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from peco import config
@@ -128,6 +129,15 @@ def _hub_source(skeleton: nn.Module, cfg: config.TimmNet) -> dict[str, Any]:
         "hf_hub_filename": known.get("hf_hub_filename") or "model.safetensors",
         "custom_load": known.get("custom_load", False),
     }
+
+
+def hub_commit(model: nn.Module) -> str | None:
+    """The commit of the hub repository that a pretrained model's weights came from; None where the hub's client does not know."""
+    known: Any = cast(Any, model).pretrained_cfg
+    repository, _, revision = (known.get("hf_hub_id") or "").partition("@")
+    found = try_to_load_from_cache(repository, known.get("hf_hub_filename") or "", revision=revision or None)
+    # <cache>/models--<repository>/snapshots/<commit>/<file>
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _require_weights(path: Path, skeleton: nn.Module, key: str, name: str) -> None:

@@ -25,7 +25,7 @@ from peco.data.shards import Sample, decode, open_shards
 from peco.downstream import knn
 from peco.downstream.features import extract
 from peco.errors import PecoError
-from peco.perceptual.features import build_timm
+from peco.perceptual.features import build_timm, hub_commit
 from peco.perceptual.moco import MoCo
 from peco.stages import common
 from peco.stages.fit import fit, publish_metrics, seed_everything
@@ -100,7 +100,10 @@ def main(run: common.StageRun) -> None:
         if dist.rank == 0:
             seed_everything(run.config.seed)  # for `pretrained: false`
             net = build_timm(cfg.timm, size)
-            publish(net, existing_args(net), cfg.timm.model)
+            commit = hub_commit(net) if cfg.timm.pretrained and not cfg.timm.checkpoint else None
+            if commit and not cfg.timm.revision:
+                print(f"{run.name}: weights of commit {commit}; perceptual_net.timm.revision pins it", flush=True)
+            publish(net, existing_args(net), cfg.timm.model, commit)
             common.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
             run.metrics(score(run, dist))
         return
@@ -156,10 +159,10 @@ def existing_args(net: nn.Module) -> dict[str, Any]:
     return known | ({"img_size": embed.img_size[0]} if getattr(embed, "strict_img_size", False) else {})
 
 
-def publish(net: nn.Module, model_args: dict[str, Any], source: str) -> None:
-    """Write the network as the stage's result."""
+def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str | None = None) -> None:
+    """Write the network as the stage's result; `commit` is where on the hub its weights came from."""
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
-    extra = {"kind": "perceptual_net", "source": source}
+    extra = {"kind": "perceptual_net", "source": source} | ({"hub_commit": commit} if commit else {})
     arch = cast(Any, net).pretrained_cfg["architecture"]
     artifacts.save_timm(common.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
 
