@@ -11,7 +11,7 @@ SEEDS  ?= 0 1 2
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test lint compare deps
+.PHONY: help setup params repro test test-extended lint compare deps pipeline-compile pipeline-local pipeline-submit k8s-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,25 @@ compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, in 
 test: setup ## the whole test suite
 	@python -m pytest -n 2
 
+test-extended: setup ## what needs Prometheus: installs Debian's package `prometheus` where it is missing (as root), and tests with it
+	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
+	@python -m pytest tests/extended
+
 lint: setup ## ruff, mypy, and code dependencies in dvc.yaml
 	@ruff check . && ruff format --check peco pipelines tests benchmarks && mypy && python -m pipelines.closure --check
 
 deps: setup ## bring the code dependencies in dvc.yaml up to date with the imports
 	@python -m pipelines.closure --write
+
+pipeline-compile: setup ## the graph as a Kubeflow pipeline: OUT=pipeline.yaml; REV and SET as for pipeline-submit
+	@python -m pipelines.submit compile $(if $(OUT),--out '$(OUT)') $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET))
+
+pipeline-local: setup ## run that very pipeline on this machine; GIT=…, REMOTE=… instead of those under .work/pipeline
+	@python -m pipelines.local $(if $(GIT),--git '$(GIT)') $(if $(REMOTE),--remote '$(REMOTE)') $(if $(NAME),--name '$(NAME)')
+
+pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKEN): REV, SET, SWEEP, SCHEDULE, WAIT=1 (docs/cluster.md)
+	@python -m pipelines.submit submit $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET)) $(if $(SWEEP),--sweep $(SWEEP)) \
+	  $(if $(SCHEDULE),--schedule '$(SCHEDULE)') $(if $(WAIT),--wait) $(if $(FORCE),--force)
+
+k8s-check: setup ## render k8s/ and validate every object, offline
+	@python -m pipelines.k8s_check

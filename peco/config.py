@@ -264,11 +264,86 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class AnnotatedScenes:
+    """Scenes of the embedded set with several objects each, for segmentation and detection."""
+
+    train: Count
+    val: Count
+    size: Annotated[int, Range(32, 512)]
+    objects: Annotated[int, Range(1, 8)]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """UPerNet on the backbone.
+
+    `path` is a tracked input below `data/`: the descriptor of the scenes, or a folder of images and masks.
+    """
+
+    source: Literal["scenes", "folder"]
+    path: str
+    scenes: AnnotatedScenes
+    ignore: Annotated[int, Range(0, 65535)] | None  # index in the masks that is neither learnt nor scored
+    image_size: Annotated[int, Range(16)]  # of the crops trained on and of the test's windows
+    scale: tuple[Positive, Positive]  # factor that an image is resized by before it is cropped for training
+    blocks: tuple[Count, Count, Count, Count]  # whose features become the pyramid
+    channels: Count  # of the decoder
+    drop_path: Fraction
+    optim: Optim
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Mask R-CNN on a simple feature pyramid. `path` is a tracked input below `data/`."""
+
+    source: Literal["scenes", "coco", "yolo", "voc"]
+    path: str
+    scenes: AnnotatedScenes
+    image_size: Annotated[int, Range(16)]  # images are resized to fit and padded
+    channels: Count  # of the pyramid
+    drop_path: Fraction
+    optim: Optim
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Perceptual agreement; `path` is a tracked folder of BAPPS 2AFC items, null where there is none."""
+
+    path: str | None
+    references: Count  # images that triplets are made of
+
+
+@dataclass(frozen=True)
+class CodebookEval:
+    images: Count  # that codes are counted and reconstructions scored on
+    l2: tuple[NonNegative, ...]  # strengths tried by the linear probes
+    max_iter: Count
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which evaluations run; one that is switched off says so in its metrics."""
+
+    knn: bool
+    linear: bool
+    finetune: bool
+    segmentation: bool
+    detection: bool
+    agreement: bool
+    codebook: bool
+
+
+@dataclass(frozen=True)
 class Evaluate:
+    tasks: Tasks
     holdout: Annotated[float, Range(0.01, 0.5)]  # share of train that choices are made on
     knn: Knn
     linear: Linear
     finetune: Finetune
+    segmentation: Segmentation
+    detection: Detection
+    agreement: Agreement
+    codebook: CodebookEval
 
 
 @dataclass(frozen=True)
@@ -412,6 +487,12 @@ class Config:
                 optim.batch_size,
                 f"a multiple of loader.lanes ({lanes})",
             )
+        # Annotated images are not read from shards, which lanes belong to.
+        trained += [
+            ("evaluate.segmentation.optim", self.evaluate.segmentation.optim),
+            ("evaluate.detection.optim", self.evaluate.detection.optim),
+        ]
+        for key, optim in trained:
             require(
                 optim.batch_size % optim.accumulate == 0,
                 f"{key}.accumulate",
@@ -425,6 +506,7 @@ class Config:
                 optim.warmup_epochs,
                 f"at most {key}.epochs ({optim.epochs:g})",
             )
+        self._check_dense()
         decay = self.tokenizer.optim.layer_decay
         require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
         finetune = self.evaluate.finetune
@@ -458,15 +540,50 @@ class Config:
                 "over 0 where tokenizer.pixel is none: no loss would be left",
             )
 
+    def _check_dense(self) -> None:
+        """Check segmentation and detection, where they run: other backbones than the preset's may go without them."""
+        vit, tasks = self.pretrain.vit, self.evaluate.tasks
+        segmentation, detection = self.evaluate.segmentation, self.evaluate.detection
+        for on, name, side in (
+            (tasks.segmentation, "segmentation", segmentation.image_size),
+            (tasks.detection, "detection", detection.image_size),
+        ):
+            require(
+                not on or side % vit.patch_size == 0,
+                f"evaluate.{name}.image_size",
+                side,
+                f"a multiple of pretrain.vit.patch_size ({vit.patch_size})",
+            )
+        for block in segmentation.blocks:
+            require(
+                not tasks.segmentation or block <= vit.depth,
+                "evaluate.segmentation.blocks",
+                block,
+                f"at most pretrain.vit.depth ({vit.depth})",
+            )
+        low, high = segmentation.scale
+        require(low <= high, "evaluate.segmentation.scale", [low, high], "two rising numbers")
+
     def _check_paths(self) -> None:
         """Refuse paths that mean something on this machine only: they would enter dvc.yaml and dvc.lock."""
-        path, checkpoint = self.dataset.path, self.perceptual_net.timm.checkpoint
-        require(
-            _is_inside(path) and len(PurePosixPath(path).parts) > 1 and PurePosixPath(path).parts[0] == "data",
-            "dataset.path",
-            path,
-            "a relative path below data/ without `..`; `make params DATA=…` takes images from elsewhere in",
-        )
+        checkpoint, evaluate = self.perceptual_net.timm.checkpoint, self.evaluate
+        for key, path in (
+            ("dataset.path", self.dataset.path),
+            ("evaluate.segmentation.path", evaluate.segmentation.path),
+            ("evaluate.detection.path", evaluate.detection.path),
+            ("evaluate.agreement.path", evaluate.agreement.path),
+        ):
+            require(
+                path is None or _is_tracked(path),
+                key,
+                path,
+                "a relative path below data/ without `..`"
+                + (
+                    "; `make params DATA=…` takes images from elsewhere in"
+                    if key == "dataset.path"
+                    else ", where `dvc add` tracks it"
+                ),
+            )
         require(
             checkpoint is None or _is_inside(checkpoint),
             "perceptual_net.timm.checkpoint",
@@ -510,6 +627,12 @@ def _check_heads(key: str, vit: Vit) -> None:
         vit.num_heads,
         f"a divisor of {key}.embed_dim ({vit.embed_dim})",
     )
+
+
+def _is_tracked(path: str) -> bool:
+    """Whether a path is one below `data/`."""
+    parts = PurePosixPath(path).parts
+    return _is_inside(path) and len(parts) > 1 and parts[0] == "data"
 
 
 def _is_inside(path: str) -> bool:

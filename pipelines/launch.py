@@ -293,22 +293,23 @@ class _Job:
         if self.stopped:
             return 128 + self.stopped
         code = next((process.returncode for process in self.scheduler.processes if process.returncode), 0)
-        if code and self.several:
-            code = self._rank_code(code)
         if code == 0:
             return 0
+        code, label = self._failed(code) if self.several else (code, "")
         if code < 0 or not self.screen.errors:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            self.screen.note(f"error: {self.stage.name}: its process {how}{hint}; its logs are in {self.folder}")
+            self.screen.note(f"error: {self.stage.name}: its process {label}{how}{hint}; its logs are in {self.folder}")
         return code if code in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM) else 1
 
-    def _rank_code(self, default: int) -> int:
-        """Exit code of the rank that failed first: torchrun itself returns 1 and writes the rank's into its log."""
+    def _failed(self, default: int) -> tuple[int, str]:
+        """Exit code and label of the rank that failed first: torchrun itself returns 1 and writes the rank's into its log."""
         for path in sorted(self.folder.glob("*/stderr.log")):
-            if match := re.search(r"failed \(exitcode: (-?\d+)\) local_rank", path.read_text(errors="replace")):
-                return int(match[1])
-        return default
+            text = path.read_text(errors="replace")
+            if match := re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", text):
+                node = f"{path.parent.name}." if self.given.nodes > 1 else ""
+                return int(match[1]), f"{node}{match[2]} "
+        return default, ""
 
     def _kill(self, patience: float) -> None:
         """Kill what is left of the job after `patience` seconds; helpers of ended processes go by themselves in that time."""

@@ -20,7 +20,7 @@ class RandomView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample.image)
+        image = decode(sample)
         view = views.draw(sample_rng(self.seed, epoch, sample.index, VIEW), self.recipe, image.width, image.height)
         return {"index": sample.index, "image": views.apply(image, view, self.size)}
 
@@ -32,6 +32,6 @@ class CenterView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample.image)
+        image = decode(sample)
         pixels = views.apply(image, views.center(image.width, image.height), self.size)
         return {"index": sample.index, "label": sample.label, "image": pixels}

@@ -50,6 +50,7 @@ class Skipped(Exception):
 WORK_FORMAT = 1  # of checkpoints and other working files: raised where older ones can't be gone on from
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
 SAME_STOP_SECONDS = 1.0
+LOST_PEER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class StageRun:
     def metrics(self, values: dict[str, Any]) -> None:
         """Write the stage's metrics file."""
         write_json(METRICS / f"{self.name.replace('@', '/')}.json", rounded(values))
+
+
+def require_task(run: StageRun, task: str) -> None:
+    """Raises Skipped where `evaluate.tasks` has the evaluation switched off."""
+    if not getattr(run.config.evaluate.tasks, task):
+        raise Skipped(f"switched off (evaluate.tasks.{task})")
 
 
 def env_number(name: str) -> int:
@@ -203,9 +210,17 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
         if cause := _mendable(error):
             _say(f"error: {name}: {cause}")
             return EXIT_ERROR
+        if _lost_peer(error):
+            # The launcher is about to end this process for the one that was lost, and should learn of that one's end first.
+            time.sleep(LOST_PEER_SECONDS)
         traceback.print_exc()
         return 1
     return 0
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a collective failed, most often since another process of the job has died."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _mendable(error: Exception) -> str | None:

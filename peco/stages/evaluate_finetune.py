@@ -21,7 +21,7 @@ from peco.stages.fit import fit
 from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 
-PARAMS = ("seed", "loader", "evaluate.finetune")
+PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
 SCAN_BATCH = 128
 
 
@@ -35,11 +35,12 @@ class AugmentedView:
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         key = (self.seed, epoch, sample.index, AUGMENT)
-        pixels = augment(decode(sample.image), key, self.size, self.cfg)
+        pixels = augment(decode(sample), key, self.size, self.cfg)
         return {"index": sample.index, "label": sample.label, "image": pixels}
 
 
 def main(run: common.StageRun) -> None:
+    common.require_task(run, "finetune")
     cfg, seed = run.config.evaluate.finetune, run.config.seed
     dist = Dist.init()
     require_pairs(cfg, dist.world)

@@ -9,10 +9,11 @@ from peco.stages import common
 from peco.stages.probes import backbones, features
 from peco.stages.splits import labelled_splits
 
-PARAMS = ("seed", "evaluate.holdout", "evaluate.knn")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.knn", "evaluate.knn")
 
 
 def main(run: common.StageRun) -> None:
+    common.require_task(run, "knn")
     train, val = labelled_splits()
     metrics: dict[str, Any] = {}
     for prefix, model in backbones(run.config.seed):

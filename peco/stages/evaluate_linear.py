@@ -14,10 +14,11 @@ from peco.stages import common
 from peco.stages.probes import SCAN_BATCH, Features, backbone_size, backbones, features
 from peco.stages.splits import labelled_splits
 
-PARAMS = ("seed", "evaluate.holdout", "evaluate.linear")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.linear", "evaluate.linear")
 
 
 def main(run: common.StageRun) -> None:
+    common.require_task(run, "linear")
     train, val = labelled_splits()
     cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
     metrics: dict[str, Any] = {}

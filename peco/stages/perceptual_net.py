@@ -55,7 +55,7 @@ class TwoViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample.image)
+        image = decode(sample)
         fields: Fields = {"index": sample.index}
         for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
             rng = sample_rng(self.seed, epoch, sample.index, purpose)

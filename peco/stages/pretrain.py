@@ -41,7 +41,7 @@ class MaskedView:
     tokenizer_size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample.image)
+        image = decode(sample)
         mask = block_mask(sample_rng(self.seed, epoch, sample.index, MASK), self.grid, self.grid, self.masking)
         fields: Fields = {"index": sample.index, "mask": mask.ravel()}
         if self.store.views:

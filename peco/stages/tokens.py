@@ -44,7 +44,7 @@ class StoredViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample.image)
+        image = decode(sample)
         drawn = [
             views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.recipe, image.width, image.height)
             for v in range(self.count)

@@ -180,7 +180,9 @@ class _Run:
         progress = Progress(
             self.name, self.step, total, self.optim.batch_size, self.logs.exporter, visible=dist.rank == 0
         )
-        self.logs.exporter.set({"restarts": self.restarts})
+        self.logs.exporter.set(
+            {"restarts": self.restarts, "steps_done": self.step, "steps_planned": total, "nonfinite_steps": 0}
+        )
         batches = loader_batches(self.step, total)
         try:
             while self.step < total:
@@ -221,6 +223,8 @@ class _Run:
         means = (total_value / self.dist.world for total_value in shared[2:])
         values = {"lr": lr, **dict(zip(["grad_norm", "loss", *names], means, strict=True))}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self.logs.exporter.failing({**values, "nonfinite_steps": 1})
+            self.dist.barrier()  # rank 0 may wait for a scrape, and a launcher may end all ranks as soon as one leaves
             raise PecoError(self._diverged(values))
         if optim.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.params, optim.clip_grad, norm)

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -74,6 +75,7 @@ class MetricLog:
         """Go back to what had been logged at a checkpoint."""
         self._rows = [(step, name, value) for step, name, value in state["rows"]]
         self._write = None
+        self.exporter.set(self.latest)
 
     def publish(self, metrics_json: Path, plots_dir: Path, summary: Mapping[str, float]) -> None:
         """Write the stage's scores and copy its curves (`NAME.tsv`), replacing what was there. Only rank 0 does anything.
@@ -164,7 +166,14 @@ _HELP = {
     "peco_steps_planned": "Optimizer steps of the whole training",
     "peco_restarts": "Times the training went on from a checkpoint",
     "peco_checkpoint_age_seconds": "Time since the last checkpoint, or since the start",
+    "peco_nonfinite_steps": "Steps whose loss or gradient norm was not finite; the first ends the training",
+    "peco_loss": "Mean loss over the batch of all processes",
+    "peco_gradient_norm": "Norm of the gradient before clipping",
+    "peco_learning_rate": "Learning rate of the last layers",
+    "peco_usage": "Share of the codes used in the last epoch",
+    "peco_perplexity": "Exponential of the entropy of the codes used in the last epoch",
 }
+LAST_SCRAPE_SECONDS = 35.0  # a little longer than Prometheus usually waits between two scrapes
 
 
 class Exporter:
@@ -178,6 +187,7 @@ class Exporter:
         self._stage = stage
         self._gauges: dict[str, Any] = {}
         self._saved = time.monotonic()
+        self._scraped = threading.Event()
         self._server: Any = None
         port = os.environ.get("PECO_METRICS_PORT", "0")
         if not port.isdecimal() or int(port) > 65535:
@@ -187,7 +197,8 @@ class Exporter:
         if int(port) and dist.local_rank == 0:
             self._registry = CollectorRegistry()
             self._server = self._serve(int(port))
-            self._gauge("peco_checkpoint_age_seconds").set_function(lambda: time.monotonic() - self._saved)
+            self._gauge("peco_checkpoint_age_seconds").set_function(self._age)
+            print(f"{stage}  metrics on port {self.port}", flush=True)
 
     def _serve(self, first: int) -> Any:
         for port in range(first, min(first + 100, 65536)):
@@ -213,11 +224,24 @@ class Exporter:
         """A checkpoint was written just now."""
         self._saved = time.monotonic()
 
+    def failing(self, values: Mapping[str, float]) -> None:
+        """Set the values of a training that is about to fail; where somebody scrapes, let them be read first."""
+        if self._server is not None and self._scraped.is_set():
+            self.set(values)
+            self._scraped.clear()
+            if self._scraped.wait(LAST_SCRAPE_SECONDS):
+                time.sleep(0.5)  # the answer is on its way
+
     def close(self) -> None:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def _age(self) -> float:
+        """Called in each scrape, before the other gauges are read."""
+        self._scraped.set()
+        return time.monotonic() - self._saved
 
     def _gauge(self, name: str) -> Any:
         if name not in self._gauges:

@@ -1,0 +1,104 @@
+"""The user's own images, with and without labels, through the whole `smoke` chain in a fresh checkout."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_chain import STAGES, Checkout
+
+pytestmark = pytest.mark.chain
+
+
+def photos(folder: Path, *classes: str, count: int = 60) -> Path:
+    """Pictures of gradients and noise in no split, of several sizes; in one folder a class, or all in one where there is none."""
+    for i in range(count):
+        rng = np.random.default_rng(i)
+        height, width = rng.integers(33, 60, 2)
+        ramp = np.linspace(0, 1, height)[:, None, None] * rng.uniform(50, 200, 3)
+        pixels = (ramp + rng.uniform(0, 50, (height, width, 3))).astype(np.uint8)
+        home = folder / classes[i % len(classes)] if classes else folder
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(home / f"{i}.png" if i % 3 else home / f"{i}.jpg")
+    return folder
+
+
+def words(checkout: Checkout) -> str:
+    """The report's text."""
+    page = (checkout.path / "reports/report.html").read_text(encoding="utf-8")
+    return html.unescape(" ".join(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split()))
+
+
+def dvc(checkout: Checkout, *arguments: str) -> str:
+    return checkout.run(sys.executable, "-m", "dvc", *arguments)
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A finished chain on images alone, with a perceptual network of timm's, which is not trained and so has no curves."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    checkout = Checkout(root / "checkout")
+    settings = ["perceptual_net.source=timm", "perceptual_net.timm.model=test_vit"]
+    checkout.python("pipelines.params", "--preset", "smoke", "--data", str(photos(root / "photos")), *settings)
+    checkout.python("pipelines.repro")
+    checkout.commit("ran")
+    return checkout
+
+
+def test_a_folder_of_classes_in_no_split_is_split_trained_on_and_evaluated(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path / "checkout")
+    folder = photos(tmp_path / "photos", "bees", "wasps")
+    checkout.python("pipelines.params", "--preset", "smoke", "--data", str(folder), "dataset.val_fraction=0.2")
+    output = checkout.python("pipelines.repro")
+    assert "reports/report.html" in output
+    assert set(checkout.ran()) == STAGES
+    index: dict[str, Any] = checkout.json("artifacts/shards/index.json")
+    assert index["classes"] == ["bees", "wasps"]
+    counts = {name: sum(shard["samples"] for shard in split["shards"]) for name, split in index["splits"].items()}
+    assert counts == {"train": 48, "val": 12}
+    for name in ("knn", "linear", "finetune"):
+        assert {"accuracy", "random_accuracy"} <= set(checkout.json(f"metrics/evaluate/{name}.json"))
+    assert "48 training and 12 validation images" in words(checkout)
+    # What another machine needs: the images by hash, no path of this one.
+    tracked = checkout.run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    assert "data/photos.dvc" in tracked and not any(name.startswith("data/photos/") for name in tracked)
+    assert str(tmp_path) not in (checkout.path / "dvc.lock").read_text() + (checkout.path / "params.yaml").read_text()
+
+
+def test_images_without_classes_train_and_evaluations_say_why_they_are_skipped(unlabelled: Checkout) -> None:
+    assert set(unlabelled.ran()) == STAGES
+    reason = "train has no labels"
+    for name in ("knn", "linear", "finetune"):
+        assert unlabelled.json(f"metrics/evaluate/{name}.json") == {"skipped": reason}
+    assert unlabelled.json("metrics/pretrain.json").keys() == {"accuracy", "loss"}
+    text = words(unlabelled)
+    for name in ("kNN", "Linear", "Fine-tuned"):
+        assert re.search(rf"{name}[^.]*: skipped, since {reason}\.", text), name
+
+
+def test_metrics_and_plots_show_where_a_stage_has_none(unlabelled: Checkout) -> None:
+    metrics = dvc(unlabelled, "metrics", "show")
+    assert "metrics/tokenizer.json" in metrics and "metrics/pretrain.json" in metrics
+    assert list((unlabelled.path / "metrics/plots/perceptual_net").iterdir()) == []
+    page = Path(
+        dvc(unlabelled, "plots", "show", "-o", str(unlabelled.path / ".work/plots")).strip().splitlines()[-1][7:]
+    )
+    assert "tokenizer" in page.read_text(encoding="utf-8") and "perceptual_net/" not in page.read_text(encoding="utf-8")
+
+
+def test_the_pixel_codebook_is_an_experiment_beside_peco(unlabelled: Checkout) -> None:
+    before = len(unlabelled.ran())
+    dvc(unlabelled, "exp", "run", "-q", "--name", "pixel", "-S", "tokenizer.perceptual.weight=0", "tokenizer")
+    assert unlabelled.ran()[before:] == ["tokenizer"]
+    difference = json.loads(dvc(unlabelled, "exp", "diff", "--json", "HEAD", "pixel"))
+    assert difference["params"]["params.yaml"] == {"tokenizer.perceptual.weight": {"old": 1.0, "new": 0, "diff": -1.0}}
+    scores = difference["metrics"]["metrics/tokenizer.json"]
+    assert {"val_psnr", "val_l1", "val_perceptual"} <= set(scores)
+    assert "pixel" in dvc(unlabelled, "exp", "show", "--csv")
