@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from peco.errors import PecoError
 from pipelines.graph import Stage
 from pipelines.launch import gpus, here
 from pipelines.logs import Line, Screen
