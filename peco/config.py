@@ -2,7 +2,7 @@
 
 `params.yaml` is the one source of parameters. It is composed from `peco/conf` (see `pipelines/params.py`) and read here
 into frozen dataclasses. A constraint stands beside the field it belongs to; what ties several fields together is checked
-in `Config.check`. Every error is one line that names the key, the value and what is allowed.
+by `consistency.check`. Every error is one line that names the key, the value and what is allowed.
 
 A stage sees only the parameters it declares (`schema.restrict`), so that DVC's record of what a stage depends on can't be wrong.
 """
@@ -10,20 +10,15 @@ A stage sees only the parameters it declares (`schema.restrict`), so that DVC's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import yaml
 
-from peco import schema
+from peco import consistency, schema
 from peco.errors import PecoError
-from peco.schema import Pattern, Range, require
-
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(1e-12)]
-NonNegative = Annotated[float, Range(0)]
-Fraction = Annotated[float, Range(0, 1)]
+from peco.resources import ResourceKinds
+from peco.schema import Count, Fraction, Natural, NonNegative, Positive, Range
 
 
 @dataclass(frozen=True)
@@ -142,29 +137,6 @@ class PerceptualNet:
     moco: MoCo
     optim: Optim
     blocks: tuple[Count, ...]  # compared by the tokenizer's loss; counted from 1
-
-    def check_trained(self, image_size: int) -> None:
-        """Check what only a network that is trained here must meet.
-
-        Raises:
-            PecoError: naming the key and what is allowed.
-        """
-        patch, depth, crop = self.vit.patch_size, self.vit.depth, self.moco.crop_size
-        require(
-            image_size % patch == 0,
-            "perceptual_net.vit.patch_size",
-            patch,
-            f"a divisor of loader.image_size ({image_size})",
-        )
-        _check_heads("perceptual_net.vit", self.vit)
-        require(
-            crop is None or crop % patch == 0,
-            "perceptual_net.moco.crop_size",
-            crop,
-            f"a multiple of perceptual_net.vit.patch_size ({patch})",
-        )
-        for block in self.blocks:
-            require(block <= depth, "perceptual_net.blocks", block, f"at most perceptual_net.vit.depth ({depth})")
 
 
 @dataclass(frozen=True)
@@ -351,81 +323,6 @@ class Report:
     images: Annotated[int, Range(1, 64)]
 
 
-_LABEL = r"[\w./-]+"
-_TAINT = rf"{_LABEL}(={_LABEL})?:(NoSchedule|PreferNoSchedule|NoExecute)"
-_LABELS = Annotated[
-    str, Pattern(rf"({_LABEL}={_LABEL}(,{_LABEL}={_LABEL})*)?", "labels of nodes (key=value,key=value) or nothing")
-]
-_TAINTS = Annotated[
-    str, Pattern(rf"({_TAINT}(,{_TAINT})*)?", "taints as kubectl writes them (key=value:Effect,key:Effect) or nothing")
-]
-_NAME = Annotated[
-    str,
-    Pattern(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a name in lower-case letters, digits, dots and hyphens, or nothing"),
-]
-_BYTES = Annotated[str, Pattern(r"[1-9]\d*(Mi|Gi|Ti)", "an amount such as 512Mi or 16Gi")]
-_TIME = Annotated[str, Pattern(r"[1-9]\d*[smhd]", "a time such as 90m, 24h or 3d")]
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a stage is given. Goes to `meta:` in dvc.yaml, no stage depends on it.
-
-    The first four shape the processes, on any machine. `processes: 0` means one a GPU, and one in all where there is none;
-    `threads: 0` shares all cores between the processes. The order of floating-point sums depends on the number of threads, so
-    presets that promise equal bytes fix it. The others are what is asked of a cluster; one machine gives what it has.
-    """
-
-    nodes: Count = 1  # of a cluster's job; on one machine a stage takes one, whatever stands here
-    processes: Natural = 1  # on a node
-    threads: Natural = 0  # of a process
-    workers: Natural = 0  # data loading processes beside each training process
-    gpus: Natural = 0  # of a node
-    cpu: Count = 1  # cores of a node
-    memory: _BYTES = "4Gi"  # of a node
-    shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, where loader processes hand over batches
-    node_selector: _LABELS = ""
-    tolerations: _TAINTS = ""
-    queue: _NAME = ""  # Volcano queue or Slurm partition; empty: the cluster's default
-    priority: _NAME = ""  # priority class; empty: the cluster's default
-    time_limit: _TIME = "24h"
-    retries: Natural = 0  # of a pipeline's step; a retry goes on from the last checkpoint
-
-    @property
-    def seconds(self) -> int:
-        """`time_limit` in seconds."""
-        return int(self.time_limit[:-1]) * _SECONDS[self.time_limit[-1]]
-
-    @property
-    def selector(self) -> dict[str, str]:
-        """`node_selector` as Kubernetes has it."""
-        return dict(label.split("=", 1) for label in self.node_selector.split(",") if label)
-
-    @property
-    def tolerated(self) -> list[dict[str, str]]:
-        """`tolerations` as Kubernetes has them."""
-        found = []
-        for taint in filter(None, self.tolerations.split(",")):
-            label, _, effect = taint.rpartition(":")
-            key, equals, value = label.partition("=")
-            found.append(
-                {"key": key, "operator": "Equal", "value": value, "effect": effect}
-                if equals
-                else {"key": key, "operator": "Exists", "effect": effect}
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class ResourceKinds:
-    """Resources by kind of stage."""
-
-    train: Resources  # perceptual_net, tokenizer, tokens, pretrain, evaluate@finetune
-    probe: Resources  # evaluate@knn, evaluate@linear: one process that computes features
-    host: Resources  # shards, report: one process that needs no GPU
-
-
 @dataclass(frozen=True)
 class Config:
     preset: str
@@ -439,157 +336,6 @@ class Config:
     evaluate: Evaluate
     report: Report
     resources: ResourceKinds
-
-    def check(self) -> None:
-        """Check what ties several values together.
-
-        Raises:
-            PecoError: naming the key and what is allowed.
-        """
-        self._check_paths()
-        for key, seed in (("seed", self.seed), ("dataset.seed", self.dataset.seed)):
-            require(seed < 2**63, key, seed, "an integer below 2**63")
-        size, lanes = self.loader.image_size, self.loader.lanes
-        factor, grid = self.tokenizer.factor, self.tokenizer.grid
-        for key, patch, side, of in (
-            ("pretrain.vit.patch_size", self.pretrain.vit.patch_size, size, "loader.image_size"),
-            ("tokenizer.autoencoder", factor, self.tokenizer.image_size, "tokenizer.image_size"),
-        ):
-            require(side % patch == 0, key, patch, f"a divisor of {of} ({side})")
-        require(
-            grid == size // self.pretrain.vit.patch_size,
-            "tokenizer.image_size",
-            self.tokenizer.image_size,
-            f"{size // self.pretrain.vit.patch_size * factor}: with {factor} pixels a token, the grid must equal the backbone's",
-        )
-        patches = (size // self.pretrain.vit.patch_size) ** 2
-        masking = self.pretrain.masking
-        require(masking.count < patches, "pretrain.masking.count", masking.count, f"less than the {patches} patches")
-        require(
-            masking.min_block <= masking.count,
-            "pretrain.masking.min_block",
-            masking.min_block,
-            f"at most pretrain.masking.count ({masking.count})",
-        )
-        _check_heads("pretrain.vit", self.pretrain.vit)
-        trained = [
-            ("tokenizer.optim", self.tokenizer.optim),
-            ("pretrain.optim", self.pretrain.optim),
-            ("evaluate.finetune.optim", self.evaluate.finetune.optim),
-        ]
-        if self.perceptual_net.source == "train":
-            self.perceptual_net.check_trained(size)
-            trained.append(("perceptual_net.optim", self.perceptual_net.optim))
-        for key, optim in trained:
-            require(
-                optim.batch_size % lanes == 0,
-                f"{key}.batch_size",
-                optim.batch_size,
-                f"a multiple of loader.lanes ({lanes})",
-            )
-        # Annotated images are not read from shards, which lanes belong to.
-        trained += [
-            ("evaluate.segmentation.optim", self.evaluate.segmentation.optim),
-            ("evaluate.detection.optim", self.evaluate.detection.optim),
-        ]
-        for key, optim in trained:
-            require(
-                optim.batch_size % optim.accumulate == 0,
-                f"{key}.accumulate",
-                optim.accumulate,
-                f"a divisor of {key}.batch_size ({optim.batch_size})",
-            )
-            require(optim.min_lr <= optim.lr, f"{key}.min_lr", optim.min_lr, f"at most {key}.lr ({optim.lr:g})")
-            require(
-                optim.warmup_epochs <= optim.epochs,
-                f"{key}.warmup_epochs",
-                optim.warmup_epochs,
-                f"at most {key}.epochs ({optim.epochs:g})",
-            )
-        self._check_dense()
-        decay = self.tokenizer.optim.layer_decay
-        require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
-        finetune = self.evaluate.finetune
-        part = finetune.optim.batch_size // finetune.optim.accumulate
-        require(
-            part % 2 == 0 or not (finetune.mixup or finetune.cutmix),
-            "evaluate.finetune.optim.batch_size",
-            finetune.optim.batch_size,
-            f"a multiple of 2 x evaluate.finetune.optim.accumulate ({finetune.optim.accumulate}): mixup and cutmix need pairs",
-        )
-        for key, view in (
-            ("perceptual_net.moco.view", self.perceptual_net.moco.view),
-            ("tokenizer.view", self.tokenizer.view),
-            ("tokens.view", self.tokens.view),
-        ):
-            require(
-                0 < view.scale[0] <= view.scale[1],
-                f"{key}.scale",
-                list(view.scale),
-                "two rising numbers over 0, at most 1",
-            )
-            require(view.ratio[0] <= view.ratio[1], f"{key}.ratio", list(view.ratio), "two rising numbers")
-        low, high = self.evaluate.finetune.crop_scale
-        require(0 < low <= high, "evaluate.finetune.crop_scale", [low, high], "two rising numbers over 0, at most 1")
-        if self.tokenizer.pixel == "none":
-            weight = self.tokenizer.perceptual.weight
-            require(
-                weight > 0,
-                "tokenizer.perceptual.weight",
-                weight,
-                "over 0 where tokenizer.pixel is none: no loss would be left",
-            )
-
-    def _check_dense(self) -> None:
-        """Check segmentation and detection, where they run: other backbones than the preset's may go without them."""
-        vit, tasks = self.pretrain.vit, self.evaluate.tasks
-        segmentation, detection = self.evaluate.segmentation, self.evaluate.detection
-        for on, name, side in (
-            (tasks.segmentation, "segmentation", segmentation.image_size),
-            (tasks.detection, "detection", detection.image_size),
-        ):
-            require(
-                not on or side % vit.patch_size == 0,
-                f"evaluate.{name}.image_size",
-                side,
-                f"a multiple of pretrain.vit.patch_size ({vit.patch_size})",
-            )
-        for block in segmentation.blocks:
-            require(
-                not tasks.segmentation or block <= vit.depth,
-                "evaluate.segmentation.blocks",
-                block,
-                f"at most pretrain.vit.depth ({vit.depth})",
-            )
-        low, high = segmentation.scale
-        require(low <= high, "evaluate.segmentation.scale", [low, high], "two rising numbers")
-
-    def _check_paths(self) -> None:
-        """Refuse paths that mean something on this machine only: they would enter dvc.yaml and dvc.lock."""
-        checkpoint, evaluate = self.perceptual_net.timm.checkpoint, self.evaluate
-        for key, path in (
-            ("dataset.path", self.dataset.path),
-            ("evaluate.segmentation.path", evaluate.segmentation.path),
-            ("evaluate.detection.path", evaluate.detection.path),
-            ("evaluate.agreement.path", evaluate.agreement.path),
-        ):
-            require(
-                path is None or _is_tracked(path),
-                key,
-                path,
-                "a relative path below data/ without `..`"
-                + (
-                    "; `make params DATA=…` takes images from elsewhere in"
-                    if key == "dataset.path"
-                    else ", where `dvc add` tracks it"
-                ),
-            )
-        require(
-            checkpoint is None or _is_inside(checkpoint),
-            "perceptual_net.timm.checkpoint",
-            checkpoint,
-            "a relative path without `..`; put the file below data/, where `dvc add` tracks it",
-        )
 
 
 def load(path: str | Path = "params.yaml") -> Config:
@@ -616,26 +362,5 @@ def parse(raw: object) -> Config:
         PecoError: a key, type or value is wrong.
     """
     config = cast(Config, schema.build(Config, raw))
-    config.check()
+    consistency.check(config)
     return config
-
-
-def _check_heads(key: str, vit: Vit) -> None:
-    require(
-        vit.embed_dim % vit.num_heads == 0,
-        f"{key}.num_heads",
-        vit.num_heads,
-        f"a divisor of {key}.embed_dim ({vit.embed_dim})",
-    )
-
-
-def _is_tracked(path: str) -> bool:
-    """Whether a path is one below `data/`."""
-    parts = PurePosixPath(path).parts
-    return _is_inside(path) and len(parts) > 1 and parts[0] == "data"
-
-
-def _is_inside(path: str) -> bool:
-    """Whether a path stays in the repository, whoever reads it."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith(("/", "~")) and ".." not in parts

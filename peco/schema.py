@@ -42,6 +42,13 @@ class Pattern:
     words: str
 
 
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(1e-12)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+
+
 def build(kind: Any, value: object, key: str = "") -> Any:
     """Convert plain `value` (as YAML gives it) to the annotated type `kind`, most often a dataclass.
 

@@ -18,8 +18,8 @@ from typing import Any, cast
 import yaml
 
 from peco import schema
-from peco.config import Resources
 from peco.errors import PecoError
+from peco.resources import Resources
 
 _EXPRESSION = re.compile(r"(?<!\\)\$\{([^}]*)\}")
 _UNSUPPORTED = ("matrix", "vars", "wdir")

@@ -37,8 +37,8 @@ from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 from torchx.specs import AppDef, macros
 
 from peco import config, workfiles
-from peco.config import Resources
 from peco.errors import PecoError
+from peco.resources import Resources
 from pipelines import components, resources
 from pipelines.graph import Stage, load_graph
 from pipelines.logs import Screen, Tail

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from peco import schema
-from peco.config import Resources
 from peco.errors import PecoError
+from peco.resources import Resources
 from pipelines.graph import Stage
 
 # Stages that run in one process on one node whatever the environment says: it speaks to all stages at once.

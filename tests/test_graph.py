@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peco.config import Resources
 from peco.errors import PecoError
+from peco.resources import Resources
 from pipelines.graph import Graph, load_graph
 
 ROOT = Path(__file__).parent.parent

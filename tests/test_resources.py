@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from peco.config import Resources
 from peco.errors import PecoError
+from peco.resources import Resources
 from pipelines.graph import Stage, load_graph
 from pipelines.resources import resolve
 
