@@ -58,8 +58,9 @@ def _app(
     if j != "1x1":
         from torchx.components import dist
 
-        # Without tee, the processes write where torchrun does, or into files where PET_REDIRECTS asks for it.
-        return dist.torchrun(m=module, j=j, h=h or None, env=variables, image=image, rdzv_port=port, tee=0)
+        # torchrun labels each line with its rank, unless PET_REDIRECTS asks for a file for each rank.
+        tee = 0 if "PET_REDIRECTS" in variables else 3
+        return dist.torchrun(m=module, j=j, h=h or None, env=variables, image=image, rdzv_port=port, tee=tee)
     command = ["-m", module]
     resource = specs.resource(h=h or None)
     single = specs.Role(name=role, image=image, entrypoint="python", args=command, env=variables, resource=resource)

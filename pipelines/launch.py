@@ -1,15 +1,15 @@
 """Run one stage: `python -m pipelines.launch STAGE`, the command of every stage in dvc.yaml.
 
-The stage runs as a TorchX component on TorchX's local scheduler: one process plainly, several through torchrun. Its lines appear as
-they are written, a stop is passed on, its status is returned: 0, 2 for what the user can mend, 128 + the signal for a
-stop, 1 for the rest.
+The stage runs as a TorchX component: here on TorchX's local scheduler, one process plainly, several through torchrun, or as a
+job on a cluster (pipelines/cluster/job.py). Its lines appear as they are written, a stop is passed on, its status is returned: 0,
+2 for what the user can mend, 128 + the signal for a stop, 1 for the rest.
 
 Environment:
     PECO_NPROC, PECO_NODES: processes on a node and nodes of a stage that trains (several nodes are simulated on this machine)
     PECO_THREADS, PECO_WORKERS: threads of a process, data loading processes beside it (pipelines/resources.py has the others)
     PECO_GRACE_SECONDS: how long a stopped stage may take to save its work (60)
     PECO_WORK: where working files, times and the logs of a stage's last five runs are kept (.work)
-    PECO_SCHEDULER: local_cwd, the only one so far
+    PECO_SCHEDULER: local_cwd (this machine), kubernetes or slurm
 """
 
 from __future__ import annotations
@@ -75,17 +75,30 @@ def launch(name: str) -> int:
     Raises:
         PecoError: the stage or a parameter is wrong; nothing was started.
     """
-    scheduler = os.environ.get("PECO_SCHEDULER") or "local_cwd"
-    if scheduler != "local_cwd":
-        raise PecoError(f"PECO_SCHEDULER={scheduler}: not available yet; leave it unset or use local_cwd")
     config.load("params.yaml")
     stage = load_graph()[name]
     component: Callable[..., AppDef] | None = getattr(components, stage.role, None)
     if component is None:
         raise PecoError(f"{name}: pipelines/components.py has no component {stage.role}; add one")
     single = "j" not in inspect.signature(component).parameters
-    given = here(stage, os.environ, single=single)
     screen = Screen()
+    started = time.monotonic()
+    if os.environ.get("PECO_SCHEDULER") in (None, "", "local_cwd"):
+        status = _launch_here(stage, component, screen, single=single)
+    else:
+        from pipelines.cluster import job
+
+        status = job.run(stage, component, resources.resolve(stage, os.environ, single=single), screen)
+    if status == 0:
+        seconds = time.monotonic() - started
+        print(f"{name}: {seconds:.1f} s", flush=True)
+        with contextlib.suppress(OSError), (workfiles.root() / "times.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
+    return status
+
+
+def _launch_here(stage: Stage, component: Callable[..., AppDef], screen: Screen, *, single: bool) -> int:
+    given = here(stage, os.environ, single=single)
     logs = workfiles.root() / "logs" / stage.role
     _drop_old_logs(logs)
     workfiles.remove_finished(keep=stage.role)  # DVC starts a stage when it has recorded the one before
@@ -99,14 +112,7 @@ def launch(name: str) -> int:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(round(_grace())),
     }
     app = component(threads=given.threads, workers=given.workers, env=env, **several)
-    started = time.monotonic()
-    status = _Job(stage, app, given, logs, screen).run()
-    if status == 0:
-        seconds = time.monotonic() - started
-        print(f"{name}: {seconds:.1f} s", flush=True)
-        with contextlib.suppress(OSError), (workfiles.root() / "times.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
-    return status
+    return _Job(stage, app, given, logs, screen).run()
 
 
 def here(stage: Stage, env: Mapping[str, str], *, single: bool) -> Resources:

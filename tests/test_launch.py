@@ -361,8 +361,8 @@ def test_progress_is_plain_lines_in_a_pipe(repo: Callable[..., Path]) -> None:
         ("tokenizer", {"PECO_NODES": "0"}, "PECO_NODES (environment): 0 is not allowed; expected a number at least 1"),
         (
             "tokenizer",
-            {"PECO_SCHEDULER": "slurm"},
-            "PECO_SCHEDULER=slurm: not available yet; leave it unset or use local_cwd",
+            {"PECO_SCHEDULER": "moon"},
+            "PECO_SCHEDULER=moon: not allowed; expected local_cwd, kubernetes or slurm",
         ),
     ],
 )

@@ -1,0 +1,1 @@
+"""One stage as a job on a cluster, through TorchX: on Volcano or on Slurm."""

@@ -1,0 +1,254 @@
+"""Run the Kubeflow pipeline on this machine (`make pipeline-local`): kfp's local runner, one step after the other, each a process.
+
+    python -m pipelines.local --git ADDRESS --remote DIRECTORY-OR-URL --name EXPERIMENT
+
+It runs the commit that is checked out, from a git repository into a DVC remote, by default both below `.work/pipeline`. Ctrl-C or
+SIGTERM ends all that it has started; what is done is kept, and a second call goes on. Variables: those of the launcher (PECO_NPROC
+is 2 unless set, and the machine's cores are shared out) and of `pipelines.workspace`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import psutil  # type: ignore[import-untyped]
+
+from peco.errors import PecoError
+from pipelines import step, workspace
+from pipelines.graph import Graph, load_graph
+from pipelines.step import Outcome
+from pipelines.workspace import git
+
+BASE = Path(".work/pipeline")
+ORIGIN, REMOTE, REPORT, LOG = BASE / "origin.git", BASE / "remote", BASE / "report.html", BASE / "kfp.log"
+PROCESSES = 2  # of a stage that trains
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the pipeline of the repository in the current directory; 128 + the signal where it was stopped."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.local", description="Run the pipeline on this machine.")
+    parser.add_argument(
+        "--git", default="", help=f"git repository that holds HEAD (default: {ORIGIN}, made from this one)"
+    )
+    parser.add_argument("--remote", default="", help=f"DVC remote (default: $PECO_REMOTE or {REMOTE})")
+    parser.add_argument("--name", default="", help="name of the experiment (default: local-COMMIT)")
+    arguments = parser.parse_args(argv)
+    stops = _Stops()
+    try:
+        with step.stops(stops):
+            status = _run(arguments.git, arguments.remote, arguments.name)
+    except PecoError as error:
+        status = 2
+        if stops.number is None:
+            print(f"error: {error}", file=sys.stderr)
+    if stops.number is not None:
+        status = 128 + stops.number
+    if status not in (0, 2):
+        how = "Not finished" if status == 1 else "Stopped"
+        print(f"\n{how}. What was done is kept: the same command goes on from there.", file=sys.stderr)
+    return status
+
+
+def _run(repository: str, remote: str, name: str) -> int:
+    graph, root = load_graph(), Path.cwd()
+    revision = _clean_head(root)
+    name = name or f"local-{revision[:7]}"
+    step.check_name(name)
+    BASE.mkdir(parents=True, exist_ok=True)
+    repository = _absolute(repository) if repository else _own_origin(root, revision)
+    remote = _absolute(remote or os.environ.get("PECO_REMOTE") or str(REMOTE))
+    begun = time.monotonic()
+    screen = _Screen(sys.stdout)
+    done = _run_pipeline(graph, screen, remote, {"repository": repository, "revision": revision, "experiment": name})
+    if screen.outcomes:
+        print(f"\n{'stage':<20} {'result':<12} {'seconds':>8} {'overhead':>9}")
+    for outcome in screen.outcomes:
+        result = "computed" if outcome.computed else "run-cache"
+        print(f"{outcome.stage:<20} {result:<12} {outcome.seconds:>8.1f} {outcome.before + outcome.after:>9.1f}")
+    print(f"{'in all':<20} {'':<12} {time.monotonic() - begun:>8.1f}")
+    if not done:
+        return 1
+    _keep_report(graph)
+    print("\nTo have the experiment here:")
+    for command in _commands(repository, remote, name):
+        print(f"  {shlex.join(command)}")
+    return 0
+
+
+def _clean_head(root: Path) -> str:
+    """The commit that is checked out.
+
+    Raises:
+        PecoError: there is none, or the files differ from it.
+    """
+    try:
+        revision = git("rev-parse", "--verify", "HEAD", cwd=root).strip()
+        changed = git("status", "--porcelain", cwd=root).splitlines()
+    except PecoError as error:
+        raise PecoError(f"no commit to run ({error}); commit the project first") from None
+    if changed:
+        raise PecoError(f"the pipeline runs a commit, and {changed[0][3:]} is changed; commit or stash it first")
+    return revision
+
+
+def _own_origin(root: Path, revision: str) -> str:
+    """A bare repository beside the workspaces that holds the commit."""
+    origin = ORIGIN.absolute()
+    if not origin.exists():
+        git("init", "--quiet", "--bare", str(origin), cwd=root)
+        git("config", "receive.shallowUpdate", "true", cwd=origin)
+    git("push", "--quiet", "--force", str(origin), f"{revision}:refs/heads/main", cwd=root)
+    return str(origin)
+
+
+def _absolute(address: str) -> str:
+    """A folder's path from the root, since steps run elsewhere; any other address as it is."""
+    return address if re.match(r"[\w+.-]+(://|@|:)", address) else str(Path(address).expanduser().absolute())
+
+
+def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[str, str]) -> bool:
+    """Run all steps; whether they ended well."""
+    warnings.filterwarnings("ignore", module=r"kfp\.")
+    from kfp import local
+
+    from pipelines.kubeflow import Target, build
+
+    asked = Target.from_env(os.environ)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = asked.settings.get("PECO_NPROC", str(PROCESSES))
+    threads = str(max(1, cores // max(1, int(processes)))) if processes.isdecimal() else "1"
+    target = dataclasses.replace(
+        asked,
+        image="python",
+        scheduler="local_cwd",
+        volume_claim="",
+        workspaces=_absolute(asked.workspaces or str(BASE / "workspaces")),
+        cache=_absolute(asked.cache or str(BASE / "cache")),
+        remote=remote,
+        settings={"PECO_NPROC": processes, "PECO_THREADS": threads, **asked.settings},
+    )
+    params = base64.b64encode(Path("params.yaml").read_bytes()).decode()
+    temporary = BASE / "tmp"  # kfp leaves a folder there for each step
+    outputs = BASE / "outputs"
+    for folder in (temporary, outputs):
+        shutil.rmtree(folder, ignore_errors=True)
+    temporary.mkdir()
+    os.environ["TMPDIR"] = str(temporary.absolute())
+    try:
+        with LOG.open("w", encoding="utf-8") as screen.log, contextlib.redirect_stdout(screen):
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
+            build(graph, target)(**arguments, params=params)
+    except RuntimeError as error:  # a step failed and has said why, unless it is kfp that failed
+        if not screen.shown:
+            raise PecoError(f"kfp's local runner failed: {error}; its log is in {LOG}") from None
+        return False
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _keep_report(graph: Graph) -> None:
+    """Put the page of the stage that writes one where it can be found and opened."""
+    for stage in graph.stages.values():
+        if any(out.endswith(".html") for out in stage.outs):
+            for page in (BASE / "outputs").glob(f"*/{stage.role.replace('_', '-')}/page"):
+                shutil.copyfile(page, REPORT)
+                print(f"\nThe report is in {REPORT}")
+
+
+def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
+    endpoint = os.environ.get("PECO_REMOTE_ENDPOINT")
+    known = workspace.REMOTE
+    return [
+        ["dvc", "remote", "add", "--local", "--force", known, remote],
+        *([["dvc", "remote", "modify", "--local", known, "endpointurl", endpoint]] if endpoint else []),
+        ["dvc", "exp", "pull", "--remote", known, workspace.without_secrets(repository), name],
+        ["dvc", "exp", "show"],
+        ["dvc", "exp", "diff", "HEAD", name],
+    ]
+
+
+class _Stops:
+    """Passes a stop on to the step that runs; between steps it ends the run."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        if self.number is not None:
+            return
+        self.number = number
+        # kfp's runner knows no stops: it reads on until the step has ended, and takes that for a failure. What runs below a step in
+        # a process group of its own is the step's to stop.
+        running = False
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getpgid(child.pid) == os.getpgrp():
+                    child.send_signal(signal.SIGTERM)
+                    running = True
+        if not running:
+            raise PecoError("stopped")
+
+
+class _Screen(io.TextIOBase):
+    """Stands for stdout while kfp runs: shows what steps write; what kfp and its executor write goes to a log file."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self.terminal = terminal
+        self.log: TextIO = terminal
+        self.outcomes: list[Outcome] = []
+        self.shown = 0  # lines of steps
+        self._rest = ""
+        self._in_step = False
+        self._in_input = False  # in the executor's listing of a step's input
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if self._is_of_step(line):
+                self._show(line[4:])  # kfp indents what steps write
+            else:
+                self.log.write(line + "\n")
+        return len(text)
+
+    def _is_of_step(self, line: str) -> bool:
+        if re.match(r"\d\d:\d\d:\d\d\.\d+ - ", line):
+            self._in_step = line.endswith("Streamed logs:")
+            return False
+        if line.startswith("    [KFP Executor"):
+            self._in_input = line.endswith("Got executor_input:")
+            return False
+        if self._in_input:
+            self._in_input = line.rstrip() != "    }"
+            return False
+        return self._in_step and line.startswith("    ") and bool(line.strip())
+
+    def _show(self, line: str) -> None:
+        self.shown += 1
+        if outcome := Outcome.parse(line):
+            self.outcomes.append(outcome)
+        self.terminal.write(line + "\n")
+        self.terminal.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,623 @@
+"""A stage as a Volcano job: created once, found again, followed, cancelled; against a strict API server."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes_api import KubernetesApi
+
+from peco.errors import PecoError
+from peco.resources import Resources
+from pipelines import components, launch
+from pipelines.cluster import job as cluster
+from pipelines.cluster import kube, podlog, volcano
+from pipelines.graph import Stage, load_graph
+from pipelines.k8s_check import violations
+from pipelines.logs import Screen
+
+ROOT = Path(__file__).parent.parent
+NAME = "peco-tokenizer-0123456789abcdef"
+GIVEN = Resources(
+    nodes=2,
+    processes=4,
+    workers=3,
+    gpus=4,
+    cpu=32,
+    memory="64Gi",
+    shared_memory="16Gi",
+    node_selector="gpu=a100",
+    tolerations="nvidia.com/gpu:NoSchedule",
+    queue="training",
+    priority="high",
+    time_limit="2h",
+)
+ONE = Resources(threads=2)
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    for name in [name for name in os.environ if name.startswith("PECO_") and name != "PECO_TEST_SCHEMAS"]:
+        monkeypatch.delenv(name)
+    for module in (volcano, podlog):
+        for name, value in (("POLL_SECONDS", 0.03), ("RETRY_SECONDS", 0.03), ("LOG_SECONDS", 3.0)):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    monkeypatch.chdir(tmp_path)
+    with KubernetesApi() as server:
+        environment = {
+            "KUBECONFIG": str(server.kubeconfig(tmp_path / "kubeconfig")),
+            "PECO_SCHEDULER": "kubernetes",
+            "PECO_JOB_KEY": "0123456789abcdef",
+            "PECO_NAMESPACE": "peco",
+            "PECO_IMAGE": "registry.example/peco:1",
+            "PECO_VOLUME_CLAIM": "peco",
+            "PECO_VOLUME_PATH": str(tmp_path),
+            "PECO_SERVICE_ACCOUNT": "peco-job",
+            "PECO_POD_NAME": "step-1",
+            "PECO_POD_UID": "11111111-2222-3333-4444-555555555555",
+            "PECO_GRACE_SECONDS": "5",
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield server
+        assert server.faults == []
+
+
+def stage(name: str = "tokenizer") -> Stage:
+    return Stage(name, ("x",), (), ("seed",), (), {}, generated=False)
+
+
+@pytest.fixture
+def run(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a stage while `scenario` goes on beside it; status, stdout, stderr."""
+
+    def follow(scenario: Callable[[], object] = lambda: None, given: Resources = GIVEN) -> Result:
+        failed: list[BaseException] = []
+        over = threading.Event()
+
+        def guarded() -> None:
+            try:
+                scenario()
+            except BaseException as error:
+                failed.append(error)
+                if not over.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+        beside = threading.Thread(target=guarded)
+        beside.start()
+        late = threading.Timer(90, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        late.start()
+        try:
+            status = cluster.run(stage(), components.tokenizer, given, Screen(), os.environ)
+        finally:
+            over.set()
+            late.cancel()
+            beside.join()
+        if failed:
+            raise failed[0]
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return follow
+
+
+def complete(api: KubernetesApi) -> None:
+    for pod in api.start():
+        api.end(pod)
+
+
+# The job
+
+
+def test_the_job_asks_for_what_the_stage_is_given(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
+    status, _, err = run(lambda: complete(api))
+    assert (status, err) == (0, f"tokenizer: job {NAME} created in namespace peco\n")
+    job = api.jobs[NAME]
+    assert job["metadata"]["ownerReferences"] == [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "name": "step-1",
+            "uid": "11111111-2222-3333-4444-555555555555",
+            "controller": False,
+            "blockOwnerDeletion": False,
+        }
+    ]
+    spec = job["spec"]
+    assert (spec["queue"], spec["priorityClassName"], spec["minAvailable"], spec["maxRetry"]) == (
+        "training",
+        "high",
+        2,
+        1,
+    )
+    assert spec["policies"] == [{"event": e, "action": "TerminateJob"} for e in ("PodFailed", "PodEvicted")]
+    assert "--disable-network-policy" in spec["plugins"]["svc"]
+    assert [task["name"] for task in spec["tasks"]] == ["tokenizer-0", "tokenizer-1"]
+    for task in spec["tasks"]:
+        pod = task["template"]["spec"]
+        [container] = pod["containers"]
+        amounts = {"cpu": "32", "memory": "64Gi", "nvidia.com/gpu": "4"}
+        assert container["resources"] == {"requests": amounts, "limits": amounts}
+        assert container["image"] == "registry.example/peco:1"
+        assert container["workingDir"] == str(tmp_path)
+        assert {"name": "metrics", "containerPort": 8001} in container["ports"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+        assert mounts["/dev/shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+        assert mounts[str(tmp_path)]["persistentVolumeClaim"] == {"claimName": "peco"}
+        assert pod["nodeSelector"] == {"gpu": "a100"}
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert (pod["restartPolicy"], pod["activeDeadlineSeconds"]) == ("Never", 7200)
+        assert pod["terminationGracePeriodSeconds"] > 5  # torchrun ends after its ranks
+        assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("peco-job", False)
+
+
+def test_the_job_meets_volcanos_own_definition(api: KubernetesApi, run: Run) -> None:
+    """The server refuses what doesn't; here it is made sure that it had the definition to check by."""
+    if not os.environ.get("PECO_TEST_SCHEMAS"):
+        pytest.skip("PECO_TEST_SCHEMAS names no folder with Volcano's definition of a job")
+    run(lambda: complete(api))
+    body = next(body for method, _, body in api.requests if method == "POST")
+    assert violations(body, api.definitions) == []
+    assert violations(body | {"spec": body["spec"] | {"retries": 1}}, api.definitions) == ["spec.retries: unknown key"]
+
+
+def test_the_job_differs_from_run_to_run_in_nothing(api: KubernetesApi, run: Run) -> None:
+    bodies = []
+    for _ in range(2):
+        run(lambda: complete(api))
+        bodies.append(next(body for method, _, body in reversed(api.requests) if method == "POST"))
+        api.forget()
+    assert bodies[0] == bodies[1]
+    command = bodies[0]["spec"]["tasks"][1]["template"]["spec"]["containers"][0]["command"]
+    assert f"--rdzv_id {NAME} " in command[-1].replace("'", "")
+
+
+def test_the_stage_gets_its_environment_and_no_secret(
+    api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PECO_CHECKPOINT_SECONDS", "30")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
+    monkeypatch.setenv("PECO_JOB_SECRET", "bucket")
+    run(lambda: complete(api))
+    [container] = api.jobs[NAME]["spec"]["tasks"][1]["template"]["spec"]["containers"]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    expected = {
+        "PYTHONPATH": str(tmp_path),
+        "PECO_WORK": str(tmp_path / ".work"),
+        "PECO_WORKERS": "3",
+        "PECO_THREADS": "8",  # 32 cores, 4 processes
+        "PECO_METRICS_PORT": "8001",
+        "PECO_CHECKPOINT_SECONDS": "30",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
+    }
+    assert expected.items() <= env.items()
+    assert "hush" not in str(api.jobs)
+    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+
+
+@pytest.mark.parametrize("name", load_graph(ROOT).stages)
+def test_every_stage_has_names_that_kubernetes_takes(name: str) -> None:
+    found = load_graph(ROOT)[name]
+    job = cluster.job_name(found, Resources(nodes=64), {"PECO_JOB_KEY": "0123456789abcdef"})
+    pod = f"{job}-{re.sub('[^a-z0-9]', '', found.role)}-63-0"
+    assert re.fullmatch(r"peco-[a-z]([-a-z0-9]*[a-z0-9])?", job)
+    assert len(pod) <= 63
+    app = cluster.build_app(getattr(components, found.role), Resources(), {})
+    assert all("-" not in role.name for role in app.roles)
+
+
+def test_a_name_follows_from_commit_changes_stage_and_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("seed: 0\nother: 1\n")
+    with pytest.raises(PecoError, match="PECO_JOB_KEY"):
+        cluster.job_name(stage(), ONE, {})
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm x"):
+        subprocess.run(["git", *command.split()], check=True)
+    first = cluster.job_name(stage(), ONE, {})
+    assert cluster.job_name(stage(), ONE, {}) == first
+    assert cluster.job_name(stage("tokens"), ONE, {}) != first
+    (tmp_path / "params.yaml").write_text("seed: 1\nother: 1\n")
+    assert cluster.job_name(stage(), ONE, {}) != first
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PECO_NAMESPACE", "", "PECO_NAMESPACE: not set"),
+        ("PECO_IMAGE", "", "PECO_IMAGE: not set"),
+        ("PECO_VOLUME_PATH", "/elsewhere", "not on the shared volume"),
+        ("PECO_WORK", "/tmp/elsewhere", "not on the shared volume"),
+        ("PECO_POD_UID", "", "set both, or none"),
+        ("PECO_JOB_KEY", "A key", "PECO_JOB_KEY"),
+        ("PECO_GRACE_SECONDS", "long", "PECO_GRACE_SECONDS"),
+        ("KUBECONFIG", "/nowhere", "KUBECONFIG"),
+    ],
+)
+def test_a_wrong_environment_is_one_line_and_nothing_is_created(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(PecoError, match=re.escape(says)):
+        run()
+    assert api.verbs() == []
+
+
+# Finding it again
+
+
+def test_a_second_attempt_follows_the_job_that_runs(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first() -> None:
+        api.start()
+        api.down = True  # the first step's pod is cut off, and gives up
+
+    monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "0")
+    status, _, err = run(first)
+    assert status == 1
+    assert f"job {NAME} is left as it is" in err
+    api.down = False
+    monkeypatch.setenv("PECO_POD_NAME", "step-2")
+    monkeypatch.setenv("PECO_POD_UID", "99999999-2222-3333-4444-555555555555")
+
+    def second() -> None:
+        api.wait_for(lambda: any(verb.startswith("PATCH") for verb in api.verbs()))
+        for pod in list(api.pods):
+            api.say(pod, "[1]: step 7")
+            api.end(pod)
+
+    status, out, err = run(second)
+    assert status == 0
+    assert "is there already (Running): following it" in err
+    assert out == "[1] step 7\n" * 2
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "PATCH"]
+    [owner] = api.jobs[NAME]["metadata"]["ownerReferences"]
+    assert owner["name"] == "step-2"
+
+
+def test_a_job_that_appears_in_the_same_moment_is_followed(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(lambda: complete(api))
+    api._phase("Running")
+    get, calls = volcano._Run._get, iter([None])
+    monkeypatch.setattr(volcano._Run, "_get", lambda self: next(calls, get(self)))
+
+    def end() -> None:
+        api.wait_for(lambda: any(verb.startswith("PATCH") for verb in api.verbs()))
+        api._phase("Completed")
+
+    assert run(end)[0] == 0
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "POST", "PATCH"]  # the second was a conflict
+
+
+@pytest.mark.parametrize("phase", ["Completed", "Failed", "Aborted", "Terminated", "Terminating"])
+def test_a_job_that_has_ended_is_replaced(api: KubernetesApi, run: Run, phase: str) -> None:
+    run(lambda: complete(api))
+    before = api.jobs[NAME]["metadata"]["uid"]
+    api._phase(phase)
+
+    def end() -> None:
+        api.wait_for(lambda: api.jobs.get(NAME, {"metadata": {"uid": before}})["metadata"]["uid"] != before)
+        complete(api)
+
+    status, _, err = run(end)
+    assert status == 0
+    assert f"has ended ({phase}): replacing it" in err
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "DELETE", "POST"]
+
+
+# Lines
+
+
+def test_lines_of_all_ranks_appear_once_whatever_the_connection_does(api: KubernetesApi, run: Run) -> None:
+    def scenario() -> None:
+        first, second = api.start()
+        for number in range(60):
+            api.say(first, f"[0]: step {number}", "[1]: the same")
+            api.say(second, f"[4]: step {number}", "torchrun: something of its own")
+            time.sleep(0.005)
+            if number % 20 == 10:
+                api.cuts += 1
+        for pod in (first, second):
+            api.end(pod)
+
+    status, out, _ = run(scenario)
+    lines = out.splitlines()
+    assert status == 0
+    for rank in (0, 4):
+        assert [line for line in lines if line.startswith(f"[{rank}]")] == [f"[{rank}] step {n}" for n in range(60)]
+    assert lines.count("[1] the same") == 60
+    assert len(lines) == 180
+
+
+def test_one_process_has_no_rank(api: KubernetesApi, run: Run) -> None:
+    def scenario() -> None:
+        [pod] = api.start()
+        api.say(pod, "[3]: is no rank", "done")
+        api.end(pod)
+
+    assert run(scenario, ONE)[1] == "[3]: is no rank\ndone\n"
+
+
+# Failures
+
+TORCHRUN = """\
+E1123 failed (exitcode: {code}) local_rank: 1 (pid: 7) of binary: python
+peco.stages.tokenizer FAILED
+Failures:
+  <NO_OTHER_FAILURES>
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-23_12:00:00
+  rank      : 5 (local_rank: 1)
+  exitcode  : {code} (pid: 7)"""
+
+
+def fail(api: KubernetesApi, code: int, *lines: str) -> None:
+    first, second = api.start()
+    api.say(first, "[0]: waits")
+    api.say(second, *(f"[5]: {line}" for line in lines), *TORCHRUN.format(code=code).splitlines())
+    api.end(second, 1)
+
+
+def test_a_failed_rank_ends_the_job_and_its_lines_say_why(api: KubernetesApi, run: Run) -> None:
+    api.saving = 60  # what the others do doesn't hold it up
+    lines = [f"line {number}" for number in range(30)]
+    status, out, err = run(lambda: fail(api, 1, *lines, "ValueError: no"))
+    assert status == 1
+    assert "[5] ValueError: no" in out
+    assert f"rank 5 of pod {NAME}-tokenizer-1-0 failed with status 1" in err
+    assert err.splitlines()[-1] == "  ValueError: no"
+    assert "  line 29" in err and "  line 3\n" not in err
+    assert api.jobs[NAME]["status"]["state"]["phase"] == "Terminating"
+
+
+def test_what_a_user_can_mend_is_one_line_and_status_2(api: KubernetesApi, run: Run) -> None:
+    status, out, err = run(lambda: fail(api, 2, "error: data: missing; get some"))
+    assert status == 2
+    assert (out + err).count("error: ") == 1
+    assert err.endswith("error: data: missing; get some\n")
+
+
+def test_a_killed_rank_is_named_by_its_signal(api: KubernetesApi, run: Run) -> None:
+    status, _, err = run(lambda: fail(api, -9, "step 1"))
+    assert status == 1
+    assert "rank 5" in err and "SIGKILL (out of memory?)" in err
+
+
+@pytest.mark.parametrize(
+    ("reason", "pod_reason", "says"),
+    [
+        ("OOMKilled", "", "want of memory; raise memory 64Gi"),
+        ("", "DeadlineExceeded", "time_limit 2h"),
+        ("", "Evicted", "preempted or evicted"),
+    ],
+)
+def test_an_end_from_outside_the_process_has_its_own_line(
+    api: KubernetesApi, run: Run, reason: str, pod_reason: str, says: str
+) -> None:
+    status, _, err = run(lambda: api.end(api.start()[0], 137, reason, pod_reason=pod_reason))
+    assert status == 1
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert says in line
+
+
+def test_a_preempted_job_saves_its_work_and_is_not_started_again_by_volcano(api: KubernetesApi, run: Run) -> None:
+    api.saving = 0.5
+
+    def scenario() -> None:
+        first, second = api.start()
+        api.evict(second)
+        api.say(second, "[4]: checkpoint saved")
+        api.wait_for(lambda: api.jobs[NAME]["status"]["state"]["phase"] == "Terminating")
+        api.say(first, "[0]: checkpoint saved")
+
+    status, out, err = run(scenario)
+    assert status == 1
+    assert sorted(out.splitlines()) == ["[0] checkpoint saved", "[4] checkpoint saved"]
+    assert "preempted or evicted" in err and "goes on from the last checkpoint" in err
+    assert api.pods == {}
+
+
+def test_ranks_that_end_because_one_was_preempted_are_not_the_cause(api: KubernetesApi, run: Run) -> None:
+    api.saving = 2
+
+    def scenario() -> None:
+        first, second = api.start()
+        api.evict(second)
+        time.sleep(1.1)  # times of the API are whole seconds
+        api.end(first, 1)
+
+    status, _, err = run(scenario)
+    assert status == 1
+    assert f"pod {NAME}-tokenizer-1-0 was preempted" in err
+
+
+def test_a_job_that_someone_else_deletes_or_aborts_ends_the_stage(api: KubernetesApi, run: Run) -> None:
+    def delete() -> None:
+        api.start()
+        api.forget()
+
+    status, _, err = run(delete)
+    assert status == 1 and "was deleted by someone else" in err
+
+    def abort() -> None:
+        api.start()
+        with api.lock:
+            api.pods.clear()
+            api._phase("Aborted")
+
+    status, _, err = run(abort)
+    assert status == 1 and "was aborted by someone else" in err
+
+
+# Waiting
+
+
+def test_a_job_that_waits_says_why(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volcano, "FIRST_NOTE_SECONDS", 0.1)
+    reason = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+
+    def scenario() -> None:
+        api.job()
+        api.condition(conditions=[{"type": "PodScheduled", "status": "False", "message": reason}])
+        time.sleep(0.4)
+        complete(api)
+
+    status, _, err = run(scenario)
+    assert status == 0
+    assert len(re.findall(rf"job {NAME} waits since \d+ s: {reason}", err)) == 1
+
+
+def test_an_image_that_cannot_be_pulled_ends_it(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volcano, "STUCK_SECONDS", 0.3)
+
+    def scenario() -> None:
+        api.job()
+        waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image registry.example/peco:1"}
+        api.condition(containerStatuses=[{"state": {"waiting": waiting}}])
+
+    status, _, err = run(scenario)
+    assert status == 2
+    assert re.search(r"error: tokenizer: .*its image can't be pulled \(Back-off .*peco:1\)", err)
+    assert api.jobs[NAME]["status"]["state"]["phase"] == "Aborted"
+
+
+# Stopping
+
+
+def test_a_stop_cancels_the_job_and_waits_for_its_pods(api: KubernetesApi, run: Run) -> None:
+    api.saving = 0.5
+
+    def scenario() -> None:
+        first, _ = api.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+        api.wait_for(lambda: api.jobs[NAME]["status"]["state"]["phase"] == "Aborted")
+        api.say(first, "[0]: checkpoint saved")
+
+    status, out, err = run(scenario)
+    assert status == 128 + signal.SIGTERM
+    assert f"stopping job {NAME}" in err
+    assert out == "[0] checkpoint saved\n"
+    assert api.pods == {}
+
+
+def test_a_second_signal_ends_the_waiting(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "SAME_STOP_SECONDS", 0.0)
+    api.saving = 60
+
+    def scenario() -> None:
+        api.start()
+        os.kill(os.getpid(), signal.SIGINT)
+        api.wait_for(lambda: api.jobs[NAME]["status"]["state"]["phase"] == "Aborted")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    started = time.monotonic()
+    assert run(scenario)[0] == 128 + signal.SIGINT
+    assert time.monotonic() - started < 4
+
+
+# The API
+
+
+def test_an_api_that_is_away_for_a_while_is_waited_for(api: KubernetesApi, run: Run) -> None:
+    def scenario() -> None:
+        first, second = api.start()
+        api.say(first, "[0]: before")
+        api.down = True
+        api.cuts += 1
+        time.sleep(0.5)
+        api.say(first, "[0]: meanwhile")
+        api.down = False
+        for pod in (first, second):
+            api.end(pod)
+
+    status, out, _ = run(scenario)
+    assert (status, out) == (0, "[0] before\n[0] meanwhile\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "resource"),
+    [("get", "jobs"), ("create", "jobs"), ("list", "pods"), ("get", "pods/log")],
+)
+def test_a_right_that_is_missing_is_named(api: KubernetesApi, run: Run, verb: str, resource: str) -> None:
+    api.forbidden.add((verb, resource))
+
+    def scenario() -> None:
+        if resource.startswith("pods"):
+            api.start()
+
+    with pytest.raises(PecoError, match=rf"not allowed to {verb} {resource}.* in namespace peco .*service account"):
+        run(scenario)
+
+
+def test_the_wrong_token_is_said_to_be_wrong(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "kubeconfig"
+    config.write_text(config.read_text().replace("a-token", "another"))
+    with pytest.raises(PecoError, match="renew the credentials"):
+        run()
+
+
+# With real processes
+
+
+def test_two_nodes_meet_and_the_rank_that_raises_is_named(
+    api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in the pods is what torchrun takes, on each node."""
+    package = tmp_path / "peco/stages"
+    package.mkdir(parents=True)
+    (tmp_path / "peco/__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "tokenizer.py").write_text(
+        "import os, time\n"
+        "rank = int(os.environ['RANK'])\n"
+        "print('of', os.environ['WORLD_SIZE'], flush=True)\n"
+        "if rank == 1: raise ValueError('no')\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    api.execute = True
+    api.saving = 30
+    status, out, err = run(api.start, Resources(nodes=2, processes=1, threads=1))
+    assert status == 1
+    assert {"[0] of 2", "[1] of 2"} <= set(out.splitlines())
+    assert "rank 1 of pod" in err and err.splitlines()[-1] == "  ValueError: no"
+    api.wait_for(lambda: all(process.poll() is not None for process in api.processes.values()))
+
+
+def test_the_launcher_hands_a_stage_over(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    monkeypatch.setenv("PECO_NPROC", "2")
+    monkeypatch.setenv("PECO_GPUS_PRETRAIN", "2")
+    threading.Thread(target=lambda: complete(api)).start()
+    assert launch.main(["pretrain"]) == 0
+    [container] = api.jobs["peco-pretrain-0123456789abcdef"]["spec"]["tasks"][0]["template"]["spec"]["containers"]
+    assert "--nproc_per_node 2" in container["command"][-1]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+
+
+def test_patience_is_for_errors_that_pass(api: KubernetesApi) -> None:
+    with cluster.Stops() as stops:
+        found = kube.Api("peco", stops, patience=60)
+        api.forbidden.add(("list", "pods"))
+        with pytest.raises(PecoError, match="not allowed to list pods"):
+            found.get("/api/v1/namespaces/peco/pods", "list pods", labelSelector="a=b")
