@@ -26,6 +26,7 @@ COLLECT = "collect"
 STEP = {"cpu_request": "250m", "cpu_limit": "2", "memory_request": "1Gi", "memory_limit": "4Gi"}
 STEP_SECONDS = 3600  # beside the stage's own time limit: to fetch, to push, to wait for its turn
 COLLECT_SECONDS = 1800
+USER = 10001  # of the image (k8s/Dockerfile), to whom the files on the shared volume belong
 CREDENTIALS = "/var/run/secrets/peco/git"
 STORAGE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
 POLICIES = ("IfNotPresent", "Always", "Never")
@@ -43,7 +44,7 @@ class Target:
     image: str = "peco"
     pull_policy: str = "IfNotPresent"
     scheduler: str = "kubernetes"  # of the stages' jobs
-    service_account: str = ""  # of the stages' jobs; empty: the namespace's default
+    service_account: str = "peco-job"  # of the stages' jobs
     volume_claim: str = "peco"  # empty: no pods, the pipeline runs on this machine
     volume_path: str = "/peco"
     workspaces: str = ""  # by default, this and the next are folders of the volume
@@ -222,6 +223,8 @@ def _equip(
     task.set_cpu_request(STEP["cpu_request"]).set_cpu_limit(STEP["cpu_limit"])
     task.set_memory_request(STEP["memory_request"]).set_memory_limit(STEP["memory_limit"])
     kubernetes.set_timeout(task, seconds)
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
+    kubernetes.add_pod_label(task, "app.kubernetes.io/component", "peco-step")  # k8s/base/network.yaml
     kubernetes.set_image_pull_policy(task, target.pull_policy)
     kubernetes.mount_pvc(task, target.volume_claim, target.volume_path)
     kubernetes.use_field_path_as_env(task, "PECO_POD_NAME", "metadata.name")

@@ -7,7 +7,9 @@ Everything is checked before anything is created. Each run has a name, which is 
 made of the commit and the parameters, by which a run that was submitted before is found again.
 
 Environment:
-    KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: where runs are started, and as whom (see pipelines/submission/kfp_client.py)
+    KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: where runs are started, and as whom
+        (see pipelines/submission/kfp_client.py)
+    PECO_IMAGE: image of steps and jobs; pipelines/kubeflow.py lists what else says where they run
     GIT_REMOTE: the git remote that the cluster reads (origin)
     PECO_REMOTE, PECO_REMOTE_ENDPOINT: the DVC remote, where it is another one than the repository's
     SWEEP_LIMIT: points that a sweep may have (100)
@@ -218,6 +220,8 @@ def submit(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     when = schedule.parse(arguments.schedule) if arguments.schedule else None
     if when and arguments.wait:
         raise PecoError("WAIT=1: a recurring run has no end to wait for; leave out WAIT or SCHEDULE")
+    if not env.get("PECO_IMAGE"):
+        raise PecoError("PECO_IMAGE: not set; name the image of steps and jobs (docs/cluster.md says how it is built)")
     kubeflow = Kubeflow(env)
     found = revision.published(arguments.rev, env.get("GIT_REMOTE") or "origin")
     points = plan(found, arguments.set, arguments.sweep, _limit(env))

@@ -155,6 +155,7 @@ def api(
     monkeypatch.setattr(submit, "compiled", compiled)
     with serve(KfpApi(contract)) as server:
         monkeypatch.setenv("KFP_HOST", server.address)
+        monkeypatch.setenv("PECO_IMAGE", "registry.example.com/peco:1234567")
         yield server
 
 
@@ -632,6 +633,7 @@ def test_a_large_sweep_is_started_when_asked_for(
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
+        ({"PECO_IMAGE": ""}, "PECO_IMAGE: not set; name the image"),
         ({"KFP_HOST": ""}, "KFP_HOST=: name the address"),
         ({"KFP_HOST": "kubeflow.example.com"}, "KFP_HOST=kubeflow.example.com: name the address"),
         ({"KFP_HOST": "http://127.0.0.1:9"}, "KFP_HOST=http://127.0.0.1:9: can't be reached"),
@@ -674,6 +676,7 @@ def test_another_server_at_the_address_is_told_from_kubeflow(
 ) -> None:
     with foreign(*answer) as address:
         monkeypatch.setenv("KFP_HOST", address)
+        monkeypatch.setenv("PECO_IMAGE", "peco:1234567")
         run(status=2)
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

@@ -1,0 +1,224 @@
+"""The Kubeflow pipeline made from dvc.yaml, read back from what kfp compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_graph import dvc_graph
+
+from peco.errors import PecoError
+from pipelines import kubeflow, resources
+from pipelines.graph import Graph, load_graph
+from pipelines.kubeflow import Target
+
+ROOT = Path(__file__).parents[1]
+GRAPH = load_graph(ROOT)
+TARGET = Target(
+    image="registry.example.com/peco:1", remote="s3://bucket/peco", remote_endpoint="https://s3.example.com",
+    service_account="jobs", settings={"PECO_GPUS": "4"},
+)  # fmt: skip
+
+
+class Compiled:
+    def __init__(self, folder: Path, graph: Graph, target: Target, **defaults: str) -> None:
+        kubeflow.compile(folder / "pipeline.yaml", graph, target, **defaults)
+        documents = list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
+        self.ir: dict[str, Any] = documents[0]
+        platforms = (
+            documents[1]["platforms"]["kubernetes"] if len(documents) > 1 else {"deploymentSpec": {"executors": {}}}
+        )
+        self.pods: dict[str, Any] = platforms["deploymentSpec"]["executors"]
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """Tasks by the names that people see."""
+        return {task["taskInfo"]["name"]: task for task in self.ir["root"]["dag"]["tasks"].values()}
+
+    def _executor(self, name: str) -> str:
+        label: str = self.ir["components"][self.tasks[name]["componentRef"]["name"]]["executorLabel"]
+        return label
+
+    def container(self, name: str) -> dict[str, Any]:
+        container: dict[str, Any] = self.ir["deploymentSpec"]["executors"][self._executor(name)]["container"]
+        return container
+
+    def pod(self, name: str) -> dict[str, Any]:
+        pod: dict[str, Any] = self.pods[self._executor(name)]
+        return pod
+
+    def env(self, name: str) -> dict[str, str]:
+        return {item["name"]: item["value"] for item in self.container(name)["env"]}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    return Compiled(tmp_path_factory.mktemp("compiled"), GRAPH, TARGET, repository="https://example.com/r.git")
+
+
+def producers(task: dict[str, Any]) -> set[str]:
+    return {
+        value["taskOutputParameter"]["producerTask"]
+        for value in task["inputs"]["parameters"].values()
+        if "taskOutputParameter" in value
+    }
+
+
+NAMES = [*GRAPH.stages, kubeflow.COLLECT]
+
+
+def test_the_edges_are_dvcs(compiled: Compiled) -> None:
+    names, edges = dvc_graph(ROOT)
+    assert set(compiled.tasks) == {*names, kubeflow.COLLECT}
+    assert kubeflow.edges(compiled.ir) == edges
+
+
+@st.composite
+def stages(draw: st.DrawFn) -> dict[str, Any]:
+    """A dvc.yaml of some stages, each of which reads some of the earlier ones' outs, or their folder, in any order."""
+    count = draw(st.integers(1, 6))
+    made = {}
+    for number in range(count):
+        earlier = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
+        inner = draw(st.sampled_from(["", "/inner.txt"]))
+        made[f"Stage_{number}-{'x' * draw(st.integers(0, 2))}"] = {
+            "cmd": "true",
+            "deps": [f"out/{before}{inner}" for before in sorted(earlier)] or ["in"],
+            "outs": [f"out/{number}"],
+        }
+    if draw(st.booleans()):
+        made["all"] = {"foreach": ["a", "b"], "do": {"cmd": "true", "deps": ["out"], "outs": ["${item}"]}}
+    return dict(draw(st.permutations(list(made.items()))))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=stages())
+def test_the_edges_are_dvcs_in_any_graph(tmp_path: Path, made: dict[str, Any]) -> None:
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": made}, sort_keys=False))
+    (tmp_path / "params.yaml").write_text("{}")
+    found = Compiled(tmp_path, load_graph(tmp_path), TARGET)
+    names, edges = dvc_graph(tmp_path)
+    assert set(found.tasks) == {*names, kubeflow.COLLECT}
+    assert kubeflow.edges(found.ir) == edges
+
+
+def test_the_last_task_is_fed_by_all(compiled: Compiled) -> None:
+    tasks = compiled.ir["root"]["dag"]["tasks"]
+    assert producers(compiled.tasks[kubeflow.COLLECT]) == set(tasks) - {kubeflow.COLLECT}
+
+
+def test_names_of_tasks_are_labels(compiled: Compiled) -> None:
+    for task in compiled.ir["root"]["dag"]["tasks"]:
+        assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", task)
+    assert "evaluate-knn" in compiled.ir["root"]["dag"]["tasks"]
+
+
+def test_nothing_is_cached_by_kubeflow(compiled: Compiled) -> None:
+    for task in compiled.tasks.values():
+        assert not task["cachingOptions"].get("enableCache")
+
+
+def test_retries_are_those_of_the_stage(compiled: Compiled, tmp_path: Path) -> None:
+    asked = {name: resources.resolve(GRAPH[name], {}, single=False).retries for name in GRAPH.stages}
+    asked[kubeflow.COLLECT] = max(asked.values())
+    for name, retries in asked.items():
+        assert compiled.tasks[name].get("retryPolicy", {}).get("maxRetryCount", 0) == retries
+    other = dataclasses.replace(TARGET, settings={"PECO_RETRIES": "0", "PECO_RETRIES_PRETRAIN": "5"})
+    found = {name: task.get("retryPolicy") for name, task in Compiled(tmp_path, GRAPH, other).tasks.items()}
+    assert found["pretrain"]["maxRetryCount"] == 5 and found["pretrain"]["backoffDuration"]
+    assert [name for name in GRAPH.stages if found[name]] == ["pretrain"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pod_has_the_volume_its_own_name_and_a_time_limit(compiled: Compiled, name: str) -> None:
+    pod = compiled.pod(name)
+    assert [(mount["constant"], mount["mountPath"]) for mount in pod["pvcMount"]] == [("peco", "/peco")]
+    fields = {item["name"]: item["fieldPath"] for item in pod["fieldPathAsEnv"]}
+    assert fields == {
+        "PECO_POD_NAME": "metadata.name", "PECO_POD_UID": "metadata.uid", "PECO_NAMESPACE": "metadata.namespace",
+    }  # fmt: skip
+    limit = resources.resolve(GRAPH[name], {}, single=False).seconds if name in GRAPH.stages else 0
+    assert int(pod["activeDeadlineSeconds"]) > limit
+    assert pod["imagePullPolicy"] == "IfNotPresent"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pod_is_small_and_installs_nothing(compiled: Compiled, name: str) -> None:
+    container = compiled.container(name)
+    assert container["image"] == TARGET.image
+    assert "pip install" not in " ".join(container["command"])
+    assert "accelerator" not in container["resources"]
+    assert container["resources"] == compiled.container("shards")["resources"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_last_task_may_write_to_git(compiled: Compiled, name: str) -> None:
+    pod = compiled.pod(name)
+    (credentials,) = pod["secretAsVolume"]
+    assert credentials["secretName"] == ("peco-git-write" if name == kubeflow.COLLECT else "peco-git-read")
+    assert credentials["mountPath"] == compiled.env(name)["PECO_GIT_CREDENTIALS"]
+    (storage,) = pod["secretAsEnv"]
+    assert storage["secretName"] == "peco-storage"
+    assert credentials["optional"] and storage["optional"]
+    assert not any("SECRET_ACCESS" in key or "PASSWORD" in key for key in compiled.env(name))
+
+
+def test_steps_are_told_where_they_run(compiled: Compiled) -> None:
+    env = compiled.env("pretrain")
+    assert env == {
+        "PECO_SCHEDULER": "kubernetes",
+        "PECO_WORKSPACES": "/peco/workspaces",
+        "PECO_CACHE": "/peco/cache",
+        "PECO_REMOTE": "s3://bucket/peco",
+        "PECO_REMOTE_ENDPOINT": "https://s3.example.com",
+        "PECO_IMAGE": TARGET.image,
+        "PECO_SERVICE_ACCOUNT": "jobs",
+        "PECO_VOLUME_CLAIM": "peco",
+        "PECO_VOLUME_PATH": "/peco",
+        "PECO_GIT_CREDENTIALS": kubeflow.CREDENTIALS,
+        "PECO_GPUS": "4",
+        "HOME": "/tmp",
+        "DVC_SITE_CACHE_DIR": "/tmp/dvc",
+    }
+
+
+def test_the_parameters_of_a_run_have_the_callers_defaults(compiled: Compiled) -> None:
+    inputs = compiled.ir["root"]["inputDefinitions"]["parameters"]
+    assert set(inputs) == {"repository", "revision", "params", "experiment"}
+    assert inputs["repository"]["defaultValue"] == "https://example.com/r.git"
+
+
+def test_on_this_machine_a_pipeline_asks_nothing_of_kubernetes(tmp_path: Path) -> None:
+    found = Compiled(tmp_path, GRAPH, Target(volume_claim="", scheduler="local_cwd", workspaces="/w", cache="/c"))
+    assert found.pods == {}
+    assert found.env("shards") == {"PECO_SCHEDULER": "local_cwd", "PECO_WORKSPACES": "/w", "PECO_CACHE": "/c"}
+    assert not any("retryPolicy" in task for task in found.tasks.values())
+
+
+def test_the_environment_describes_a_target() -> None:
+    env = {
+        "PECO_IMAGE": "i", "PECO_REMOTE": "s3://b", "PECO_GIT_WRITE_SECRET": "mine", "PECO_CACHE": "",
+        "PECO_GPUS_PRETRAIN": "8", "PECO_NPROC": "2", "PECO_CHECKPOINT_STEPS": "5",
+        "PECO_WORK": "/laptop", "PECO_TEST_DATA": "/laptop/data", "HOME": "/home/me",
+    }  # fmt: skip
+    assert Target.from_env(env) == Target(
+        image="i", remote="s3://b", git_write_secret="mine",
+        settings={"PECO_GPUS_PRETRAIN": "8", "PECO_NPROC": "2", "PECO_CHECKPOINT_STEPS": "5"},
+    )  # fmt: skip
+
+
+def test_a_wrong_pull_policy_is_refused() -> None:
+    with pytest.raises(PecoError, match="PECO_PULL_POLICY=Sometimes: not allowed"):
+        Target.from_env({"PECO_PULL_POLICY": "Sometimes"})
+
+
+def test_a_wrong_resource_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(PecoError, match="PECO_RETRIES"):
+        kubeflow.compile(tmp_path / "p.yaml", GRAPH, Target(settings={"PECO_RETRIES": "many"}))
+    assert not (tmp_path / "p.yaml").exists()
