@@ -1,0 +1,214 @@
+"""`make pipeline-local`: the `smoke` parameters through the Kubeflow pipeline, from a bare git origin into an S3 remote."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_chain import STAGES, Checkout
+
+pytestmark = pytest.mark.chain
+
+BUCKET = "s3://peco-test/store"
+
+
+@dataclass
+class Run:
+    status: int
+    output: str
+
+    @property
+    def results(self) -> dict[str, str]:
+        """Stages by how their results came about, from the table at the end."""
+        return dict(re.findall(r"^(\S+) +(computed|run-cache) +[\d.]+ +[\d.]+$", self.output, re.MULTILINE))
+
+    @property
+    def computed(self) -> set[str]:
+        return {stage for stage, result in self.results.items() if result == "computed"}
+
+
+class Local:
+    """A checkout in which the pipeline is run; its folders are its own, origin and remote are shared."""
+
+    def __init__(self, checkout: Checkout, origin: Path, endpoint: str) -> None:
+        self.checkout, self.origin, self.path = checkout, origin, checkout.path
+        self.env = {
+            **{name: value for name, value in checkout.env.items() if not name.startswith(("PECO_", "DVC_"))},
+            "PECO_REMOTE_ENDPOINT": endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        checkout.env = self.env
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.local",
+            "--git",
+            str(self.origin),
+            "--remote",
+            BUCKET,
+            "--name",
+            name,
+        ]
+        return subprocess.Popen(
+            command, cwd=self.path, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, name: str) -> Run:
+        process = self.start(name)
+        output, _ = process.communicate(timeout=600)
+        return Run(process.returncode, output)
+
+    def clone(self, path: Path) -> Local:
+        subprocess.run(["git", "clone", "-q", "-b", "main", str(self.origin), str(path)], check=True)
+        checkout = object.__new__(Checkout)
+        checkout.path, checkout.env = path, self.env
+        return Local(checkout, self.origin, self.env["PECO_REMOTE_ENDPOINT"])
+
+    def alive(self) -> list[str]:
+        """Processes that were started for a pipeline in this checkout."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.path).encode() in (entry / "environ").read_bytes():
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue
+        return found
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
+    )
+    client.create_bucket(Bucket="peco-test")
+    yield address
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> tuple[Local, Run]:
+    """The first run of all."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "first").mkdir()
+    checkout = Checkout(folder / "first")
+    checkout.run("git", "clone", "-q", "--bare", ".", str(folder / "origin.git"))
+    local = Local(checkout, folder / "origin.git", endpoint)
+    return local, local.run("base")
+
+
+@pytest.fixture(scope="module")
+def second(first: tuple[Local, Run], tmp_path_factory: pytest.TempPathFactory) -> Local:
+    """Another clone, with no data, no cache and no workspaces."""
+    return first[0].clone(tmp_path_factory.mktemp("second") / "clone")
+
+
+def test_the_pipeline_computes_every_stage(first: tuple[Local, Run]) -> None:
+    local, run = first
+    assert run.status == 0, run.output[-4000:]
+    assert run.computed == set(run.results) == STAGES
+    assert (local.path / ".work/pipeline/report.html").stat().st_size > 10_000
+    assert local.checkout.run("git", "status", "--porcelain") == ""
+    assert local.alive() == []
+    noise = re.search(r"KFP Executor|executor_input| - INFO - |git add|site-packages", run.output)
+    assert noise is None, noise
+
+
+def test_two_processes_train_and_say_so(first: tuple[Local, Run]) -> None:
+    assert re.search(r"^\[0\] pretrain ", first[1].output, re.MULTILINE)
+
+
+def test_the_experiment_comes_to_another_clone_by_the_commands_that_are_printed(
+    first: tuple[Local, Run], second: Local
+) -> None:
+    commands = [shlex.split(line) for line in first[1].output.splitlines() if line.startswith("  dvc ")]
+    assert ["dvc", "exp", "pull"] in [command[:3] for command in commands]
+    for command in commands:
+        second.checkout.python(*command)
+    rows = json.loads(second.checkout.python("dvc", "exp", "show", "--json"))
+    (experiment,) = next(row for row in rows if row["name"] == "main")["experiments"]
+    assert experiment["name"] == "base"
+    changed = json.loads(second.checkout.python("dvc", "exp", "diff", "--json", "HEAD", "base"))
+    assert 0 <= changed["metrics"]["metrics/evaluate/finetune.json"]["accuracy"]["new"] <= 1
+    second.checkout.python("dvc", "exp", "apply", "base")
+    assert json.loads(second.checkout.python("dvc", "status", "--json")) == {}
+    second.checkout.run("git", "clean", "-fdxq")
+
+
+def test_a_second_run_takes_every_stage_from_the_run_cache(first: tuple[Local, Run], second: Local) -> None:
+    run = second.run("again")
+    assert run.status == 0, run.output[-4000:]
+    assert set(run.results) == STAGES
+    assert run.computed == set()
+
+
+def test_a_changed_rate_runs_what_depends_on_it_and_a_stop_loses_nothing(
+    first: tuple[Local, Run], second: Local
+) -> None:
+    second.checkout.set("evaluate.finetune.optim.lr", 2e-3)
+    second.checkout.commit("rate")
+    second.checkout.run("git", "push", "-q", str(second.origin), "HEAD:main")
+    process = second.start("rate")
+    assert process.stdout is not None
+    seen = []
+    while "Running stage 'evaluate@finetune'" not in (line := process.stdout.readline()):
+        assert line, "".join(seen)
+        seen.append(line)
+    time.sleep(3)  # into the launcher
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "error: evaluate@finetune: stopped" in output and "the same command goes on from there" in output
+    assert second.alive() == []
+
+    run = second.run("rate")
+    assert run.status == 0, run.output[-4000:]
+    assert run.computed == {"evaluate@finetune", "report"}
+
+
+def test_changed_files_are_refused_in_one_line(first: tuple[Local, Run]) -> None:
+    local, _ = first
+    (local.path / "note.txt").touch()
+    try:
+        run = local.run("no")
+    finally:
+        (local.path / "note.txt").unlink()
+    assert run.status == 2
+    assert run.output == "error: the pipeline runs a commit, and note.txt is changed; commit or stash it first\n"
+
+
+def test_a_failing_step_ends_the_run(first: tuple[Local, Run]) -> None:
+    """Here since the commit is not in the origin."""
+    local, _ = first
+    local.checkout.run("git", "commit", "-q", "--allow-empty", "-m", "not pushed")
+    try:
+        run = local.run("no")
+    finally:
+        local.checkout.run("git", "reset", "-q", "--hard", "HEAD~")
+    assert run.status == 1
+    assert re.search(
+        r"^error: shards: commit \w+ is in no branch or tag of .*; push it and retry$", run.output, re.MULTILINE
+    )
+    assert run.output.count("error: ") == 1 and "Traceback" not in run.output
+    assert os.listdir(local.path / ".work/pipeline/workspaces") == []
