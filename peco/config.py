@@ -279,9 +279,13 @@ class Detection:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Perceptual agreement; `path` is a tracked folder of BAPPS 2AFC items, null where there is none."""
+    """Perceptual agreement on triplets made of the images.
 
-    path: str | None
+    With `source: bapps` also on the 2AFC items in `path`, a tracked input.
+    """
+
+    source: Literal["generated", "bapps"]
+    path: str
     references: Count  # images that triplets are made of
 
 

@@ -47,10 +47,9 @@ def _check_paths(config: Config) -> None:
         ("evaluate.detection.path", evaluate.detection.path, ", where `dvc add` tracks it"),
         ("evaluate.agreement.path", evaluate.agreement.path, ", where `dvc add` tracks it"),
     ):
-        if path is not None:
-            parts = PurePosixPath(path).parts
-            inside = _is_inside(path) and len(parts) > 1 and parts[0] == "data"
-            require(inside, key, path, f"a relative path below data/ without `..`{remedy}")
+        parts = PurePosixPath(path).parts
+        inside = _is_inside(path) and len(parts) > 1 and parts[0] == "data"
+        require(inside, key, path, f"a relative path below data/ without `..`{remedy}")
     require(
         checkpoint is None or _is_inside(checkpoint),
         "perceptual_net.timm.checkpoint",

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import posixpath
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,11 @@ def differences(stage: Stage, root: Path | str = ".") -> tuple[list[str], list[s
 
 
 def write(root: Path | str = ".") -> list[str]:
-    """Put the code deps of plain stages in dvc.yaml right and return the names of those that changed.
+    """Put the code deps in dvc.yaml right and return the names of the stages that changed.
 
-    Stages of a `foreach` share their list of deps and are left alone.
+    Stages of a `foreach` share their list of deps. What all of them import stands there; what is left goes to the list `code` of
+    each item, which `do` names entry by entry, `${item.code[0]}` and so on: DVC can't insert a list. Shorter ones are filled up
+    with their last entry, since a path that is named twice counts once.
     """
     from ruamel.yaml import YAML
 
@@ -112,12 +115,18 @@ def write(root: Path | str = ".") -> list[str]:
     path = root / "dvc.yaml"
     yaml = YAML()
     yaml.preserve_quotes = True
-    yaml.width = 10_000
+    yaml.width = 140
     yaml.indent(mapping=2, sequence=4, offset=2)
     document: Any = yaml.load(path)
-    changed = []
-    for stage in load_graph(root).stages.values():
-        if stage.generated or not any(differences(stage, root)):
+    changed: list[str] = []
+    stages = load_graph(root).stages
+    wrong = [stage for stage in stages.values() if any(differences(stage, root))]
+    for name in dict.fromkeys(stage.name.partition("@")[0] for stage in wrong if stage.generated):
+        family = {key: stage for key, stage in stages.items() if key.startswith(f"{name}@")}
+        _write_family(document["stages"][name], family, root)
+        changed += family
+    for stage in wrong:
+        if stage.generated:
             continue
         changed.append(stage.name)
         needed = _needed(stage, root)
@@ -132,6 +141,38 @@ def write(root: Path | str = ".") -> list[str]:
     if changed:
         yaml.dump(document, path)
     return changed
+
+
+def _write_family(entry: Any, family: Mapping[str, Stage], root: Path) -> None:
+    """Put the code deps of the stages of one `foreach` right."""
+    needed = {name: _needed(stage, root) for name, stage in family.items()}
+    shared = set.intersection(*needed.values())
+    own = {name: _folded(code - shared, root) for name, code in needed.items()}
+    slots = max(map(len, own.values()))
+    deps = entry["do"]["deps"]
+    plain = [dep for dep in deps if "item.code[" not in dep and ("${" in dep or not _code(dep, root))]
+    deps[:] = [*plain, *(f"${{item.code[{slot}]}}" for slot in range(slots)), *sorted(shared)]
+    for name, code in own.items():
+        item = entry["foreach"][name.partition("@")[2]]
+        item["code"] = _on_one_line([*code, *code[-1:] * (slots - len(code))])
+
+
+def _on_one_line(items: list[str]) -> Any:
+    """A YAML sequence in brackets."""
+    from ruamel.yaml.comments import CommentedSeq
+
+    sequence = CommentedSeq(items)
+    sequence.fa.set_flow_style()
+    return sequence
+
+
+def _folded(code: set[str], root: Path) -> list[str]:
+    """The files, those of a whole package by its folder's name."""
+    found = set(code)
+    for package in {posixpath.dirname(name) for name in code}:
+        if (files := _code(package, root)) <= code:
+            found = (found - files) | {package}
+    return sorted(found)
 
 
 def _needed(stage: Stage, root: Path) -> set[str]:
@@ -154,9 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="say what is wrong (the default)")
-    mode.add_argument(
-        "--write", action="store_true", help="put plain stages right; stages of a foreach are only reported"
-    )
+    mode.add_argument("--write", action="store_true", help="put them right")
     arguments = parser.parse_args(argv)
     try:
         if arguments.write:

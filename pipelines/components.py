@@ -162,6 +162,50 @@ def evaluate_finetune(
 
 
 @_component
+def evaluate_segmentation(
+    j: str = "1x1",
+    threads: int = 0,
+    workers: int = 0,
+    image: str = IMAGE,
+    h: str = "",
+    env: dict[str, str] | None = None,
+    port: int = PORT,
+) -> specs.AppDef:
+    """UPerNet on the backbone."""
+    return _app("evaluate_segmentation", threads, workers, image, h, env, j, port)
+
+
+@_component
+def evaluate_detection(
+    j: str = "1x1",
+    threads: int = 0,
+    workers: int = 0,
+    image: str = IMAGE,
+    h: str = "",
+    env: dict[str, str] | None = None,
+    port: int = PORT,
+) -> specs.AppDef:
+    """Mask R-CNN on the backbone."""
+    return _app("evaluate_detection", threads, workers, image, h, env, j, port)
+
+
+@_component
+def evaluate_agreement(
+    threads: int = 0, workers: int = 0, image: str = IMAGE, h: str = "", env: dict[str, str] | None = None
+) -> specs.AppDef:
+    """Which of two views is closer to the reference."""
+    return _app("evaluate_agreement", threads, workers, image, h, env)
+
+
+@_component
+def evaluate_codebook(
+    threads: int = 0, workers: int = 0, image: str = IMAGE, h: str = "", env: dict[str, str] | None = None
+) -> specs.AppDef:
+    """What the codebook learned."""
+    return _app("evaluate_codebook", threads, workers, image, h, env)
+
+
+@_component
 def report(
     threads: int = 0, workers: int = 0, image: str = IMAGE, h: str = "", env: dict[str, str] | None = None
 ) -> specs.AppDef:

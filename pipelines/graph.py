@@ -136,8 +136,8 @@ def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any], *, gen
     return Stage(
         name=name,
         commands=(command,) if isinstance(command, str) else tuple(command),
-        deps=tuple(posixpath.normpath(dep) for dep in data.get("deps", ())),
-        params=tuple(_params(data.get("params", ()))),
+        deps=tuple(dict.fromkeys(posixpath.normpath(dep) for dep in data.get("deps", ()))),
+        params=tuple(dict.fromkeys(_params(data.get("params", ())))),
         outs=tuple(posixpath.normpath(out) for out in outs),
         meta=_meta(data.get("meta", {}), scope, name),
         generated=generated,

@@ -84,11 +84,24 @@ def test_attention_is_optional() -> None:
         assert any(isinstance(layer, Attention) for layer in layers) == attention
 
 
+def test_encoder_and_decoder_start_linear() -> None:
+    """So the first steps find the patches' principal components, colour and contrast of the image among them."""
+    model = tokenizer(8, 16)
+    for net, shape in ((model.encoder, (1, 3, 16, 16)), (model.decoder, model.encoder(torch.rand(1, 3, 16, 16)).shape)):
+        a, b, zero = torch.rand(shape), torch.rand(shape), torch.zeros(shape)
+        torch.testing.assert_close(net(a + 2 * b) - net(zero), net(a) - net(zero) + 2 * (net(b) - net(zero)))
+
+
 def test_every_parameter_gets_a_gradient() -> None:
+    """Branches start at zero: what lies before their last layer learns from the second step on."""
     model, x_BCHW = tokenizer(8, 16), torch.rand(2, 3, 16, 16)
-    reconstruction, quantized = model(x_BCHW)
-    loss, _ = TokenizerLoss("l1", None, 0.0, 0.25)(reconstruction, x_BCHW, quantized)
-    loss.backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        reconstruction, quantized = model(x_BCHW)
+        loss, _ = TokenizerLoss("l1", None, 0.0, 0.25)(reconstruction, x_BCHW, quantized)
+        loss.backward()
+        optimizer.step()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 

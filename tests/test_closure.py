@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from peco.errors import PecoError
 from pipelines import closure as subject
@@ -113,15 +114,16 @@ stages:
     outs: [out]
   many:
     foreach:
-      a: {engine: peco/rooms}
-      b: {engine: peco/used.py}
+      a: {input: images, code: [peco/stages/many_a.py, peco/rooms]}
+      b: {input: words, code: [peco/stages/many_b.py, peco/used.py]}
     do:
       cmd: run ${key}
       deps:
+        - ${item.input}
+        - ${item.code[0]}
+        - ${item.code[1]}
         - peco/__init__.py
         - peco/stages/__init__.py
-        - peco/stages/many_${key}.py
-        - ${item.engine}
 """
 
 
@@ -153,6 +155,7 @@ def test_differences_name_what_is_missing_and_what_is_too_much(project: Path) ->
 
 
 def test_write_puts_plain_stages_right_and_keeps_the_rest(project: Path) -> None:
+    (project / "peco/stages/many_b.py").write_text("from peco import used")
     assert write(project) == ["one"]
     assert (project / "dvc.yaml").read_text() == DVC.replace("      - peco/unused.py  # goes\n", "").replace(
         "      - peco/stages/one.py\n",
@@ -162,6 +165,24 @@ def test_write_puts_plain_stages_right_and_keeps_the_rest(project: Path) -> None
     assert write(project) == []
 
 
+def test_write_shares_out_the_code_of_a_family(project: Path) -> None:
+    """What all import stands in `do`, the rest in each one's list; shorter lists repeat their last entry."""
+    assert write(project) == ["many@a", "many@b", "one"]
+    graph = load_graph(project)
+    assert not any(any(differences(stage, project)) for stage in graph.stages.values())
+    many = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]["many"]
+    assert [item["code"] for item in many["foreach"].values()] == [
+        ["peco/rooms/y.py", "peco/stages/many_a.py"],
+        ["peco/stages/many_b.py", "peco/used.py"],
+    ]
+    assert many["do"]["deps"][:3] == ["${item.input}", "${item.code[0]}", "${item.code[1]}"]
+    assert {"peco/rooms/__init__.py", "peco/rooms/x.py"} <= set(many["do"]["deps"])
+    (project / "peco/stages/many_b.py").write_text("import peco.rooms.x")
+    assert write(project) == ["many@a", "many@b"]
+    assert graph["many@a"].deps[0] == "images"
+    assert not any(any(differences(stage, project)) for stage in load_graph(project).stages.values())
+
+
 def test_check_says_one_line_a_stage(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,6 +190,5 @@ def test_check_says_one_line_a_stage(
     assert subject.main(["--check"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[2].strip() for line in lines] == ["one", "many@b"]
-    assert subject.main(["--write"]) == 1  # many@b is left to its author
-    (project / "peco/stages/many_b.py").write_text("from peco import used")
+    assert subject.main(["--write"]) == 0
     assert subject.main(["--check"]) == 0

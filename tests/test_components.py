@@ -55,7 +55,8 @@ def test_several_processes_are_started_by_torchrun(role: str, j: str, nodes: int
 
 
 def test_stages_that_train_or_tokenize_take_a_number_of_processes() -> None:
-    assert SEVERAL == ["perceptual_net", "tokenizer", "tokens", "pretrain", "evaluate_finetune"]
+    trained = ["evaluate_finetune", "evaluate_segmentation", "evaluate_detection"]
+    assert SEVERAL == ["perceptual_net", "tokenizer", "tokens", "pretrain", *trained]
 
 
 def test_threads_are_left_to_the_libraries_unless_given() -> None:

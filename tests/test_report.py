@@ -257,12 +257,6 @@ def test_damaged_metrics_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch
 # --- pictures
 
 
-def test_psnr_by_its_formula() -> None:
-    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = x + torch.tensor([0.1, 0.01, 0.0]).view(-1, 1, 1, 1)
-    assert figures.psnr(x, y) == pytest.approx([20, 40, 100], abs=1e-3)  # the last one is the ceiling
-
-
 def test_codes_are_counted_and_shown_by_rank(finished: Path) -> None:
     models = figures.load_models(finished / "artifacts/tokenizer", finished / "artifacts/backbone")
     x = torch.rand(12, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -384,3 +378,40 @@ def test_ticks_are_round_and_enclose_the_range(a: float, b: float) -> None:
 )
 def test_tick_labels_are_short(low: float, high: float, labels: list[str]) -> None:
     assert charts.tick_labels(charts.ticks(low, high)) == labels
+
+
+def test_other_evaluations_have_a_table_and_pictures_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_scores(
+        folder, "evaluate/segmentation", {"images": 20, "miou": 0.321, "pixel_accuracy": 0.8, "random_miou": 0.123}
+    )
+    write_scores(folder, "evaluate/detection", {"images": 20, "masks": False, "box_ap": 0.25, "random_box_ap": 0.125})
+    write_scores(
+        folder,
+        "evaluate/agreement",
+        {"references": 5, "triplets": 60, "pixels_accuracy": 0.5, "pixels_low": 0.5, "pixels_high": 0.5}
+        | {"tokens_hamming_accuracy": 0.625, "tokens_hamming_low": 0.55, "tokens_hamming_high": 0.7},
+    )
+    write_scores(folder, "evaluate/codebook", {"skipped": "switched off (evaluate.tasks.codebook)"})
+    for kind in ("image", "truth", "pretrained", "random"):
+        path = folder / "metrics/pictures/segmentation" / f"00-{kind}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "red").save(path)
+    before = len([1 for name, _ in Elements(make_report(folder, monkeypatch)).found if name == "img"])
+    text = Elements(make_report(folder, monkeypatch)).text
+    for expected in (
+        "mIoU",
+        "32.1",
+        "12.3",
+        "Faster R-CNN",
+        "25.0",
+        "12.5",
+        "Tokens that differ",
+        "62.5",
+        "55.0",
+        "switched off",
+    ):
+        assert expected in text
+    assert "mask AP" not in text
+    shutil.rmtree(folder / "metrics/pictures")
+    after = len([1 for name, _ in Elements(make_report(folder, monkeypatch)).found if name == "img"])
+    assert before - after == 1  # the four pictures of an image stand side by side in one

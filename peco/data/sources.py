@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from peco import config
 from peco.data import scenes
+from peco.data.descriptor import read_descriptor
 from peco.data.imagefolder import ImageFolder
 from peco.data.raw import RawSample, Source
 from peco.data.webdataset_source import WebDatasetSource
@@ -50,7 +50,7 @@ class SceneSource:
     """
 
     def __init__(self, path: Path, sizes: config.Scenes) -> None:
-        self._seed, self._sizes = _read_descriptor(path), sizes
+        self._seed, self._sizes = read_descriptor(path), sizes
         if sizes.train > VAL_START:
             raise PecoError(f"dataset.scenes.train: {sizes.train} is not allowed; expected at most {VAL_START}")
         self.classes = scenes.CLASSES
@@ -64,28 +64,3 @@ class SceneSource:
                 png = io.BytesIO()
                 Image.fromarray(scene.image).save(png, "PNG")
                 yield RawSample(split, f"{index:07d}.png", png.getvalue(), scene.label)
-
-
-def _read_descriptor(path: Path) -> int:
-    example = f"expected three lines: generator: scenes, version: {scenes.VERSION}, seed: 0"
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); {example}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise PecoError(f"{path}: not a YAML file; {example}") from None
-    if (
-        not isinstance(found, dict)
-        or found.keys() != {"generator", "version", "seed"}
-        or found["generator"] != "scenes"
-    ):
-        raise PecoError(f"{path}: not a descriptor of the set of scenes; {example}")
-    if found["version"] != scenes.VERSION:
-        raise PecoError(
-            f"{path}: version {found['version']} of the scenes is asked for, but this code draws version {scenes.VERSION}; "
-            f"set version: {scenes.VERSION} (other images, so numbers don't compare) or use the code of that version"
-        )
-    seed = found["seed"]
-    if type(seed) is not int or seed < 0:
-        raise PecoError(f"{path}: seed: {seed!r} is not allowed; expected an integer from 0 on")
-    return seed

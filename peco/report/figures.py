@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from peco import artifacts, config
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
+from peco.downstream.codebook import spread, usage_and_perplexity
 from peco.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.masking import block_mask
@@ -44,13 +44,12 @@ class Codes:
     @property
     def usage(self) -> float:
         """Share of the codes that occur."""
-        return float(np.mean(self.histogram_K > 0))
+        return usage_and_perplexity(self.histogram_K)[0]
 
     @property
     def perplexity(self) -> float:
         """exp(entropy) of the codes' distribution."""
-        p = self.histogram_K[self.histogram_K > 0] / self.histogram_K.sum()
-        return math.exp(-float((p * np.log(p)).sum()))
+        return usage_and_perplexity(self.histogram_K)[1]
 
 
 @dataclass(frozen=True)
@@ -127,12 +126,6 @@ def to_pixels(x_BCHW: Tensor) -> np.ndarray:
     return np.ascontiguousarray(x_BHWC.numpy())
 
 
-def psnr(x_BCHW: Tensor, y_BCHW: Tensor) -> list[float]:
-    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB."""
-    mse_B = (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-    return cast(list[float], (-10 * mse_B.log10()).tolist())
-
-
 def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int, patches: int) -> Codes:
     """Count the codes of some images and pick patches of `gallery` codes from the most to the least frequent.
 
@@ -146,12 +139,11 @@ def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int,
     histogram_K = np.bincount(tokens_Bhw.ravel(), minlength=tokenizer.quantizer.codes)
     ranked = np.argsort(-histogram_K, kind="stable")
     shown = max(int((histogram_K >= patches).sum()), min(gallery, int((histogram_K > 0).sum())))
-    ranks = np.unique(np.linspace(0, shown - 1, min(gallery, shown)).round().astype(int))
     factor, chosen = tokenizer.factor, []
-    for rank in ranks.tolist():
+    for rank in spread(shown, gallery):
         code = int(ranked[rank])
         places = np.argwhere(tokens_Bhw == code)
-        some = places[np.unique(np.linspace(0, len(places) - 1, min(patches, len(places))).round().astype(int))]
+        some = places[spread(len(places), patches)]
         crops = tuple(
             to_pixels(x_BCHW[b : b + 1, :, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor])[0]
             for b, i, j in some.tolist()

@@ -103,6 +103,7 @@ PAGE = (
 <h1>PeCo report</h1>
 <p class="soft">{{ description }}</p>
 <nav aria-label="Sections">
+{% for task in tasks %}<a href="#{{ task.key }}-task">{{ task.title }}</a> {% endfor %}
 <a href="#data">Data</a> <a href="#reconstructions">Reconstructions</a> <a href="#codebook">Codebook</a>
 <a href="#masked">Masked tokens</a> <a href="#curves">Curves</a> <a href="#perceptual">Perceptual network</a>
 <a href="#parameters">Parameters</a>
@@ -148,6 +149,34 @@ was held out.</caption>
 </dl>
 </section>
 
+{% for task in tasks %}
+<section aria-labelledby="{{ task.key }}-task">
+<h2 id="{{ task.key }}-task">{{ task.title }}</h2>
+<p>{{ task.note }}</p>
+{% if task.rows %}
+<table>
+<thead><tr><th scope="col"></th>{% for name in task.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in task.rows %}
+<tr{% if row.ours %} class="ours"{% endif %}><th scope="row">{{ row.name }}</th>
+{% for cell in row.cells %}
+<td>{{ cell }}</td>
+{% endfor %}
+</tr>
+{% endfor %}
+</tbody>
+</table>
+{% endif %}
+{% if task.pictures %}
+<div class="grid" style="--cell:20rem; --paper-columns:2">
+{% for caption, picture in task.pictures %}
+{{ figure(caption, "", picture) }}
+{%- endfor %}
+</div>
+{% endif %}
+</section>
+
+{% endfor %}
 <section aria-labelledby="data">
 <h2 id="data">The data at a glance</h2>
 <table>

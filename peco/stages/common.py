@@ -40,6 +40,7 @@ TOKENS = Path("artifacts/tokens")
 BACKBONE = Path("artifacts/backbone")
 METRICS = Path("metrics")
 PLOTS = Path("metrics/plots")
+PICTURES = Path("metrics/pictures")
 REPORT = Path("reports/report.html")
 
 
@@ -84,8 +85,11 @@ class StageRun:
         return folder
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write the stage's metrics file."""
+        """Write the stage's metrics file; of an evaluation also its folder of pictures, empty unless it has some."""
         write_json(METRICS / f"{self.name.replace('@', '/')}.json", rounded(values))
+        kind, _, task = self.name.partition("@")
+        if kind == "evaluate":
+            (PICTURES / task).mkdir(parents=True, exist_ok=True)
 
 
 def require_task(run: StageRun, task: str) -> None:
@@ -149,6 +153,8 @@ def rounded(values: Any) -> Any:
     """The same values with floats at six significant digits, as metric files show them."""
     if isinstance(values, dict):
         return {name: rounded(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
     return float(f"{values:.6g}") if isinstance(values, float) else values
 
 

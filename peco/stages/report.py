@@ -16,8 +16,9 @@ import numpy as np
 from peco import config, device, schema
 from peco.data import views
 from peco.data.shards import ShardSet, decode, load_index, open_shards
+from peco.downstream.codebook import psnr
 from peco.publishing import publish
-from peco.report import figures, page
+from peco.report import figures, page, transfer
 from peco.stages import common
 
 PARAMS = (
@@ -53,6 +54,7 @@ def main(run: common.StageRun) -> None:
         ],
         stages=page.read_curves(common.PLOTS),
         split="the validation split" if split == "val" else "the training split (there is no other)",
+        tasks=transfer.tasks(metrics, common.PICTURES, backbone_name(cfg)),
         **evaluation(cfg, metrics, open_shards(common.SHARDS, split)),
         **data(index),
         **pictures(cfg, metrics, open_shards(common.SHARDS, split)),
@@ -88,10 +90,14 @@ def describe(cfg: config.Config, index: dict[str, Any]) -> str:
     )
 
 
+def backbone_name(cfg: config.Config) -> str:
+    """What the pre-trained backbone is called."""
+    return "Pixel-codebook backbone" if cfg.tokenizer.perceptual.weight == 0 else "PeCo backbone"
+
+
 def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict[str, Any]:
     """The table, and the figures below it."""
-    pixels_only = cfg.tokenizer.perceptual.weight == 0
-    rows = page.evaluation_rows(metrics, "Pixel-codebook backbone" if pixels_only else "PeCo backbone")
+    rows = page.evaluation_rows(metrics, backbone_name(cfg))
     notes = page.choices(metrics)
     error = page.standard_error(rows, len(split))
     if error is not None:
@@ -182,7 +188,7 @@ def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict
     shown_BCHW = x_BCHW[:count]
     painted_BCHW = tokenizer.reconstruct(shown_BCHW)
     originals, painted = figures.to_pixels(shown_BCHW), figures.to_pixels(painted_BCHW)
-    decibels = figures.psnr(shown_BCHW, painted_BCHW)
+    decibels = psnr(shown_BCHW, painted_BCHW).tolist()
     reconstructions = [
         (name, value, page.picture(pair, f"{name}: original and reconstruction, {value:.1f} dB"))
         for name, value, *pair in zip(names, decibels, originals, painted, strict=True)

@@ -1,5 +1,9 @@
 """Convolutional encoder and decoder of the tokenizer: the VQGAN family's residual blocks without its extras.
 
+Two things differ, since a short training needs them (docs/results.md says what they are worth). Every residual branch starts at
+zero, so that the network starts as a linear autoencoder of patches. And nothing is normalised at the two ends: a norm over an
+image takes away its colour and contrast, which are most of what a token has to say.
+
 Legend: B batch, C channels, H W pixels or feature positions, D code width, h w token grid.
 """
 
@@ -17,6 +21,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with all its parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
 class ResBlock(nn.Module):
     """(norm, SiLU, 3x3 convolution) twice, added to the input (projected by 1x1 where the width changes)."""
 
@@ -25,7 +36,7 @@ class ResBlock(nn.Module):
         self.norm1 = group_norm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2 = group_norm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -42,7 +53,7 @@ class Attention(nn.Module):
         super().__init__()
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj = nn.Conv2d(channels, channels, 1)
+        self.proj = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         B, C, H, W = x_BCHW.shape
@@ -80,7 +91,7 @@ class Encoder(nn.Sequential):
                 width = channels
         if cfg.attention:
             layers.append(Attention(width))
-        super().__init__(*layers, group_norm(width), nn.SiLU(), nn.Conv2d(width, dim, 1))
+        super().__init__(*layers, nn.Conv2d(width, dim, 1))
 
 
 class Decoder(nn.Sequential):
@@ -96,7 +107,7 @@ class Decoder(nn.Sequential):
                 layers.append(Upsample(width, channels))
                 width = channels
             layers += [ResBlock(width, width) for _ in range(cfg.res_blocks)]
-        layers += [group_norm(width), nn.SiLU(), nn.Conv2d(width, 3 * stride**2, 3, padding=1)]
+        layers.append(nn.Conv2d(width, 3 * stride**2, 3, padding=1))
         if stride > 1:
             layers.append(nn.PixelShuffle(stride))
         super().__init__(*layers)

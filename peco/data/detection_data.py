@@ -1,0 +1,38 @@
+"""Opens the data set of the detection evaluation: scenes, or annotations in COCO's, YOLO's or Pascal VOC's form.
+
+The layouts are in `coco.py`, `yolo.py` and `voc.py`, what is checked in `detection_records.py`. Images of train without an object
+to learn are left out and counted; those of val stay, since a detection in them is a wrong one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peco import config
+from peco.data import annotated_scenes
+from peco.data.annotated import DetectionSet
+from peco.data.coco import open_coco
+from peco.data.voc import open_voc
+from peco.data.yolo import open_yolo
+from peco.errors import PecoError
+
+_OPEN = {"coco": open_coco, "yolo": open_yolo, "voc": open_voc}
+
+
+def open_splits(cfg: config.Detection) -> tuple[DetectionSet, DetectionSet]:
+    """Train and val.
+
+    Args:
+        cfg: `source`, `path` (relative to the current folder) and, of scenes, how many.
+
+    Raises:
+        PecoError: the data is missing or wrong: the first offence, with its file and value.
+    """
+    path = Path(cfg.path)
+    if cfg.source == "scenes":
+        train, val = (annotated_scenes.open_detection(path, cfg.scenes, split) for split in ("train", "val"))
+        return train, val
+    if not path.is_dir():
+        raise PecoError(f"{path}: no such folder; evaluate.detection.path must name one with annotated images")
+    labelled, scored = _OPEN[cfg.source](path)
+    return labelled.trainable(), scored

@@ -1,0 +1,179 @@
+"""The report's sections on segmentation, detection, perceptual agreement and the codebook: one table a task, and its pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from peco.report.page import DASH, Metrics, percent, picture
+
+Values = Mapping[str, Any]
+PICTURES_SHOWN = 8
+METHODS = {
+    "pixels": "Pixels",
+    "ssim": "SSIM",
+    "tokens_hamming": "Tokens that differ",
+    "tokens_embedded": "Embedded tokens",
+    "perceptual": "Perceptual network",
+}
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A row of a task's table; its cells are text."""
+
+    name: str
+    cells: tuple[str, ...]
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the report says of one evaluation."""
+
+    key: str
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[TaskRow, ...]
+    pictures: tuple[tuple[str, Markup], ...]  # caption and picture
+
+
+def tasks(metrics: Metrics, pictures: Path, backbone: str) -> list[Task]:
+    """The sections, each with a table where its evaluation ran, and the reason where it didn't.
+
+    Args:
+        metrics: all metrics files (`page.read_metrics`).
+        pictures: folder with a folder of PNG files for each evaluation.
+        backbone: what the pre-trained backbone is called.
+    """
+    kinds: tuple[tuple[str, str, Callable[[Values, str], tuple[str, tuple[str, ...], list[TaskRow]]]], ...] = (
+        ("segmentation", "Semantic segmentation", _segmentation),
+        ("detection", "Detection and instance segmentation", _detection),
+        ("agreement", "Perceptual agreement", _agreement),
+        ("codebook", "What the codebook learned", _codebook),
+    )
+    found = []
+    for key, title, describe in kinds:
+        values = metrics.get(f"evaluate/{key}")
+        if values is None or "skipped" in values:
+            reason = "it has not run" if values is None else str(values["skipped"])
+            found.append(Task(key, title, f"No result: {reason}.", (), (), ()))
+            continue
+        note, columns, rows = describe(values, backbone)
+        found.append(Task(key, title, note, columns, tuple(rows), tuple(_pictures(pictures / key))))
+    return found
+
+
+def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+    scores = ("miou", "pixel_accuracy")
+    note = (
+        f"UPerNet on the whole backbone, fine-tuned; {values['images']:,} images of val. "
+        "Pictures: image, truth, both predictions."
+    )
+    return note, ("mIoU", "pixel accuracy"), _both(values, backbone, scores)
+
+
+def _detection(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+    names = {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"}
+    scores = tuple(name for name in names if values["masks"] or name.startswith("box"))
+    kind = "Mask R-CNN" if values["masks"] else "Faster R-CNN"
+    note = (
+        f"{kind} on a simple feature pyramid over the whole backbone; {values['images']:,} images of val, COCO's "
+        "average precision. Pictures: truth, both predictions."
+    )
+    return note, tuple(names[score] for score in scores), _both(values, backbone, scores)
+
+
+def _both(values: Values, backbone: str, scores: Sequence[str]) -> list[TaskRow]:
+    """The backbone and its random initialisation."""
+    return [
+        TaskRow(name, tuple(_share(values.get(f"{prefix}{score}")) for score in scores), ours=not prefix)
+        for name, prefix in ((backbone, ""), ("Random initialisation", "random_"))
+    ]
+
+
+def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+    note = (
+        "Which of two views is closer to the reference: a small movement, or damage with the same error in pixels? "
+        f"{values['triplets']:,} triplets of {values['references']:,} images; the moved view counts as right, guessing gets 50 %."
+    )
+    rows = [
+        TaskRow(
+            name,
+            (_share(values[f"{key}_accuracy"]), f"{_share(values[f'{key}_low'])} to {_share(values[f'{key}_high'])}"),
+            ours=key.startswith("tokens"),
+        )
+        for key, name in METHODS.items()
+        if f"{key}_accuracy" in values
+    ]
+    if people := values.get("two_afc"):
+        note += f" BAPPS: {people['judged']:,} judged items."
+        rows += [
+            TaskRow(
+                f"{name}, 2AFC score",
+                (_share(people[f"{key}_score"]), f"{_share(people[f'{key}_low'])} to {_share(people[f'{key}_high'])}"),
+                ours=key.startswith("tokens"),
+            )
+            for key, name in METHODS.items()
+            if f"{key}_score" in people
+        ]
+    return note, ("right", "95 % interval"), rows
+
+
+def _codebook(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+    rows = [
+        ("Linear probe on token histograms", "token_histogram_accuracy", _share),
+        ("Linear probe on the mean code", "token_mean_accuracy", _share),
+        ("Linear probe on the grid of codes", "token_grid_accuracy", _share),
+        ("Codes used", "usage", _share),
+        ("Perplexity", "perplexity", "{:.0f}".format),
+        ("Codes that carry a class", "telling_codes", "{:.0f}".format),
+        ("PSNR, dB", "psnr", "{:.2f}".format),
+        ("SSIM", "ssim", "{:.3f}".format),
+        ("Fréchet distance", "frechet", "{:.2f}".format),
+    ]
+    note = (
+        f"On {values['images']:,} images of {values['split']}, beside k-means codes of raw pixel patches: "
+        "the same number of codes on the same grid. Pictures: patches that share a code, of the most used codes and of those that carry a class."
+    )
+    if "linear_skipped" in values:
+        note += f" Without linear probes: {values['linear_skipped']}."
+    cells = [
+        TaskRow(
+            name,
+            tuple(
+                form(values[f"{prefix}{key}"]) if f"{prefix}{key}" in values else DASH for prefix in ("", "patches_")
+            ),
+        )
+        for name, key, form in rows
+        if key in values
+    ]
+    return note, ("tokenizer", "k-means patches"), cells
+
+
+def _share(value: float | None) -> str:
+    return DASH if value is None else percent(value)
+
+
+def _pictures(folder: Path) -> list[tuple[str, Markup]]:
+    """The PNG files of a folder; those named `NN-KIND` stand side by side by their number."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.png")):
+        groups.setdefault(file.stem[:2] if re.match(r"\d\d-", file.stem) else file.stem, []).append(file)
+    order = ("image", "truth", "pretrained", "random")
+    found = []
+    for name, files in list(groups.items())[:PICTURES_SHOWN]:
+        kinds = {file.stem.partition("-")[2]: file for file in files}
+        ranked = [kinds[kind] for kind in order if kind in kinds] if name[:2].isdigit() else files
+        images = [np.asarray(Image.open(file).convert("RGB")) for file in ranked]
+        caption = "" if name[:2].isdigit() else name.replace("_", " against ").replace("-", " ")
+        found.append((caption, picture(images, caption or ", ".join(kind for kind in order if kind in kinds))))
+    return found

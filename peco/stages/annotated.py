@@ -1,0 +1,68 @@
+"""What trainings on annotated sets share: `stages.fit.fit` over samples by index instead of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from peco.config import Optim
+from peco.data.annotated_loader import IndexLoader, MakeIndexed
+from peco.stages.common import StageRun
+from peco.training.distributed import Dist
+from peco.training.loop import Task, train
+from peco.training.metrics import MetricLog
+
+
+def fit_indexed(
+    run: StageRun,
+    task: Task,
+    count: int,
+    make: MakeIndexed,
+    optim: Optim,
+    *,
+    dist: Dist,
+    inputs: Iterable[Path],
+    name: str,
+) -> tuple[dict[str, Tensor] | None, MetricLog, Path]:
+    """Train `task` in place, going on from a working checkpoint of the same run if there is one.
+
+    Args:
+        run: the stage, with `seed` among its parameters.
+        task: what is trained.
+        count: samples in an epoch.
+        make: index and epoch to fields (see `IndexLoader`).
+        optim: recipe.
+        dist: the processes.
+        inputs: what the training depends on, results of earlier stages and data.
+        name: which of the stage's trainings this is.
+
+    Returns:
+        the averaged weights of the task if the recipe asks for them; the log, to be closed; the folder of working files.
+    """
+    loader = IndexLoader(
+        count,
+        make,
+        batch_size=optim.batch_size,
+        seed=run.config.seed,
+        rank=dist.rank,
+        world=dist.world,
+        workers=run.workers,
+    )
+    work = run.work(inputs)
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = MetricLog(name, folder / "metrics", dist)
+    averaged = train(
+        task,
+        loader.batches,
+        name=name,
+        samples=count,
+        optim=optim,
+        seed=run.config.seed,
+        dist=dist,
+        work=folder,
+        logs=logs,
+    )
+    return averaged, logs, work

@@ -1,0 +1,437 @@
+"""Detection: average precision agrees with its definition, the detector learns, the stage gives the same bytes twice."""
+
+import dataclasses
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+
+from peco import artifacts, config, schema
+from peco.data import scenes
+from peco.data.annotated import Objects
+from peco.data.annotated_loader import IndexLoader
+from peco.data.detection_records import RecordedSet
+from peco.data.detection_views import DetectionView
+from peco.data.yolo import open_yolo
+from peco.downstream import coco_eval, detection, detection_pictures
+from peco.downstream.detection import Detections, DetectionTask, SimplePyramid, build_detector, detect
+from peco.errors import PecoError
+from peco.mim.model import build_backbone
+from peco.stages import common, evaluate_detection
+from peco.training.distributed import Dist
+from peco.training.loop import train
+from peco.training.metrics import MetricLog
+
+REPOSITORY = Path(__file__).parents[1]
+OPTIM = config.Optim(
+    epochs=1, batch_size=4, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=1.0,
+    layer_decay=1, ema=None, accumulate=1, precision="fp32", compile=False,
+)  # fmt: skip
+DETECTION = config.Detection(
+    source="scenes", path="data/scenes.yaml", scenes=config.AnnotatedScenes(train=8, val=3, size=64, objects=3), image_size=64,
+    channels=16, drop_path=0, optim=OPTIM,
+)  # fmt: skip
+
+
+def save_backbone(folder: Path, width: int = 32, depth: int = 2, patch: int = 8) -> Path:
+    torch.manual_seed(0)
+    vit = config.Vit("beit_base_patch16_224", patch, embed_dim=width, depth=depth, num_heads=2, mlp_ratio=2)
+    model, arch, model_args = build_backbone(vit, 4 * patch, 0.1, 0.0)
+    artifacts.save_timm(folder, model, arch=arch, model_args=model_args, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone") / "b")
+
+
+# --- average precision, against COCO's definition written down once more
+
+IOUS, RECALLS = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)
+Overlap = Callable[[Objects, int, Detections, int], float]
+
+
+def box_overlap(objects: Objects, g: int, found: Detections, d: int) -> float:
+    """IoU; of a crowd the share of the detection that lies in it."""
+    ours, theirs = objects.boxes[g].astype(float), found.boxes[d].astype(float)
+    sides = np.minimum(ours[2:], theirs[2:]) - np.maximum(ours[:2], theirs[:2])
+    inside = float(np.prod(sides.clip(0)))
+    mine, whole = (float(np.prod(box[2:] - box[:2])) for box in (theirs, ours))
+    return inside / (mine if objects.crowd[g] else mine + whole - inside)
+
+
+def mask_overlap(objects: Objects, g: int, found: Detections, d: int) -> float:
+    ours, theirs = objects.masks[g], found.masks[d]  # type: ignore[index]
+    inside = float((ours & theirs).sum())
+    whole = float(theirs.sum() if objects.crowd[g] else (ours | theirs).sum())
+    return inside / whole if whole else 0.0
+
+
+def judge(objects: Objects, found: Detections, label: int, iou: float, overlap: Overlap) -> list[tuple[float, bool]]:
+    """Score of each detection of a class in one image that counts, and whether it is right."""
+    order = [d for d in np.argsort(-found.scores, kind="stable") if found.labels[d] == label][:100]
+    free = [g for g in range(len(objects.labels)) if objects.labels[g] == label and not objects.crowd[g]]
+    crowds = [g for g in range(len(objects.labels)) if objects.labels[g] == label and objects.crowd[g]]
+    judged = []
+    for d in order:
+        overlaps = {g: overlap(objects, g, found, d) for g in free}
+        best = max(overlaps, key=lambda g: overlaps[g], default=None)
+        if best is not None and overlaps[best] >= iou:
+            free.remove(best)
+            judged.append((float(found.scores[d]), True))
+        elif not any(overlap(objects, g, found, d) >= iou for g in crowds):
+            judged.append((float(found.scores[d]), False))
+    return judged
+
+
+def precisions(truth: list[Objects], found: list[Detections], classes: int, overlap: Overlap) -> NDArray[np.float64]:
+    """Precision by class, IoU and recall (K, T, R); NaN for a class without objects."""
+    result = np.full((classes, len(IOUS), len(RECALLS)), np.nan)
+    for label in range(classes):
+        total = sum(int(((o.labels == label) & ~o.crowd).sum()) for o in truth)
+        for t, iou in enumerate(IOUS):
+            if not total:
+                continue
+            judged = [j for o, d in zip(truth, found, strict=True) for j in judge(o, d, label, iou, overlap)]
+            right = np.array([good for _, good in sorted(judged, key=lambda j: -j[0])], dtype=float)
+            hits = np.cumsum(right)
+            precision, recall = hits / np.arange(1, len(right) + 1), hits / total
+            result[label, t] = [precision[recall >= r].max(initial=0.0) for r in RECALLS]
+    return result
+
+
+def random_case(seed: int, images: int = 5, side: int = 24) -> tuple[list[Objects], list[Detections]]:
+    """Objects of three of four classes, crowds among them, and detections near them and elsewhere; some images without either."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count: int) -> NDArray[np.float32]:
+        corners = np.sort(rng.random((count, 2, 2)), axis=1) * (side - 4)
+        return (corners + np.array([[0, 0], [4, 4]])).reshape(count, 4).astype(np.float32)
+
+    def masks(boxes_N4: NDArray[np.float32]) -> NDArray[np.bool_]:
+        rows, columns = np.mgrid[:side, :side]
+        inside = [(columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1) for x0, y0, x1, y1 in boxes_N4]
+        return np.array(inside, dtype=bool).reshape(-1, side, side) & (rng.random((len(boxes_N4), side, side)) < 0.97)
+
+    truth, found = [], []
+    for i in range(images):
+        count = int(rng.integers(1, 7)) if i else 0
+        ours, labels = boxes(count), rng.integers(0, 3, count)
+        truth.append(Objects(ours, labels, masks(ours), rng.random(count) < 0.25))
+        near = np.repeat(ours, 2, axis=0) + rng.normal(0, 0.8, (2 * count, 4))
+        theirs = np.concatenate([near.clip(0, side), boxes(int(rng.integers(1, 9)) if i != 1 else 0)]).astype(
+            np.float32
+        )
+        theirs = theirs[(theirs[:, 2:] > theirs[:, :2]).all(axis=1)]
+        mostly = np.concatenate([np.repeat(labels, 2), rng.integers(0, 4, len(theirs))])[: len(theirs)]
+        found.append(Detections(theirs, mostly, rng.random(len(theirs)).astype(np.float32), masks(theirs)))
+    return truth, found
+
+
+def scored(truth: list[Objects], found: list[Detections], classes: int, masks: bool = True) -> dict[str, Any]:
+    ours = [entry for i, objects in enumerate(truth) for entry in coco_eval.truth_entries(i, objects)]
+    theirs = [entry for i, detections in enumerate(found) for entry in coco_eval.detection_entries(i, detections)]
+    theirs = json.loads(json.dumps(theirs))  # as they travel between processes
+    names = [f"class {k}" for k in range(classes)]
+    return coco_eval.average_precision(names, len(truth), ours, theirs, masks=masks)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_average_precision_agrees_with_its_definition(seed: int) -> None:
+    truth, found = random_case(seed)
+    scores = scored(truth, found, classes=4)
+    for kind, overlap in (("box", box_overlap), ("mask", mask_overlap)):
+        precision_KTR = precisions(truth, found, 4, overlap)
+        assert scores[f"{kind}_ap"] == pytest.approx(np.nanmean(precision_KTR), abs=1e-6)
+        assert scores[f"{kind}_ap50"] == pytest.approx(np.nanmean(precision_KTR[:, 0]), abs=1e-6)
+        assert scores[f"{kind}_ap75"] == pytest.approx(np.nanmean(precision_KTR[:, 5]), abs=1e-6)
+        per_class = {f"class {k}": p.mean() for k, p in enumerate(precision_KTR) if not np.isnan(p).any()}
+        assert scores[f"{kind}_ap_per_class"] == pytest.approx(per_class, abs=1e-6)
+        assert 0.05 < scores[f"{kind}_ap"] < 0.95  # the case tells something
+        assert "class 3" not in per_class  # no object is one
+
+
+def test_only_the_surest_hundred_of_an_image_count() -> None:
+    box = np.array([[2, 2, 12, 12]], dtype=np.float32)
+    wrong = np.repeat(box + 12, 100, axis=0)
+    found = Detections(
+        np.concatenate([wrong, box]), np.zeros(101, dtype=np.int64), np.linspace(1, 0.5, 101, dtype=np.float32), None
+    )
+    truth = Objects(box, np.zeros(1, dtype=np.int64), None, np.zeros(1, dtype=bool))
+    assert scored([truth], [found], 1, masks=False)["box_ap"] == 0
+    last = dataclasses.replace(found, scores=np.linspace(0.5, 1, 101, dtype=np.float32))
+    assert scored([truth], [last], 1, masks=False)["box_ap"] == pytest.approx(1)
+
+
+def test_scores_of_nothing_are_left_out_and_the_library_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    truth, found = random_case(0)
+    nothing = [dataclasses.replace(o, crowd=np.ones_like(o.crowd)) for o in truth]
+    assert scored(nothing, found, 4) == {"box_ap_per_class": {}, "mask_ap_per_class": {}}
+    blind = [Detections(d.boxes[:0], d.labels[:0], d.scores[:0], None) for d in found]
+    assert scored(truth, blind, 4, masks=False)["box_ap"] == 0.0
+    assert capfd.readouterr() == ("", "")
+
+
+# --- model
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16, 32])
+def test_the_pyramid_has_strides_4_to_32_for_any_patch(patch: int, tmp_path: Path) -> None:
+    model = artifacts.load_timm(save_backbone(tmp_path / "b", patch=patch), img_size=64, num_classes=0)
+    maps = SimplePyramid(model, 16)(torch.rand(2, 3, 64, 64))
+    assert {name: tuple(m.shape) for name, m in maps.items()} == {
+        "0": (2, 16, 16, 16), "1": (2, 16, 8, 8), "2": (2, 16, 4, 4), "3": (2, 16, 2, 2)
+    }  # fmt: skip
+
+
+def test_other_patches_are_refused(tmp_path: Path) -> None:
+    model = artifacts.load_timm(save_backbone(tmp_path / "b", patch=14))
+    with pytest.raises(
+        PecoError, match=r"pretrain\.vit\.patch_size: 14 is not allowed for detection; expected one of 4, 8, 16, 32"
+    ):
+        SimplePyramid(model, 16)
+
+
+def test_anchors_follow_the_size_of_the_image() -> None:
+    for side in (64, 224, 1024):
+        sizes = [size for level in detection.anchor_sizes(side) for size in level]
+        assert sizes == sorted(sizes) and len(sizes) == 8
+        assert sizes[0] == max(8, side / 32) and sizes[-1] == 0.75 * side
+
+
+def test_both_starts_differ_in_the_backbone_alone(backbone: Path) -> None:
+    pretrained, random = (
+        build_detector(backbone, 5, DETECTION, masks=True, pretrained=p, seed=3).state_dict() for p in (True, False)
+    )
+    different = {name for name, value in pretrained.items() if not torch.equal(value, random[name])}
+    assert different and all(name.startswith("backbone.backbone.") for name in different)
+    stored = artifacts.load_timm(backbone, img_size=64, num_classes=0).state_dict()
+    assert all(torch.equal(pretrained[f"backbone.backbone.{name}"], value) for name, value in stored.items())
+    other = build_detector(backbone, 5, DETECTION, masks=True, pretrained=True, seed=4).state_dict()
+    assert not torch.equal(other["roi_heads.box_head.fc6.weight"], pretrained["roi_heads.box_head.fc6.weight"])
+
+
+def test_images_are_normalised_as_the_backbone_wants(backbone: Path) -> None:
+    model: Any = build_detector(backbone, 5, DETECTION, masks=False, pretrained=True, seed=0)
+    image = torch.rand(3, 64, 64)
+    images, _ = model.transform([image])
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    torch.testing.assert_close(images.tensors, ((image - mean) / std)[None])
+    assert images.image_sizes == [(64, 64)]
+
+
+def scene_batch(count: int, folder: Path, side: int = 64) -> tuple[Any, dict[str, torch.Tensor]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "scenes.yaml"
+    path.write_text(f"generator: scenes\nversion: {scenes.VERSION}\nseed: 0\n")
+    data, _ = evaluate_detection.open_splits(dataclasses.replace(DETECTION, path=str(path)))
+    loader = IndexLoader(len(data), DetectionView(data, 0, side, (0.8, 1.25)), batch_size=count, seed=0)
+    return data, next(loader.batches(0, 1))
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("objects", [True, False])
+def test_every_parameter_takes_part_in_every_loss(backbone: Path, masks: bool, objects: bool, tmp_path: Path) -> None:
+    _, batch = scene_batch(2, tmp_path)
+    if not masks:
+        del batch["masks"]
+    if not objects:  # as after a crop
+        batch["labels"][:] = -1
+    task = DetectionTask(build_detector(backbone, 10, DETECTION, masks=masks, pretrained=True, seed=0)).train()
+    loss, terms = task(batch, 0, 1)
+    loss.backward()
+    assert torch.isfinite(loss) and loss.item() == pytest.approx(sum(float(v) for v in terms.values()), rel=1e-5)
+    assert ("loss_mask" in terms) == masks
+    assert [name for name, p in task.named_parameters() if p.grad is None] == []
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(task(batch, 0, 1)[0])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(0, 5))
+def test_masks_travel_in_bits(seed: int, width: int, count: int) -> None:
+    masks = np.random.default_rng(seed).random((count, 3, width)) < 0.5
+    bits = torch.from_numpy(np.packbits(masks, axis=-1))
+    unpacked = detection.unpacked(bits, width)
+    assert unpacked.dtype == torch.uint8 and (unpacked.numpy() == masks).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(64, 64), (40, 90)]))
+def test_pasting_undoes_what_the_mask_head_is_taught(seed: int, size: tuple[int, int]) -> None:
+    height, width = size
+    rng = np.random.default_rng(seed)
+    x0, y0 = rng.random(2) * [width / 2, height / 2]
+    x1, y1 = x0 + 10 + rng.random() * (width / 2 - 12), y0 + 10 + rng.random() * (height / 2 - 12)
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    ellipse = ((columns - (x0 + x1) / 2) / (x1 - x0)) ** 2 + ((rows - (y0 + y1) / 2) / (y1 - y0)) ** 2 < 0.25
+    box = torch.tensor([[x0, y0, x1, y1]], dtype=torch.float32)
+    target = project_masks_on_boxes(torch.from_numpy(ellipse)[None].float(), box, torch.zeros(1, dtype=torch.int64), 28)
+    unsure = 0.1 + 0.8 * target
+    pasted = detection.paste(unsure, box, height, width)[0].numpy()
+    assert (pasted & ellipse).sum() / (pasted | ellipse).sum() > 0.9  # torchvision's own: under 0.8 at the worst
+    whole = torch.ones_like(target) - 0.1
+    rectangle = (columns > x0) & (columns < x1) & (rows > y0) & (rows < y1)
+    assert (detection.paste(whole, box, height, width)[0].numpy() == rectangle).all()
+
+
+def test_detections_are_in_pixels_of_the_image(backbone: Path) -> None:
+    model = build_detector(backbone, 5, DETECTION, masks=True, pretrained=True, seed=0)
+    images = [Image.new("RGB", (120, 50), "red"), Image.new("RGB", (20, 33), "blue")]
+    for image, found in zip(images, detect(model, images, 64), strict=True):
+        count = len(found.labels)
+        assert count and found.boxes.shape == (count, 4) and found.boxes.dtype == np.float32
+        assert (found.boxes[:, :2] >= 0).all() and (found.boxes[:, 2:] <= image.size).all()
+        assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
+        assert found.boxes.max() > 0.8 * max(image.size)  # scaled back
+        assert found.masks is not None and found.masks.shape == (count, image.height, image.width)
+        assert set(found.labels.tolist()) <= set(range(5)) and (np.diff(found.scores) <= 0).all()
+
+
+def test_pictures_are_deterministic_and_large_enough_to_look_at() -> None:
+    truth, found = random_case(1)
+    image = Image.new("RGB", (24, 24), "white")
+    names = ["ant", "bee", "cat", "dog"]
+    for objects in (truth[2], found[2], truth[0]):
+        first, second = (detection_pictures.draw(image, objects, names) for _ in range(2))
+        assert first.size == (264, 264) and first.tobytes() == second.tobytes()
+    assert detection_pictures.draw(Image.new("RGB", (1000, 100)), truth[0], names).size == (480, 48)
+
+
+# --- stage
+
+
+def stage_run(params: config.Config) -> common.StageRun:
+    return common.StageRun("evaluate@detection", schema.restrict(params, evaluate_detection.PARAMS))
+
+
+@pytest.fixture
+def params(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> config.Config:
+    """A repository with scenes and a backbone, as current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PECO_WORK", str(tmp_path / "work"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/scenes.yaml").write_text(f"generator: scenes\nversion: {scenes.VERSION}\nseed: 0\n")
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / common.BACKBONE).symlink_to(backbone)
+    whole = config.load(REPOSITORY / "params.yaml")
+    return dataclasses.replace(whole, evaluate=dataclasses.replace(whole.evaluate, detection=DETECTION))
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "metrics").rglob("*")) if p.is_file()}
+
+
+def test_the_stage_scores_both_starts_and_gives_the_same_bytes_twice(
+    params: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_detection.main(stage_run(params))
+    first = results(tmp_path)
+    scores = json.loads(first["metrics/evaluate/detection.json"])
+    assert (scores["train_images"], scores["images"], scores["masks"]) == (8, 3, True)
+    for kind in ("box", "mask"):
+        for name in ("ap", "ap50", "ap75"):
+            assert 0 <= scores[f"{kind}_{name}"] <= 1 and 0 <= scores[f"random_{kind}_{name}"] <= 1
+        assert set(scores[f"{kind}_ap_per_class"]) <= set(scenes.CLASSES)
+    pictures = {
+        f"metrics/pictures/detection/{n:02d}-{kind}.png" for n in range(3) for kind in ("truth", "pretrained", "random")
+    }
+    assert set(first) == pictures | {"metrics/evaluate/detection.json"}
+    monkeypatch.setenv("PECO_WORK", str(tmp_path / "other"))  # no checkpoint to go on from
+    evaluate_detection.main(stage_run(params))
+    assert results(tmp_path) == first
+
+
+def test_a_task_that_is_switched_off_is_skipped(params: config.Config) -> None:
+    tasks = dataclasses.replace(params.evaluate.tasks, detection=False)
+    off = dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, tasks=tasks))
+    with pytest.raises(common.Skipped, match=r"evaluate\.tasks"):
+        evaluate_detection.main(stage_run(off))
+
+
+@dataclasses.dataclass(frozen=True)
+class Second(Dist):
+    """The second of two processes; the first one sends `theirs`, filled up with zeros."""
+
+    theirs: bytes = b""
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.int64:
+            return torch.cat([torch.tensor([len(self.theirs)]), tensor])
+        assert len(tensor) == max(len(self.theirs), len(tensor))
+        first = torch.frombuffer(bytearray(self.theirs.ljust(len(tensor), b"\0")), dtype=torch.uint8)
+        return torch.cat([first, tensor])
+
+
+@pytest.mark.parametrize("theirs", [[], [{"image_id": 0, "score": 0.1}] * 3])
+def test_entries_of_all_processes_are_put_together_in_rank_order(theirs: list[dict[str, Any]]) -> None:
+    mine = [{"image_id": 1, "score": 1 / 3}]
+    dist = Second(rank=1, world=2, theirs=json.dumps(theirs).encode())
+    assert evaluate_detection.gathered(mine, dist) == theirs + mine
+    assert evaluate_detection.gathered(mine, Dist()) == mine
+
+
+# --- real photos
+
+
+def eight_photos(root: Path, tmp_path: Path, polygons: bool) -> RecordedSet:
+    """The first photos with at most three objects, each over a fifth of the longer side in width and height."""
+    folder = root / ("instance_segmentation" if polygons else "object_detection")
+    (folder / "images").symlink_to(root / "images")
+    if polygons:
+        panoptic = json.loads((root / "panoptic_segmentation/annotations/panoptic_val2017.json").read_text())
+        names = {c["id"]: c["name"] for c in panoptic["categories"] if c["isthing"]}
+        content = {"train": "images/train2017", "val": "images/val2017", "names": names}
+        (folder / "data.yaml").write_text(yaml.safe_dump(content))
+    sets = open_yolo(folder)
+    records = [
+        r
+        for data in sets
+        for r in data.records
+        if 1 <= len(r.labels) <= 3 and ((r.boxes[:, 2:] - r.boxes[:, :2]) >= 0.2 * max(r.size)).all()
+    ]
+    return RecordedSet("eight photos", sets[0].classes, polygons, records[:8], sets[0].skipped)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("polygons", [False, True], ids=["boxes", "polygons"])
+def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> None:
+    source = Path(os.environ.get("PECO_TEST_DATA", "")) / "coco100_det_seg.tar"
+    if not source.is_file():
+        pytest.skip("PECO_TEST_DATA names no folder with coco100_det_seg.tar")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path / "photos", filter="data")
+    data = eight_photos(tmp_path / "photos", tmp_path, polygons)
+    assert len(data) == 8
+    optim = dataclasses.replace(OPTIM, epochs=300, batch_size=8, lr=2e-3, warmup_epochs=15)
+    cfg = dataclasses.replace(DETECTION, channels=32, optim=optim)
+    model = build_detector(
+        save_backbone(tmp_path / "b", width=64), len(data.classes), cfg, masks=polygons, pretrained=True, seed=0
+    )
+    dist, make = Dist(), DetectionView(data, 0, cfg.image_size, (1.0, 1.0))
+    train(
+        DetectionTask(model),
+        IndexLoader(len(data), make, batch_size=8, seed=0).batches,
+        name="detection",
+        samples=len(data),
+        optim=optim,
+        seed=0,
+        dist=dist,
+        work=tmp_path,
+        logs=MetricLog("detection", tmp_path / "metrics", dist),
+    )
+    scores = evaluate_detection.evaluate(model, data, cfg.image_size, dist)
+    assert scores["box_ap"] > 0.9
+    assert not polygons or scores["mask_ap"] > 0.7
