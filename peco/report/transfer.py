@@ -142,7 +142,8 @@ def _codebook(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list
     ]
     note = (
         f"On {values['images']:,} images of {values['split']}, beside k-means codes of raw pixel patches: "
-        "the same number of codes on the same grid. Pictures: patches that share a code, of the most used codes and of those that carry a class."
+        "the same number of codes on the same grid. Pictures: patches that share a code, of the most used codes and of "
+        "those that carry a class."
     )
     if "linear_skipped" in values:
         note += f" Without linear probes: {values['linear_skipped']}."
