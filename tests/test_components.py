@@ -56,7 +56,7 @@ def test_several_processes_are_started_by_torchrun(role: str, j: str, nodes: int
 
 def test_stages_that_train_or_tokenize_take_a_number_of_processes() -> None:
     trained = ["evaluate_finetune", "evaluate_segmentation", "evaluate_detection"]
-    assert SEVERAL == ["perceptual_net", "tokenizer", "tokens", "pretrain", *trained]
+    assert ["perceptual_net", "tokenizer", "tokens", "pretrain", *trained] == SEVERAL
 
 
 def test_threads_are_left_to_the_libraries_unless_given() -> None:

@@ -16,21 +16,23 @@ LEAST, MOST = (
     256,
     480,
 )  # pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced
-LEAST_SCORE = 0.3  # of what is shown
 VEIL = 0.45  # of a mask's colour over the image
 FONT_SIZE = 14
 
 
-def draw(image: Image.Image, found: Objects | Detections, classes: Sequence[str]) -> Image.Image:
-    """The image with its objects, or with the detections that are sure enough; surer ones on top.
+def draw(
+    image: Image.Image, found: Objects | Detections, classes: Sequence[str], most: int | None = None
+) -> Image.Image:
+    """The image with its objects, or with detections and their scores, the surest on top.
 
     Args:
         image: RGB.
         found: in its pixels.
         classes: names.
+        most: the surest so many alone.
     """
     scores = found.scores if isinstance(found, Detections) else np.ones(len(found.labels), dtype=np.float32)
-    shown = [n for n in np.argsort(scores, kind="stable").tolist() if scores[n] >= LEAST_SCORE]
+    shown = np.argsort(-scores, kind="stable")[:most][::-1].tolist()
     pixels = np.asarray(image, dtype=np.float32)
     for n in shown:
         if found.masks is not None:

@@ -65,8 +65,7 @@ def main(run: common.StageRun) -> None:
         scores = evaluate(model, val, cfg.image_size, dist)
         metrics |= {f"{prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
-            found = ((i, detect(model, [val.image(i)], cfg.image_size)) for i in shown)
-            pictures[name] = [detection_pictures.draw(val.image(i), next(d), val.classes) for i, d in found]
+            pictures[name] = [_picture(model, val, i, cfg.image_size) for i in shown]
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:
@@ -75,6 +74,13 @@ def main(run: common.StageRun) -> None:
                     picture.save(folder / f"{number:02d}-{kind}.png", "PNG")
         run.metrics(metrics)
         common.finished(work)
+
+
+def _picture(model: nn.Module, data: DetectionSet, i: int, side: int) -> Image.Image:
+    """Image i with as many detections, the surest, as it has objects."""
+    image = data.image(i)
+    (found,) = detect(model, [image], side)
+    return detection_pictures.draw(image, found, data.classes, most=len(data.objects(i).labels))
 
 
 def evaluate(model: nn.Module, data: DetectionSet, side: int, dist: Dist) -> dict[str, Any]:
