@@ -417,7 +417,7 @@ def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> Non
         archive.extractall(tmp_path / "photos", filter="data")
     data = eight_photos(tmp_path / "photos", tmp_path, polygons)
     assert len(data) == 8
-    optim = dataclasses.replace(OPTIM, epochs=240, batch_size=8, lr=2e-3, warmup_epochs=12)
+    optim = dataclasses.replace(OPTIM, epochs=240, batch_size=8, lr=3e-3, warmup_epochs=12)
     cfg = dataclasses.replace(DETECTION, channels=32, optim=optim)
     model = build_detector(
         save_backbone(tmp_path / "b", width=64), len(data.classes), cfg, masks=polygons, pretrained=True, seed=0
@@ -436,4 +436,4 @@ def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> Non
     )
     scores = evaluate_detection.evaluate(model, data, cfg.image_size, dist)
     assert scores["box_ap"] > 0.9
-    assert not polygons or scores["mask_ap"] > 0.7
+    assert not polygons or scores["mask_ap50"] > 0.9
