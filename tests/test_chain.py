@@ -21,9 +21,12 @@ pytestmark = pytest.mark.chain
 ROOT = Path(__file__).parents[1]
 STAGES = {
     "shards", "perceptual_net", "tokenizer", "tokens", "pretrain",
-    "evaluate@knn", "evaluate@linear", "evaluate@finetune", "report",
+    "evaluate@knn", "evaluate@linear", "evaluate@finetune", "evaluate@segmentation", "evaluate@detection", "evaluate@agreement",
+    "evaluate@codebook", "report",
 }  # fmt: skip
-TRAINED = {"perceptual_net", "tokenizer", "pretrain", "evaluate@finetune"}
+TRAINED = {
+    "perceptual_net", "tokenizer", "pretrain", "evaluate@finetune", "evaluate@segmentation", "evaluate@detection",
+}  # fmt: skip
 
 
 class Checkout:
