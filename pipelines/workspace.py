@@ -61,10 +61,12 @@ class Workspace:
         tracked = git("--literal-pathspecs", "ls-files", "-z", "--", *self.stage.deps, cwd=self.path).split("\0")
         targets = []
         for dep in self.stage.deps:
-            if any(_within(dep, out) for out in outs) or not any(_within(name, dep) for name in tracked):
+            if any(_within(dep, out) for out in outs):
                 targets.append(dep)
-            else:
-                targets += [out for out in outs if _within(out, dep)]
+            elif inner := [out for out in outs if _within(out, dep)]:  # a folder that holds outs, and is none itself
+                targets += inner
+            elif not any(_within(name, dep) for name in tracked):
+                targets.append(dep)
         return targets
 
     def entry(self) -> Entry:
