@@ -22,18 +22,17 @@ from peco.report.figures import Painting, load_models, paint_predictions, read_i
 from peco.stages import common
 
 WIDTH, LABELS, GAP = 1100, 116, 4  # pixels: of the picture, about; of the labels; between images
-ROWS = (
-    ("original", "original"),
-    ("reconstruction", "true"),
-    ("masked", "masked"),
-    ("prediction", "predicted"),
-)
+ROWS = (("original", 0), ("reconstruction", 3), ("masked", 1), ("prediction", 2))  # and where a painting has it
 
 
 def paintings(count: int) -> list[Painting]:
     """Masked predictions of the first images of val (of train, where there is none)."""
     models = load_models(common.TOKENIZER, common.BACKBONE)
     split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
+    if models.target != "tokens":
+        raise PecoError(
+            f"{common.BACKBONE}: predicts pixels, so there are no tokens to paint; take one that predicts tokens"
+        )
     ours, theirs = (read_images(split, size, count)[0] for size in (models.tokenizer_size, models.backbone_size))
     return paint_predictions(models, ours, theirs)
 
@@ -41,15 +40,15 @@ def paintings(count: int) -> list[Painting]:
 def compose(columns: Sequence[Painting]) -> Image.Image:
     """Lay the pictures out in rows with a label each, on white."""
     cell = (WIDTH - LABELS) // len(columns) - GAP
-    size = columns[0].original.shape[0]
+    size = columns[0].pictures[0].shape[0]
     side = round(cell / size) * size if size <= cell else cell  # small images keep hard pixels of equal size
     sheet = Image.new("RGB", (LABELS + len(columns) * (side + GAP) - GAP, len(ROWS) * (side + GAP) - GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for row, (label, field) in enumerate(ROWS):
+    for row, (label, place) in enumerate(ROWS):
         top = row * (side + GAP)
         pen.text((LABELS - 10, top + side // 2), label, fill="#333", font=font, anchor="rm")
         for column, painting in enumerate(columns):
-            pixels: np.ndarray = getattr(painting, field)
+            pixels: np.ndarray = painting.pictures[place]
             how = Image.Resampling.NEAREST if side >= size else Image.Resampling.LANCZOS
             sheet.paste(Image.fromarray(pixels).resize((side, side), how), (LABELS + column * (side + GAP), top))
     return sheet

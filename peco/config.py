@@ -166,12 +166,33 @@ class Autoencoder:
 
 
 @dataclass(frozen=True)
+class Adversarial:
+    """The PatchGAN term, as VQGAN has it (arXiv 2012.09841): sharper pictures and, as the paper reports, no better transfer."""
+
+    weight: NonNegative  # 0: there is no discriminator
+    start: (
+        Fraction  # share of the training before the tokenizer hears of it; the discriminator learns from the first step
+    )
+    channels: Count  # of the discriminator's first layer; each further one has twice as many
+    layers: Annotated[int, Range(1, 8)]  # each halves the resolution
+
+
+@dataclass(frozen=True)
 class Tokenizer:
+    """The codebook and what it is trained for.
+
+    `objective: peco` reconstructs the image, in pixels and in features of the perceptual network. `objective: vqkd` predicts the
+    features of the last of `perceptual_net.blocks` from the codes, as BEiT v2 does (arXiv 2208.06366); its decoder learns to
+    paint, by `pixel`, what the codes hold, and has no influence on them.
+    """
+
+    objective: Literal["peco", "vqkd"]
     image_size: Annotated[int, Range(16)]  # of the tokenizer's input; its grid must equal the backbone's
     autoencoder: Autoencoder
     quantizer: Quantizer
     pixel: Literal["l1", "l2", "none"]
     perceptual: Perceptual
+    adversarial: Adversarial
     commitment: NonNegative
     view: View
     optim: Optim
@@ -204,6 +225,9 @@ class Masking:
 
 @dataclass(frozen=True)
 class Pretrain:
+    """Masked image modelling. `target: pixels` is a baseline without codebook: normalised pixels, as in MAE (arXiv 2111.06377)."""
+
+    target: Literal["tokens", "pixels"]
     vit: Vit
     layer_scale: Positive | None
     drop_path: Fraction

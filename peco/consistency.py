@@ -28,14 +28,7 @@ def check(config: Config) -> None:
     _check_optimisation(config)
     _check_views(config)
     _check_dense(config)
-    if config.tokenizer.pixel == "none":
-        weight = config.tokenizer.perceptual.weight
-        require(
-            weight > 0,
-            "tokenizer.perceptual.weight",
-            weight,
-            "over 0 where tokenizer.pixel is none: no loss would be left",
-        )
+    _check_objective(config)
 
 
 def _check_paths(config: Config) -> None:
@@ -80,6 +73,38 @@ def _check_grid(config: Config) -> None:
         "tokenizer.image_size",
         tokenizer.image_size,
         f"{size // patch * tokenizer.factor}: with {tokenizer.factor} pixels a token, the grid must equal the backbone's",
+    )
+
+
+def _check_objective(config: Config) -> None:
+    """A loss for every part of the tokenizer."""
+    tokenizer = config.tokenizer
+    weight, adversarial = tokenizer.perceptual.weight, tokenizer.adversarial
+    if tokenizer.objective == "vqkd":
+        require(
+            tokenizer.pixel != "none",
+            "tokenizer.pixel",
+            tokenizer.pixel,
+            "l1 or l2 where tokenizer.objective is vqkd: the decoder has no other loss",
+        )
+        require(
+            adversarial.weight == 0,
+            "tokenizer.adversarial.weight",
+            adversarial.weight,
+            "0 where tokenizer.objective is vqkd, which does not train the codebook on pictures",
+        )
+    else:
+        require(
+            weight > 0 or tokenizer.pixel != "none",
+            "tokenizer.perceptual.weight",
+            weight,
+            "over 0 where tokenizer.pixel is none: no loss would be left",
+        )
+    require(
+        adversarial.weight == 0 or 2**adversarial.layers <= tokenizer.image_size,
+        "tokenizer.adversarial.layers",
+        adversarial.layers,
+        f"few enough to halve tokenizer.image_size ({tokenizer.image_size}) so often",
     )
 
 

@@ -3,12 +3,13 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from peco import config
 from peco.errors import PecoError
-from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, patchify, pixel_loss, unpatchify
 
 TINY = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)
 VIT_B = config.Vit("beit_base_patch16_224", patch_size=16, embed_dim=768, depth=12, num_heads=12, mlp_ratio=4)
@@ -144,3 +145,28 @@ def test_learns_a_visible_rule() -> None:
         loss.backward()
         optimizer.step()
     assert accuracy.item() == 1.0
+
+
+def test_patches_are_rows_of_pixels_row_by_row() -> None:
+    x = torch.rand(2, 3, 24, 24)
+    patches = patchify(x, 8)
+    assert patches.shape == (2, 9, 8 * 8 * 3)
+    for i, j in ((0, 0), (1, 2), (2, 1)):
+        expected = x[1, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].permute(1, 2, 0).flatten()
+        assert torch.equal(patches[1, 3 * i + j], expected)
+    assert torch.equal(unpatchify(patches, 8), x)
+
+
+def test_pixel_regression_is_the_squared_error_of_normalised_patches() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.rand(2, 3, 32, 32), half_masked()
+    predicted = torch.randn(10, 192)
+    targets = []
+    for b, patch in mask.nonzero().tolist():
+        i, j = divmod(patch, 4)
+        pixels = x[b, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].permute(1, 2, 0).reshape(-1).double().numpy()
+        targets.append((pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6))
+    expected = np.square(predicted.double().numpy() - np.stack(targets)).mean()
+    assert pixel_loss(predicted, x, mask, 8).item() == pytest.approx(expected, rel=1e-5)
+    brighter = pixel_loss(predicted, 0.5 * x + 0.25, mask, 8)  # contrast and brightness of a patch are no target
+    assert brighter.item() == pytest.approx(expected, rel=1e-3)

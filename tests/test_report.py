@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -97,11 +97,12 @@ def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...]) ->
     return root
 
 
-def save_backbone(root: Path, codes: int) -> None:
+def save_backbone(root: Path, outputs: int, target: Literal["tokens", "pixels"] = "tokens") -> None:
     backbone, arch, model_args = build_backbone(CFG.pretrain.vit, CFG.loader.image_size, 0.1, 0.0)
     extra = {"masking": schema.to_dict(CFG.pretrain.masking)}
-    model = MaskedImageModel(backbone, codes)
-    mim_io.save(root / "artifacts" / "backbone", model, arch=arch, model_args=model_args, extra=extra)
+    model = MaskedImageModel(backbone, outputs)
+    path = root / "artifacts" / "backbone"
+    mim_io.save(path, model, target=target, arch=arch, model_args=model_args, extra=extra)
 
 
 def write_scores(root: Path, name: str, values: dict[str, Any]) -> None:
@@ -282,12 +283,28 @@ def test_paintings_show_the_mask_and_the_models_work(finished: Path) -> None:
     paintings = figures.paint_predictions(models, x, x)
     true = figures.to_pixels(models.tokenizer.reconstruct(x))
     for i, painting in enumerate(paintings):
-        hidden = (painting.masked != painting.original).any(axis=2)
+        original, masked, predicted, shown = painting.pictures
+        hidden = (masked != original).any(axis=2)
         assert np.count_nonzero(hidden) == pytest.approx(painting.count * models.tokenizer.factor**2, rel=0.01)
-        assert (painting.masked[hidden] == 128).all()
-        assert (painting.true == true[i]).all()
+        assert (masked[hidden] == 128).all()
+        assert (shown == true[i]).all()
         assert painting.count == CFG.pretrain.masking.count
-        assert (painting.correct < painting.count) == (painting.predicted != painting.true).any()
+        assert painting.correct is not None and (painting.correct < painting.count) == (predicted != shown).any()
+
+
+def test_a_backbone_that_regresses_pixels_paints_them_itself(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen patches stay as they are; hidden ones have their true mean, but the model's pattern."""
+    save_backbone(folder, 3 * CFG.pretrain.vit.patch_size**2, target="pixels")
+    models = figures.load_models(folder / "artifacts/tokenizer", folder / "artifacts/backbone")
+    x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    for painting in figures.paint_predictions(models, x, x):
+        original, masked, predicted = painting.pictures
+        hidden = (masked != original).any(axis=2)
+        assert painting.correct is None
+        assert (predicted[~hidden] == original[~hidden]).all()
+        assert (predicted[hidden] != original[hidden]).any()
+    page = make_report(folder, monkeypatch)
+    assert "predicted pixels" in page and "predicted tokens" not in page
 
 
 @pytest.mark.parametrize("count", [1, 8])

@@ -190,7 +190,7 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     )
     backbone, _, _ = build_backbone(cfg.vit, SIZE, None, 0.0)
     model = MaskedImageModel(backbone, codes)
-    task = pretrain.PretrainTask(model, tokenizer_io.load(common.TOKENIZER))
+    task = pretrain.TokenTask(model, tokenizer_io.load(common.TOKENIZER))
     for epoch in range(views):
         for sample in train.read(0, len(train)):
             ours, theirs = online(sample, epoch), stored(sample, epoch)
@@ -200,6 +200,23 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
             with torch.autocast("cpu", torch.bfloat16):
                 targets_BL = task.targets({"image_tokenizer": x_BCHW})
             np.testing.assert_array_equal(targets_BL[0], theirs["tokens"])
+
+
+# Pre-training
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path, views: int) -> None:
+    cfg = change(CFG, "tokens", views=views)
+    tokens.main(run_of(tokens, cfg))
+    cfg = change(cfg, "pretrain", target="pixels")
+    pretrain.main(run_of(pretrain, cfg))
+    assert set(metrics("pretrain")) == {"loss"}
+    model = mim_io.load(common.BACKBONE)
+    assert model.head.out_features == 3 * cfg.pretrain.vit.patch_size**2
+    assert artifacts.section(common.BACKBONE, mim_io.KIND)["target"] == "pixels"
+    evaluate_knn.main(run_of(evaluate_knn))  # the backbone serves as any other
+    assert "accuracy" in metrics("evaluate/knn")
 
 
 # Evaluation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from peco import artifacts
 from peco.errors import PecoError
@@ -18,6 +18,7 @@ def save(
     directory: str | Path,
     model: MaskedImageModel,
     *,
+    target: Literal["tokens", "pixels"] = "tokens",
     arch: str,
     model_args: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
@@ -27,6 +28,7 @@ def save(
     Args:
         directory: the folder; replaced if there is one.
         model: to write.
+        target: what its head predicts.
         arch, model_args: as `build_backbone` gave them.
         extra: further notes for the `peco` part of config.json.
 
@@ -40,7 +42,7 @@ def save(
         model_args=model_args,
         mean=MEAN,
         std=STD,
-        extra={**(extra or {}), "kind": KIND, "codes": model.head.out_features},
+        extra={**(extra or {}), "kind": KIND, "target": target, "outputs": model.head.out_features},
         beside={
             HEAD: {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
         },
@@ -53,10 +55,10 @@ def load(directory: str | Path) -> MaskedImageModel:
     Raises:
         PecoError: the folder is missing, damaged or of another kind.
     """
-    codes = artifacts.section(directory, KIND).get("codes")
-    if not isinstance(codes, int) or codes < 1:
-        raise PecoError(f"{directory}: config.json lacks the number of codes; fetch or make the folder again")
-    model = MaskedImageModel(artifacts.load_timm(directory), codes)
+    outputs = artifacts.section(directory, KIND).get("outputs")
+    if not isinstance(outputs, int) or outputs < 1:
+        raise PecoError(f"{directory}: config.json lacks the number of outputs; fetch or make the folder again")
+    model = MaskedImageModel(artifacts.load_timm(directory), outputs)
     path = Path(directory) / HEAD
     backbone = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}
     artifacts.fill(model, {**backbone, **artifacts.load_tensors(path)}, path)

@@ -1,6 +1,7 @@
-"""Masked image modelling in the manner of BEiT (arXiv 2106.08254): predict the code of each masked patch.
+"""Masked image modelling in the manner of BEiT (arXiv 2106.08254): predict the code of each masked patch, or its pixels.
 
-Legend: B batch, C channels, H W pixels, L patches of an image, D width, M masked patches of the whole batch, K codes.
+Legend: B batch, C channels, H W pixels, L patches of an image, D width, M masked patches of the whole batch, K codes, P = 3 p^2
+values of a patch of p pixels a side, O outputs a patch: K or P.
 """
 
 from __future__ import annotations
@@ -65,32 +66,32 @@ def build_backbone(
 
 
 class MaskedImageModel(nn.Module):
-    """A BEiT backbone with a mask token and a linear head over the codes.
+    """A BEiT backbone with a mask token and a linear head over the codes or the pixels of a patch.
 
     Args:
         backbone: from `build_backbone`, without classification head.
-        codes: size K of the codebook.
+        outputs: size K of the codebook, or P.
     """
 
-    def __init__(self, backbone: nn.Module, codes: int) -> None:
+    def __init__(self, backbone: nn.Module, outputs: int) -> None:
         super().__init__()
         width = cast(int, backbone.embed_dim)
         self.backbone = backbone
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-        self.head = nn.Linear(width, codes)
+        self.head = nn.Linear(width, outputs)
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
         nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_BCHW: Tensor, mask_BL: Tensor) -> Tensor:
-        """Scores of the codes at the masked patches.
+        """Scores of the codes, or pixels, at the masked patches.
 
         Args:
             x_BCHW: float in [0, 1].
             mask_BL: bool, True where a patch is hidden from the model; L counts row by row.
 
         Returns:
-            logits_MK: masked patches of the first image row by row, then those of the second, and so on.
+            out_MO: masked patches of the first image row by row, then those of the second, and so on.
         """
         beit = cast(Any, self.backbone)
         x_BLD = beit.patch_embed(2 * x_BCHW - 1)  # MEAN and STD
@@ -118,3 +119,33 @@ def mim_loss(logits_MK: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> tuple[Ten
     target_M = tokens_BL[mask_BL]
     accuracy = (logits_MK.detach().argmax(dim=1) == target_M).float().mean()
     return F.cross_entropy(logits_MK.float(), target_M), accuracy
+
+
+def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
+    """Patches (B, L, P) of images, L row by row, and P by row, column and channel."""
+    B, C, H, W = x_BCHW.shape
+    h, w = H // patch, W // patch
+    x_BhpwqC = x_BCHW.reshape(B, C, h, patch, w, patch).permute(0, 2, 3, 4, 5, 1)
+    return x_BhpwqC.transpose(2, 3).reshape(B, h * w, patch * patch * C)
+
+
+def unpatchify(x_BLP: Tensor, patch: int) -> Tensor:
+    """Square images (B, C, H, W) of patches: the inverse of `patchify`."""
+    B, L, P = x_BLP.shape
+    h, C = round(L**0.5), P // patch**2
+    x_BhwpqC = x_BLP.reshape(B, h, h, patch, patch, C)
+    return x_BhwpqC.permute(0, 5, 1, 3, 2, 4).reshape(B, C, h * patch, h * patch)
+
+
+def pixel_loss(predicted_MP: Tensor, x_BCHW: Tensor, mask_BL: Tensor, patch: int) -> Tensor:
+    """Mean squared error of the masked patches' pixels, each patch brought to mean 0 and variance 1 (MAE, arXiv 2111.06377).
+
+    Args:
+        predicted_MP: from `MaskedImageModel.forward` under the same mask.
+        x_BCHW: float in [0, 1].
+        mask_BL: bool.
+        patch: side of a patch in pixels.
+    """
+    target_MP = patchify(x_BCHW, patch)[mask_BL].float()
+    variance_M1, mean_M1 = torch.var_mean(target_MP, dim=1, keepdim=True)
+    return F.mse_loss(predicted_MP.float(), (target_MP - mean_M1) / (variance_M1 + 1e-6).sqrt())

@@ -64,6 +64,11 @@ class FeatureNet(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    @property
+    def channels(self) -> list[int]:
+        """Channels of each feature that `forward` gives."""
+        return [int(self.model.feature_info[index]["num_chs"]) for index in self.indices]
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: dropout and batch statistics would make the distance of equal images differ from zero."""
         return super().train(False)

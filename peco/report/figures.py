@@ -25,7 +25,7 @@ from peco.downstream.codebook import spread, usage_and_perplexity
 from peco.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.masking import block_mask
-from peco.mim.model import MaskedImageModel
+from peco.mim.model import MaskedImageModel, patchify, unpatchify
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 
@@ -64,14 +64,14 @@ class CodePatches:
 
 @dataclass(frozen=True)
 class Painting:
-    """Masked-token prediction of one image as pictures: of the image, of what the model saw, and of the decoder's work."""
+    """Masked prediction of one image as pictures: of the image, of what the model saw, and of what it predicted.
 
-    original: np.ndarray
-    masked: np.ndarray
-    predicted: np.ndarray  # decoded from the true tokens with the masked ones replaced by predicted ones
-    true: np.ndarray  # decoded from the true tokens
-    correct: int  # predicted tokens that equal the true ones
+    Predicted tokens are painted by the decoder, from the true tokens with the masked ones replaced, beside the true tokens alone.
+    """
+
+    pictures: tuple[np.ndarray, ...]  # original, masked, predicted and, for tokens, true
     count: int  # masked patches
+    correct: int | None  # predicted tokens that equal the true ones; None for pixels
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Models:
 
     tokenizer: PerceptualTokenizer
     backbone: MaskedImageModel
+    target: str  # what the backbone predicts: tokens or pixels
     masking: config.Masking
     tokenizer_size: int
     backbone_size: int
@@ -91,7 +92,8 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
     Raises:
         PecoError: one is missing or damaged, or they don't belong together.
     """
-    masking = artifacts.section(backbone, mim_io.KIND).get("masking")
+    notes = artifacts.section(backbone, mim_io.KIND)
+    masking = notes.get("masking")
     if not isinstance(masking, dict):
         raise PecoError(
             f"{backbone}: config.json lacks the masking of its pre-training; `dvc repro pretrain` makes it anew"
@@ -99,6 +101,7 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
     models = Models(
         tokenizer_io.load(tokenizer).to(device),
         mim_io.load(backbone).to(device),
+        str(notes["target"]),
         config.Masking(**masking),
         int(artifacts.section(tokenizer, tokenizer_io.KIND)["image_size"]),
         int(artifacts.describe(backbone)["pretrained_cfg"]["input_size"][1]),
@@ -106,7 +109,7 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
     grid = (models.tokenizer_size // models.tokenizer.factor,) * 2
     codes, theirs = models.tokenizer.quantizer.codes, models.backbone.head.out_features
     patches = tuple(cast(Any, models.backbone.backbone).patch_embed.grid_size)
-    if (grid, codes) != (patches, theirs):
+    if models.target == "tokens" and (grid, codes) != (patches, theirs):
         raise PecoError(
             f"{backbone}: predicts {theirs} codes on {patches[0]}x{patches[1]} patches, but {tokenizer} has {codes} on "
             f"{grid[0]}x{grid[1]}; `dvc repro pretrain` makes it anew"
@@ -152,30 +155,58 @@ def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int,
     return Codes(len(x_BCHW), histogram_K, tuple(chosen))
 
 
-@torch.no_grad()
 def paint_predictions(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor) -> list[Painting]:
-    """Mask some images, predict the tokens of the masked patches, and let the decoder paint them.
+    """Mask some images, predict what is hidden, and make pictures of it.
 
     Args:
         models: on the images' device; image i gets the mask that `models.masking` gives in the random stream (0, i).
         tokenizer_x_BCHW, backbone_x_BCHW: the same images at the size that each takes, float in [0, 1].
     """
-    tokenizer, masking = models.tokenizer, models.masking
+    h, w = cast(Any, models.backbone.backbone).patch_embed.grid_size
+    masks = [block_mask(np.random.default_rng([0, i]), h, w, models.masking) for i in range(len(backbone_x_BCHW))]
+    mask_Bhw = torch.from_numpy(np.stack(masks)).to(backbone_x_BCHW.device)
+    if models.target == "pixels":
+        return paint_pixels(models, backbone_x_BCHW, mask_Bhw)
+    return paint_tokens(models, tokenizer_x_BCHW, backbone_x_BCHW, mask_Bhw)
+
+
+@torch.no_grad()
+def paint_tokens(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor, mask_Bhw: Tensor) -> list[Painting]:
+    """Let the decoder paint the predicted tokens, and the true ones."""
+    tokenizer = models.tokenizer
     true_Bhw = tokenizer.tokenize(tokenizer_x_BCHW)
-    B, h, w = true_Bhw.shape
-    masks = [block_mask(np.random.default_rng([0, index]), h, w, masking) for index in range(B)]
-    mask_Bhw = torch.from_numpy(np.stack(masks)).to(true_Bhw.device)
     predicted_Bhw = true_Bhw.clone()
     predicted_Bhw[mask_Bhw] = models.backbone.predict(backbone_x_BCHW, mask_Bhw.flatten(1))
     wrong_B = (predicted_Bhw != true_Bhw).sum(dim=(1, 2)).tolist()
-
-    mask_B1HW = mask_Bhw[:, None].repeat_interleave(tokenizer.factor, 2).repeat_interleave(tokenizer.factor, 3)
-    originals, masked = to_pixels(tokenizer_x_BCHW), to_pixels(tokenizer_x_BCHW.masked_fill(mask_B1HW, MASK_GREY))
-    predicted, true = to_pixels(tokenizer.decode(predicted_Bhw)), to_pixels(tokenizer.decode(true_Bhw))
+    columns = (
+        to_pixels(tokenizer_x_BCHW),
+        to_pixels(hide(tokenizer_x_BCHW, mask_Bhw)),
+        to_pixels(tokenizer.decode(predicted_Bhw)),
+        to_pixels(tokenizer.decode(true_Bhw)),
+    )
+    count = models.masking.count
     return [
-        Painting(originals[i], masked[i], predicted[i], true[i], correct=masking.count - wrong, count=masking.count)
-        for i, wrong in enumerate(wrong_B)
+        Painting(row, count, correct=count - wrong)
+        for row, wrong in zip(zip(*columns, strict=True), wrong_B, strict=True)
     ]
+
+
+@torch.no_grad()
+def paint_pixels(models: Models, x_BCHW: Tensor, mask_Bhw: Tensor) -> list[Painting]:
+    """Fill the gaps with predicted pixels, which get their true patch's mean and contrast: the model predicts neither."""
+    mask_BL, patch = mask_Bhw.flatten(1), x_BCHW.shape[-1] // mask_Bhw.shape[-1]
+    patches_BLP = patchify(x_BCHW, patch)
+    variance_BL1, mean_BL1 = torch.var_mean(patches_BLP, dim=2, keepdim=True)
+    predicted_MP = models.backbone(x_BCHW, mask_BL)
+    patches_BLP[mask_BL] = predicted_MP * variance_BL1[mask_BL].sqrt() + mean_BL1[mask_BL]
+    columns = (to_pixels(x_BCHW), to_pixels(hide(x_BCHW, mask_Bhw)), to_pixels(unpatchify(patches_BLP, patch)))
+    return [Painting(row, models.masking.count, correct=None) for row in zip(*columns, strict=True)]
+
+
+def hide(x_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
+    """The images with grey in place of masked patches."""
+    side = x_BCHW.shape[-1] // mask_Bhw.shape[-1]
+    return x_BCHW.masked_fill(mask_Bhw[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3), MASK_GREY)
 
 
 def strip(pictures: Sequence[np.ndarray]) -> Image.Image:

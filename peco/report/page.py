@@ -18,7 +18,7 @@ from markupsafe import Markup
 from peco.data.shards import ShardSet
 from peco.errors import PecoError
 from peco.report import charts
-from peco.report.figures import Codes, Painting, data_uri, strip
+from peco.report.figures import Codes, data_uri, strip
 from peco.report.template import PAGE
 
 Metrics = Mapping[str, Mapping[str, Any]]  # by the metrics file's name without suffix, `evaluate/knn`
@@ -228,14 +228,6 @@ def picture(images: Sequence[np.ndarray], alt: str) -> Markup:
     kind = ' class="pixels"' if images[0].shape[0] < 128 else ""
     return Markup('<img{} src="{}" width="{}" height="{}" alt="{}">').format(
         Markup(kind), data_uri(sheet), sheet.width, sheet.height, alt
-    )
-
-
-def painting_picture(painting: Painting, what: str) -> Markup:
-    """The four pictures of a masked prediction side by side."""
-    return picture(
-        (painting.original, painting.masked, painting.predicted, painting.true),
-        f"{what}: original, masked, painted from predicted tokens, painted from true tokens",
     )
 
 

@@ -230,17 +230,18 @@ them, too.</p>
 </section>
 
 <section aria-labelledby="masked">
-<h2 id="masked">Masked-token predictions, painted</h2>
-<p>The backbone sees an image with {{ masked_count }} of its {{ patches }} patches hidden and predicts their tokens. The decoder
-paints the grid with the predicted tokens in the gaps, and for comparison the grid of true tokens. {{ masked_note }}</p>
+<h2 id="masked">{{ masked.title }}</h2>
+<p>{{ masked.text }}</p>
 <div class="grid" style="--cell:24rem; --paper-columns:2">
 {% set columns %}
 <div class="columns" aria-hidden="true">
-<span>original</span><span>masked</span><span>predicted tokens</span><span>true tokens</span>
+{% for column in masked.columns %}
+<span>{{ column }}</span>
+{%- endfor %}
 </div>
 {% endset %}
-{% for name, painting, picture in paintings %}
-{{ figure(name, "%d of %d tokens exactly right"|format(painting.correct, painting.count), picture, columns) }}
+{% for name, caption, picture in masked.paintings %}
+{{ figure(name, caption, picture, columns) }}
 {%- endfor %}
 </div>
 </section>

@@ -1,4 +1,7 @@
-"""Stage `pretrain`: masked image modelling in the manner of BEiT, with the perceptual tokens as targets."""
+"""Stage `pretrain`: masked image modelling in the manner of BEiT, with the perceptual tokens as targets.
+
+With `pretrain.target: pixels` the targets are the pixels of the same views under the same masks.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from peco.data.tokens import TokenStore
 from peco.errors import PecoError
 from peco.mim import io
 from peco.mim.masking import block_mask
-from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
 from peco.stages import common
 from peco.stages.fit import fit, publish_metrics, seed_everything
 from peco.tokenizer import io as tokenizer_io
@@ -30,7 +33,7 @@ PARAMS = ("seed", "loader", "tokens", "pretrain")
 
 @dataclass(frozen=True)
 class MaskedView:
-    """A view of a sample, its mask, and its tokens where they are stored; else the view at the tokenizer's size as well."""
+    """A view of a sample, its mask, and its tokens where they are stored; else the view at the tokenizer's size, if it is given."""
 
     seed: int
     recipe: config.View
@@ -38,7 +41,7 @@ class MaskedView:
     grid: int
     masking: config.Masking
     store: TokenStore
-    tokenizer_size: int
+    tokenizer_size: int | None
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         image = decode(sample)
@@ -49,12 +52,13 @@ class MaskedView:
         else:
             rng = sample_rng(self.seed, epoch, sample.index, VIEW)
             view = views.draw(rng, self.recipe, image.width, image.height)
-            fields["image_tokenizer"] = views.apply(image, view, self.tokenizer_size)
+            if self.tokenizer_size is not None:
+                fields["image_tokenizer"] = views.apply(image, view, self.tokenizer_size)
         fields["image"] = views.apply(image, view, self.size)
         return fields
 
 
-class PretrainTask(Task):
+class TokenTask(Task):
     """Predict the tokens of masked patches. The tokenizer, if tokens are computed online, is frozen and not part of the state."""
 
     def __init__(self, model: MaskedImageModel, tokenizer: PerceptualTokenizer | None) -> None:
@@ -77,6 +81,18 @@ class PretrainTask(Task):
             return tokenizer.tokenize(x_BCHW).flatten(1)
 
 
+class PixelTask(Task):
+    """Predict the normalised pixels of masked patches."""
+
+    def __init__(self, model: MaskedImageModel, patch: int) -> None:
+        super().__init__()
+        self.model, self.patch = model, patch
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image, mask_BL = batch["image"], batch["mask"]
+        return pixel_loss(self.model(image, mask_BL), image, mask_BL, self.patch), {}
+
+
 def main(run: common.StageRun) -> None:
     cfg, seed, size = run.config.pretrain, run.config.seed, run.config.loader.image_size
     dist = Dist.init()
@@ -88,11 +104,17 @@ def main(run: common.StageRun) -> None:
             f"{common.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
             "`dvc repro tokens` makes them anew"
         )
-    tokenizer = None if store.views else tokenizer_io.load(common.TOKENIZER).to(dist.device)
     seed_everything(seed)
     backbone, arch, model_args = build_backbone(cfg.vit, size, cfg.layer_scale, cfg.drop_path)
-    task = PretrainTask(MaskedImageModel(backbone, store.codes), tokenizer).to(dist.device)
-    tokenizer_size = int(artifacts.section(common.TOKENIZER, tokenizer_io.KIND)["image_size"])
+    task: TokenTask | PixelTask
+    tokenizer_size = None
+    if cfg.target == "pixels":
+        task = PixelTask(MaskedImageModel(backbone, 3 * cfg.vit.patch_size**2), cfg.vit.patch_size)
+    else:
+        tokenizer_size = int(artifacts.section(common.TOKENIZER, tokenizer_io.KIND)["image_size"])
+        tokenizer = None if store.views else tokenizer_io.load(common.TOKENIZER).to(dist.device)
+        task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
+    task.to(dist.device)
     make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     inputs = [common.SHARDS, common.TOKENIZER, common.TOKENS]
     averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
@@ -100,8 +122,9 @@ def main(run: common.StageRun) -> None:
         if averaged is not None:
             task.load_state_dict(averaged)
         extra = {"masking": schema.to_dict(cfg.masking)}
-        io.save(common.BACKBONE, task.model, arch=arch, model_args=model_args, extra=extra)
-        publish_metrics(run, logs, {name: logs.latest[name] for name in ("loss", "accuracy")})
+        io.save(common.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
+        summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}
+        publish_metrics(run, logs, summary)
         common.finished(work)
 
 

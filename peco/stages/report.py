@@ -6,7 +6,7 @@ The page needs no other file and no network, and holds no time, host or path: sa
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,10 @@ def describe(cfg: config.Config, index: dict[str, Any]) -> str:
 
 def backbone_name(cfg: config.Config) -> str:
     """What the pre-trained backbone is called."""
+    if cfg.pretrain.target == "pixels":
+        return "Pixel-regression backbone"
+    if cfg.tokenizer.objective == "vqkd":
+        return "VQ-KD backbone"
     return "Pixel-codebook backbone" if cfg.tokenizer.perceptual.weight == 0 else "PeCo backbone"
 
 
@@ -178,7 +182,7 @@ def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict
     """What tokenizer and backbone do with images of `split`."""
     where = device.choose()
     models = figures.load_models(common.TOKENIZER, common.BACKBONE, where)
-    tokenizer, masking = models.tokenizer, models.masking
+    tokenizer = models.tokenizer
     count = cfg.report.images
     x_BCHW, labels = figures.read_images(split, models.tokenizer_size, max(CODE_IMAGES, count))
     backbone_x_BCHW, _ = figures.read_images(split, models.backbone_size, count)
@@ -195,7 +199,6 @@ def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict
     ]
     codes = figures.study_codes(tokenizer, x_BCHW, gallery=GALLERY, patches=PATCHES)
     paintings = figures.paint_predictions(models, shown_BCHW, backbone_x_BCHW)
-    correct, masked = sum(p.correct for p in paintings), sum(p.count for p in paintings)
     return {
         "reconstructions": reconstructions,
         "reconstruction_note": reconstruction_note(metrics.get("tokenizer", {})),
@@ -209,14 +212,38 @@ def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict
             (entry, page.picture(entry.patches, f"{len(entry.patches)} image patches of code {entry.code}"))
             for entry in codes.gallery
         ],
-        "masked_count": masking.count,
-        "patches": (models.tokenizer_size // tokenizer.factor) ** 2,
-        "masked_note": masked_note(correct, masked, len(codes.histogram_K)),
-        "paintings": [
-            (name, painting, page.painting_picture(painting, name))
-            for name, painting in zip(names, paintings, strict=True)
-        ],
+        "masked": masked_section(
+            paintings, names, (models.tokenizer_size // tokenizer.factor) ** 2, tokenizer.quantizer.codes
+        ),
     }
+
+
+def masked_section(
+    paintings: Sequence[figures.Painting], names: Sequence[str], patches: int, codes: int
+) -> dict[str, Any]:
+    """Masked predictions: what they are, how many were right, and a strip of pictures an image."""
+    hidden = f"The backbone sees an image with {paintings[0].count} of its {patches} patches hidden and predicts their"
+    columns = ["original", "masked", "predicted tokens", "true tokens"]
+    if paintings[0].correct is None:
+        title, columns = "Masked patches, predicted", ["original", "masked", "predicted pixels"]
+        text = (
+            f"{hidden} pixels, each patch brought to one mean and contrast. Here it gets its true mean and contrast back, so "
+            "the colours are no achievement of the model, but the patterns are."
+        )
+        captions = [f"{painting.count} patches hidden" for painting in paintings]
+    else:
+        title = "Masked-token predictions, painted"
+        correct, masked = sum(p.correct or 0 for p in paintings), sum(p.count for p in paintings)
+        text = (
+            f"{hidden} tokens. The decoder paints the grid with the predicted tokens in the gaps, and for comparison the grid of "
+            f"true tokens. {masked_note(correct, masked, codes)}"
+        )
+        captions = [f"{painting.correct} of {painting.count} tokens exactly right" for painting in paintings]
+    strips = [
+        (name, caption, page.picture(painting.pictures, f"{name}: {', '.join(columns)}"))
+        for name, caption, painting in zip(names, captions, paintings, strict=True)
+    ]
+    return {"title": title, "text": text, "columns": columns, "paintings": strips}
 
 
 def reconstruction_note(scores: Mapping[str, float]) -> str:
@@ -244,7 +271,7 @@ def perceptual_net(cfg: config.Config, metrics: page.Metrics) -> dict[str, Any]:
         note = f"timm's {net.timm.model} with {weights if net.timm.checkpoint is None else 'weights of a local file'}."
     rows = [("Perceptual network", "knn_accuracy"), ("Random initialisation", "random_knn_accuracy")]
     found = [(name, scores[key]) for name, key in rows if key in scores]
-    if cfg.tokenizer.perceptual.weight == 0:
+    if cfg.tokenizer.objective == "peco" and cfg.tokenizer.perceptual.weight == 0:
         note += " It had no part in the codebook: tokenizer.perceptual.weight is 0."
     return {"perceptual_note": note if found else f"{note} It has no score: that needs labels.", "perceptual": found}
 

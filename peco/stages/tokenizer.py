@@ -1,4 +1,7 @@
-"""Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions agree with the image in deep features."""
+"""Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions agree with the image in deep features.
+
+With `tokenizer.objective: vqkd` the codebook is trained to predict deep features instead (BEiT v2's).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peco import artifacts
+from peco import artifacts, config
 from peco.data.loader import scan
 from peco.data.samples import CenterView, RandomView
 from peco.data.shards import load_index, open_shards
@@ -16,6 +19,8 @@ from peco.perceptual.features import FeatureNet
 from peco.stages import common
 from peco.stages.fit import fit, publish_metrics, seed_everything
 from peco.tokenizer import io
+from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
+from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
@@ -26,19 +31,12 @@ SCAN_BATCH = 64
 VAL_IMAGES = 2000  # reconstruction is scored on about so many images at most
 
 
-class TokenizerTask(Task):
-    """Reconstruct views through the codebook."""
+class CodebookTask(Task):
+    """A tokenizer in training, with what its codebook needs under any objective."""
 
-    def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss) -> None:
+    def __init__(self, tokenizer: PerceptualTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer
-        self._loss = (loss,)  # in a tuple, so that its frozen network is no part of the checkpoint
-
-    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        reconstruction, quantized = self.tokenizer(batch["image"])
-        (criterion,) = self._loss
-        loss, parts = criterion(reconstruction, batch["image"], quantized)
-        return loss, parts
 
     def after_step(self, step: int, total: int) -> None:
         self.tokenizer.quantizer.update()
@@ -46,6 +44,56 @@ class TokenizerTask(Task):
     def epoch_metrics(self) -> dict[str, float]:
         usage, perplexity = self.tokenizer.quantizer.epoch_usage()
         return {"usage": usage, "perplexity": perplexity}
+
+
+class ReconstructionTask(CodebookTask):
+    """PeCo's objective: reconstruct views through the codebook; with a discriminator, where `adversarial.weight` is over 0."""
+
+    def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss, adversarial: config.Adversarial) -> None:
+        super().__init__(tokenizer)
+        self._loss = (loss,)  # in a tuple, so that its frozen network is no part of the checkpoint
+        self.adversarial = adversarial
+        self.discriminator = PatchDiscriminator(adversarial) if adversarial.weight else None
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        reconstruction, quantized = self.tokenizer(batch["image"])
+        (criterion,) = self._loss
+        loss, parts = criterion(reconstruction, batch["image"], quantized)
+        if self.discriminator is not None:
+            generator, discriminator = adversarial_losses(self.discriminator, reconstruction, batch["image"])
+            heard = step >= self.adversarial.start * total
+            loss = loss + discriminator + (self.adversarial.weight * generator if heard else 0)
+            parts |= {"generator": generator.detach(), "discriminator": discriminator.detach()}
+        return loss, parts
+
+
+class DistillationTask(CodebookTask):
+    """BEiT v2's objective: predict the teacher's features from the codes. The pixel decoder learns from detached codes."""
+
+    def __init__(
+        self, tokenizer: PerceptualTokenizer, decoder: FeatureDecoder, distillation: Distillation, loss: TokenizerLoss
+    ) -> None:
+        super().__init__(tokenizer)
+        self.feature_decoder = decoder
+        self._losses = (distillation, loss)  # in a tuple, as above
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        x_BCHW = batch["image"]
+        reconstruction, quantized = self.tokenizer(x_BCHW, detach=True)
+        distillation, criterion = self._losses
+        distance = distillation(self.feature_decoder(quantized.z_q_BDhw), x_BCHW)
+        loss, parts = criterion(reconstruction, x_BCHW, quantized)
+        return loss + distance, {**parts, "distillation": distance.detach()}
+
+
+def build_task(cfg: config.Tokenizer, tokenizer: PerceptualTokenizer, distance: PerceptualDistance) -> CodebookTask:
+    """The tokenizer with its objective; `distance` is frozen and has the perceptual network's features."""
+    if cfg.objective == "peco":
+        loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
+        return ReconstructionTask(tokenizer, loss, cfg.adversarial)
+    decoder = FeatureDecoder(cfg.autoencoder, cfg.quantizer.dim, distance.net.channels[-1])
+    loss = TokenizerLoss(cfg.pixel, None, 0, cfg.commitment)
+    return DistillationTask(tokenizer, decoder, Distillation(distance.net), loss)
 
 
 def main(run: common.StageRun) -> None:
@@ -63,8 +111,7 @@ def main(run: common.StageRun) -> None:
     )
     net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
-    loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
-    task = TokenizerTask(tokenizer, loss.to(dist.device))
+    task = build_task(cfg, tokenizer, distance.to(dist.device))
     make = RandomView(seed, cfg.view, cfg.image_size)
     inputs = [common.SHARDS, common.PERCEPTUAL_NET]
     averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
@@ -72,7 +119,7 @@ def main(run: common.StageRun) -> None:
         if averaged is not None:
             task.load_state_dict(averaged)
         io.save(common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
-        summary = score(tokenizer.eval(), distance.to(dist.device), cfg.image_size, dist.device, run.workers)
+        summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
         publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
         common.finished(work)
 

@@ -43,14 +43,19 @@ class PerceptualTokenizer(nn.Module):
         )
         self.decoder = Decoder(autoencoder, quantizer.dim)
 
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, QuantizerOutput]:
+    def forward(self, x_BCHW: Tensor, *, detach: bool = False) -> tuple[Tensor, QuantizerOutput]:
         """Reconstruction on the scale of the input but not clamped, and the quantizer's output.
+
+        Args:
+            x_BCHW: images.
+            detach: keep the decoder's gradient from the codes and the encoder.
 
         Raises:
             PecoError: height or width is no multiple of `factor`.
         """
         quantized = self.quantizer(self._encode(x_BCHW))
-        return self._decode(quantized.z_q_BDhw), quantized
+        z_q_BDhw = quantized.z_q_BDhw
+        return self._decode(z_q_BDhw.detach() if detach else z_q_BDhw), quantized
 
     @torch.no_grad()
     def tokenize(self, x_BCHW: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""VQ-KD, BEiT v2's objective (arXiv 2208.06366, section 2.2): codes from which the features of a teacher can be told.
+
+It is the baseline with a feature-distilled codebook: the same encoder and quantizer as PeCo's, another thing to preserve.
+
+Legend: B batch, C channels of the teacher, H W pixels, D code width, h w token grid.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peco import config
+from peco.perceptual.features import FeatureNet
+from peco.tokenizer.autoencoder import Attention, ResBlock
+
+
+class FeatureDecoder(nn.Sequential):
+    """Codes (B, D, h, w) to features (B, C, h, w), with the layers that the autoencoder has at its lowest resolution.
+
+    BEiT v2 has a transformer of one to three blocks here.
+    """
+
+    def __init__(self, cfg: config.Autoencoder, dim: int, features: int) -> None:
+        width = cfg.channels[-1]
+        layers: list[nn.Module] = [nn.Conv2d(dim, width, 1)]
+        if cfg.attention:
+            layers.append(Attention(width))
+        layers += [ResBlock(width, width) for _ in range(cfg.res_blocks)]
+        super().__init__(*layers, nn.Conv2d(width, features, 1))
+
+
+class Distillation(nn.Module):
+    """1 - cosine similarity of predicted features and the teacher's, averaged over positions and images: 0 to 2.
+
+    The teacher's features are those of the last block that `net` gives, resized (bilinear, antialiased) to the token grid where
+    they have another, and standardised over channels at each position, as the norm does that follows the last block of a ViT.
+    """
+
+    def __init__(self, net: FeatureNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, predicted_BChw: Tensor, x_BCHW: Tensor) -> Tensor:
+        """Scalar; `x_BCHW` are the images in [0, 1] that the codes were made of."""
+        with torch.no_grad():
+            target_BChw = self.net(x_BCHW)[-1].float()
+            grid = predicted_BChw.shape[-2:]
+            if target_BChw.shape[-2:] != grid:
+                target_BChw = F.interpolate(target_BChw, grid, mode="bilinear", antialias=True)
+            target_BhwC = target_BChw.movedim(1, -1)
+            target_BhwC = F.layer_norm(target_BhwC, target_BhwC.shape[-1:])
+        return 1 - F.cosine_similarity(predicted_BChw.float().movedim(1, -1), target_BhwC, dim=-1).mean()
