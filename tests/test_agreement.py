@@ -314,9 +314,9 @@ def test_the_stage_needs_no_labels_and_gives_the_same_bytes(here: Path) -> None:
     assert metrics["pixels_ties"] == 1
     for method in evaluate_agreement.NAMES:
         assert 0 <= metrics[f"{method}_low"] <= metrics[f"{method}_accuracy"] <= metrics[f"{method}_high"] <= 1
-        assert f"{method}_accuracy" in metrics["pairs"]["shift_noise"]
+        assert f"{method}_accuracy" in json.loads(first["details.json"])["pairs"]["shift_noise"]
     assert "two_afc" not in metrics
-    shown = set(first) - {"agreement.json"}
+    shown = set(first) - {"agreement.json", "details.json"}
     assert shown
     assert shown <= {f"{pair}.png" for pair in evaluate_agreement.SHOWN}
     run()
@@ -327,7 +327,8 @@ def test_the_stage_scores_2afc_items(here: Path, bapps: Path) -> None:
     run(source="bapps", path="data/2afc")
     found = json.loads((common.METRICS / "evaluate" / "agreement.json").read_text())["two_afc"]
     assert (found["items"], found["judged"]) == (4, 3)
-    assert found["categories"]["easy"]["judged"] == 3
+    details = json.loads((evaluate_agreement.PICTURES / "details.json").read_text())
+    assert details["two_afc_categories"]["easy"]["judged"] == 3
     for method in evaluate_agreement.NAMES:
         assert 0 <= found[f"{method}_low"] <= found[f"{method}_score"] <= found[f"{method}_high"] <= 1
 

@@ -342,15 +342,16 @@ def test_the_stage_scores_both_starts_and_gives_the_same_bytes_twice(
     evaluate_detection.main(stage_run(params))
     first = results(tmp_path)
     scores = json.loads(first["metrics/evaluate/detection.json"])
+    details = json.loads(first["metrics/pictures/detection/details.json"])
     assert (scores["train_images"], scores["images"], scores["masks"]) == (8, 3, True)
     for kind in ("box", "mask"):
         for name in ("ap", "ap50", "ap75"):
             assert 0 <= scores[f"{kind}_{name}"] <= 1 and 0 <= scores[f"random_{kind}_{name}"] <= 1
-        assert set(scores[f"{kind}_ap_per_class"]) <= set(scenes.CLASSES)
+        assert set(details[f"{kind}_ap_per_class"]) <= set(scenes.CLASSES)
     pictures = {
         f"metrics/pictures/detection/{n:02d}-{kind}.png" for n in range(3) for kind in ("truth", "pretrained", "random")
     }
-    assert set(first) == pictures | {"metrics/evaluate/detection.json"}
+    assert set(first) == pictures | {"metrics/evaluate/detection.json", "metrics/pictures/detection/details.json"}
     monkeypatch.setenv("PECO_WORK", str(tmp_path / "other"))  # no checkpoint to go on from
     evaluate_detection.main(stage_run(params))
     assert results(tmp_path) == first

@@ -20,6 +20,7 @@ from peco.downstream import agreement
 from peco.perceptual.features import FeatureNet
 from peco.publishing import staging
 from peco.stages import common
+from peco.stages.details import write_details
 from peco.tokenizer import io
 
 PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
@@ -59,8 +60,12 @@ def main(run: common.StageRun) -> None:
             if number < len(SHOWN) and SHOWN[number] in triplets.damaged:
                 picture(triplets, SHOWN[number], found).save(folder / f"{SHOWN[number]}.png", compress_level=9)
         metrics = agreement.summarize({name: np.stack(values) for name, values in rows.items()})
-    if items is not None:
-        metrics["two_afc"] = agreement.summarize_two_afc(items, agreement.score_two_afc(items, size, methods, where))
+        details = {"pairs": metrics.pop("pairs")}
+        if items is not None:
+            people = agreement.summarize_two_afc(items, agreement.score_two_afc(items, size, methods, where))
+            details["two_afc_categories"] = people.pop("categories")
+            metrics["two_afc"] = people
+        write_details(folder, details)
     run.metrics(metrics)
     common.finished(work)
 

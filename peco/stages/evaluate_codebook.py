@@ -27,6 +27,7 @@ from peco.downstream.frechet import frechet_distance
 from peco.perceptual.features import FeatureNet
 from peco.publishing import staging
 from peco.stages import common
+from peco.stages.details import write_details
 from peco.stages.splits import labelled_splits
 from peco.tokenizer import io
 
@@ -103,11 +104,13 @@ def main(run: common.StageRun) -> None:
         metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout)
     except common.Skipped as reason:
         metrics["linear_skipped"] = str(reason)
+    listed = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
     with staging(PICTURES) as folder:
-        for kind in ("frequent", "telling"):
-            for rank, entry in enumerate(metrics.get(kind, ()), start=1):
+        for kind, entries in listed.items():
+            for rank, entry in enumerate(entries, start=1):
                 picture = gallery(tokens[0], entry["code"], val, tokenizer.factor)
                 Image.fromarray(picture).save(folder / f"{kind}-{rank}.png", compress_level=9)
+        write_details(folder, listed)
     run.metrics(metrics)
 
 

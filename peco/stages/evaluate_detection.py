@@ -22,6 +22,7 @@ from peco.downstream.detection import DetectionTask, build_detector, detect
 from peco.publishing import staging
 from peco.stages import common
 from peco.stages.annotated import fit_indexed
+from peco.stages.details import write_details
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "evaluate.tasks.detection", "evaluate.detection")
@@ -44,6 +45,7 @@ def main(run: common.StageRun) -> None:
     metrics: dict[str, Any] = {"train_images": len(train), "images": len(val), "masks": val.has_masks}
     if left_out := train.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
+    details: dict[str, Any] = {}
     work = Path()
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
         model = build_detector(
@@ -63,7 +65,8 @@ def main(run: common.StageRun) -> None:
         if averaged is not None:
             task.load_state_dict(averaged)
         scores = evaluate(model, val, cfg.image_size, dist)
-        metrics |= {f"{prefix}{score}": value for score, value in scores.items()}
+        for score, value in scores.items():
+            (details if score.endswith("_per_class") else metrics)[f"{prefix}{score}"] = value
         if dist.rank == 0:
             pictures[name] = [_picture(model, val, i, cfg.image_size) for i in shown]
         logs.close()
@@ -72,6 +75,7 @@ def main(run: common.StageRun) -> None:
             for kind, images in pictures.items():
                 for number, picture in enumerate(images):
                     picture.save(folder / f"{number:02d}-{kind}.png", "PNG")
+            write_details(folder, details)
         run.metrics(metrics)
         common.finished(work)
 

@@ -21,6 +21,7 @@ from peco.downstream import segmentation
 from peco.publishing import staging
 from peco.stages import common
 from peco.stages.annotated import fit_indexed
+from peco.stages.details import write_details
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "evaluate.tasks.segmentation", "evaluate.segmentation")
@@ -59,6 +60,7 @@ def main(run: common.StageRun) -> None:
     metrics: dict[str, Any] = {"train_images": len(train), "images": len(val)}
     if left_out := train.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
+    details: dict[str, Any] = {}
     work = Path()
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
         model = segmentation.build(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
@@ -77,12 +79,15 @@ def main(run: common.StageRun) -> None:
             task.load_state_dict(averaged)
         matrix = segmentation.evaluate(model, val, dist.rank, dist.world, dist.all_reduce_sum)
         scores = segmentation.scores(matrix, val.classes)
+        details[f"{prefix}iou"] = scores.pop("iou")
         metrics |= {f"{prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
             pictures[name] = [segmentation.colours(mask) for mask in segmentation.predict(model, images)]
         logs.close()
     if dist.rank == 0:
-        write_pictures(PICTURES, pictures)
+        with staging(PICTURES) as folder:
+            write_pictures(folder, pictures)
+            write_details(folder, details)
         run.metrics(metrics)
         common.finished(work)
 
@@ -101,20 +106,19 @@ def open_splits(cfg: config.Segmentation) -> tuple[SegmentationSet, Segmentation
 
 
 def write_pictures(folder: Path, pictures: dict[str, list[np.ndarray]]) -> None:
-    """Write `NN-KIND.png` for each picture (H, W, 3) of each kind, replacing the folder."""
+    """Write `NN-KIND.png` for each picture (H, W, 3) of each kind."""
     least, most = PICTURE_SIDES
-    with staging(folder) as tmp:
-        for kind, images in pictures.items():
-            for number, pixels in enumerate(images):
-                picture = Image.fromarray(pixels)
-                grow = -(-least // max(picture.size))
-                filter_ = Image.Resampling.BICUBIC if kind == "image" else Image.Resampling.NEAREST
-                if grow > 1:
-                    picture = picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.NEAREST)
-                elif max(picture.size) > most:
-                    size = segmentation_data.resized(*picture.size, most * min(picture.size) / max(picture.size))
-                    picture = picture.resize(size, filter_)
-                picture.save(tmp / f"{number:02d}-{kind}.png", "PNG")
+    for kind, images in pictures.items():
+        for number, pixels in enumerate(images):
+            picture = Image.fromarray(pixels)
+            grow = -(-least // max(picture.size))
+            filter_ = Image.Resampling.BICUBIC if kind == "image" else Image.Resampling.NEAREST
+            if grow > 1:
+                picture = picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.NEAREST)
+            elif max(picture.size) > most:
+                size = segmentation_data.resized(*picture.size, most * min(picture.size) / max(picture.size))
+                picture = picture.resize(size, filter_)
+            picture.save(folder / f"{number:02d}-{kind}.png", "PNG")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The page needs no other file and no network, and holds no time, host or path: sa
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -86,8 +87,17 @@ def describe(cfg: config.Config, index: dict[str, Any]) -> str:
     return (
         f"Preset {cfg.preset}, seed {cfg.seed}, on {source}: {images} images. A ViT of {vit.depth} blocks of width "
         f"{vit.embed_dim} sees {cfg.loader.image_size} {page.TIMES} {cfg.loader.image_size} pixels in patches of {vit.patch_size}; "
-        f"the codebook has {page.number(quantizer.codes)} codes."
+        f"the codebook has {page.number(quantizer.codes)} codes. {budget(cfg, index['splits']['train']['samples'])}"
     )
+
+
+def budget(cfg: config.Config, samples: int) -> str:
+    """How many images each training saw, repeats counted, since scores of different budgets don't compare."""
+    stages = [("the tokenizer", cfg.tokenizer.optim), ("pre-training", cfg.pretrain.optim)]
+    if cfg.perceptual_net.source == "train":
+        stages.insert(0, ("the perceptual network", cfg.perceptual_net.optim))
+    seen = [f"{name} {page.number(math.ceil(optim.epochs * samples))}" for name, optim in stages]
+    return f"Images seen: {page.joined(seen)}."
 
 
 def backbone_name(cfg: config.Config) -> str:
