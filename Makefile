@@ -1,4 +1,4 @@
-# `make` lists the targets. Variables: PRESET, DATA and SET="a.b=1 c=2" (params, repro), SEEDS="0 1 2" and SET (compare), PYTHON.
+# `make` lists the targets. Variables: PRESET, DATA and SET="a.b=1 c=2" (params, repro), SEEDS="0 1 2", SET (compare, ablation), PYTHON.
 $(if $(word 2,$(CURDIR)),$(error the path of this folder ($(CURDIR)) has a space, which make can't handle; move it to a path without one))
 
 SHELL := /bin/bash
@@ -11,7 +11,7 @@ SEEDS  ?= 0 1 2
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test test-extended lint compare deps pipeline-compile pipeline-local pipeline-submit k8s-check
+.PHONY: help setup params repro test test-extended lint compare ablation deps pipeline-compile pipeline-local pipeline-submit k8s-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +31,13 @@ params: setup ## write params.yaml: PRESET=… DATA=… SET="key=value …"
 repro: setup ## images to an evaluated backbone and a report; PRESET, DATA and SET as in `make params`
 	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data '$(DATA)') $(SET) &&) python -m pipelines.repro
 
-compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, in one table; SET="key=value …" for all of them
+compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, a table a task; VARIANTS="peco pixel regression vqkd", SET="key=value …"
 	$(if $(PRESET)$(DATA),$(error compare takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make compare`))
-	@python -m pipelines.compare --seeds $(SEEDS) $(if $(SET),--set $(SET))
+	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET))
+
+ablation: setup ## a grid of experiments over SEEDS through DVC's queue: NAME=… (without: lists them), SET="key=value …", JOBS=1
+	$(if $(PRESET)$(DATA),$(error ablation takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make ablation`))
+	@python -m pipelines.ablation $(NAME) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup ## the whole test suite
 	@python -m pytest -n 2

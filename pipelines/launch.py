@@ -15,7 +15,6 @@ Environment:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import inspect
 import json
@@ -42,6 +41,7 @@ from peco.resources import Resources
 from pipelines import components, resources
 from pipelines.graph import Stage, load_graph
 from pipelines.logs import Screen, Tail
+from pipelines.processes import stop_with_parent
 
 POLL_SECONDS = 0.1
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -182,20 +182,10 @@ class _Scheduler(LocalScheduler):  # type: ignore[misc]
         self, args: list[str], env: dict[str, str], stdout: Any, stderr: Any, cwd: str | None = None
     ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            args, env=env, stdout=stdout, stderr=stderr, cwd=cwd, start_new_session=True, preexec_fn=_stop_with_parent
+            args, env=env, stdout=stdout, stderr=stderr, cwd=cwd, start_new_session=True, preexec_fn=stop_with_parent
         )
         self.processes.append(process)
         return process
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _stop_with_parent() -> None:
-    """Even a launcher that is killed outright takes its stage along: the kernel sends it SIGTERM."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class _Job:

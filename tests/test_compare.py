@@ -1,125 +1,173 @@
-"""`make compare`: experiments are repeated without repeating their work, and their metrics become one table."""
+"""`make compare`: experiments are repeated without repeating their work, and their metrics become a table a task."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cheap_project import FILES, make, shifted
 
 from peco import config
 from peco.errors import PecoError
-from pipelines import compare
-from pipelines.params import compose_params
+from pipelines import comparison, experiments, grids, tables
+from pipelines.dots import dot_plot
+from pipelines.grids import VARIANTS, Point
+from pipelines.params import compose_params, render
 
-ROOT = Path(__file__).parents[1]
-
-# Writes what the table needs, and notes beside the repository that it ran.
-STAGE = """\
-import json, pathlib, sys, yaml
-seed = yaml.safe_load(open("params.yaml"))["seed"]
-pathlib.Path(sys.argv[1]).open("a").write(f"{seed}\\n")
-for file, values in json.loads(pathlib.Path("values.json").read_text()).items():
-    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(file).write_text(json.dumps({k: v + seed / 100 for k, v in values.items()}))
-"""
-FILES = {
-    "metrics/evaluate/knn.json": {"accuracy": 0.5, "random_accuracy": 0.25},
-    "metrics/evaluate/linear.json": {
-        "accuracy": 0.625, "random_accuracy": 0.375, "pixels_accuracy": 0.3, "histogram_accuracy": 0.2,
-    },
-    "metrics/evaluate/finetune.json": {"accuracy": 0.75, "random_accuracy": 0.5},
-    "metrics/tokens.json": {"usage": 0.9375, "perplexity": 100.25},
-    "metrics/tokenizer.json": {"val_psnr": 21.5},
-}  # fmt: skip
+PECO, PIXEL, REGRESSION = VARIANTS["peco"], VARIANTS["pixel"], VARIANTS["regression"]
+CFG = config.parse(compose_params("tiny", []))
 
 
-def shifted(by: float) -> dict[str, Any]:
-    return {file: {key: value + by for key, value in values.items()} for file, values in FILES.items()}
-
-
-def cells(table: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+def cells(table: tables.Table) -> dict[str, list[str]]:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in tables.markdown(table, "backbone").splitlines()
+    ]
     return {row[0]: row[1:] for row in rows}
 
 
-def test_the_table_has_every_baseline_and_both_codebooks() -> None:
-    table = cells(compare.tabulate({"peco": [shifted(0), shifted(0.02)], "pixel": [shifted(-0.1)]}))
+def tabulate(results: dict[Point, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
+    found, left_out = tables.tabulate(results, PECO)
+    return {table.task.title: cells(table) for table in found}, left_out
+
+
+def test_there_is_a_table_a_task_with_every_baseline_and_variant() -> None:
+    found, left_out = tabulate({REGRESSION: [shifted(0)], PIXEL: [shifted(-0.1)], PECO: [shifted(0), shifted(0.02)]})
+    assert not left_out
+    table = found["Classification"]
     assert list(table) == [
-        "backbone", "---", "colour histogram", "raw pixels", "random initialisation", "pixel codebook", "PeCo",
+        "backbone", "---", "colour histogram", "raw pixels", "random initialisation", "pixel regression", "pixel codebook",
+        "PeCo",
     ]  # fmt: skip
     assert table["backbone"] == [
         "kNN, %", "linear, %", "fine-tuned, %", "codes used, %", "perplexity", "PSNR, dB",
     ]  # fmt: skip
     assert table["PeCo"] == ["51.0 ± 1.4", "63.5 ± 1.4", "76.0 ± 1.4", "94.8 ± 1.4", "100.3 ± 0.0", "21.51 ± 0.01"]
     assert table["pixel codebook"] == ["40.0", "52.5", "65.0", "83.8", "100.2", "21.40"]
+    assert table["pixel regression"] == ["50.0", "62.5", "75.0", "-", "-", "-"]  # the codebook is not its own
     assert table["random initialisation"] == ["26.0 ± 1.4", "38.5 ± 1.4", "51.0 ± 1.4", "-", "-", "-"]
     assert table["raw pixels"] == ["-", "31.0 ± 1.4", "-", "-", "-", "-"]
     assert table["colour histogram"] == ["-", "21.0 ± 1.4", "-", "-", "-", "-"]
+    assert found["Segmentation"] == {
+        "backbone": ["mIoU, %", "pixel accuracy, %"], "---": ["---"] * 2,
+        "random initialisation": ["21.0 ± 1.4", "71.0 ± 1.4"], "pixel regression": ["40.0", "80.0"],
+        "pixel codebook": ["30.0", "70.0"], "PeCo": ["41.0 ± 1.4", "81.0 ± 1.4"],
+    }  # fmt: skip
+    assert found["Detection"]["random initialisation"] == ["11.0 ± 1.4", "6.0 ± 1.4"]
+    assert found["Perceptual agreement"]["SSIM"] == ["-", "-", "11.0 ± 1.4"]
+    assert found["Perceptual agreement"]["pixel codebook"] == ["60.0", "65.0", "-"]
+    assert found["Perceptual agreement"]["pixel regression"] == ["-", "-", "-"]
+    assert found["Codebook"]["k-means of raw patches"][0] == "76.0 ± 1.4"
+    assert found["Codebook"]["PeCo"] == [
+        "46.0 ± 1.4",
+        "36.0 ± 1.4",
+        "41.0 ± 1.4",
+        "17.31 ± 0.01",
+        "0.406 ± 0.014",
+        "1.64 ± 0.01",
+    ]
 
 
 def test_what_was_skipped_says_so() -> None:
+    off = {"skipped": "switched off (evaluate.tasks.detection)"}
     metrics: dict[str, Any] = {**FILES, "metrics/evaluate/linear.json": {"skipped": "train has no labels"}}
-    metrics["metrics/tokens.json"] = {"views": 0}
-    table = cells(compare.tabulate({"peco": [metrics], "pixel": [metrics]}))
-    assert table["PeCo"] == ["50.0", "skipped", "75.0", "-", "-", "21.50"]
-    assert table["raw pixels"][1] == "skipped"
+    metrics |= {"metrics/tokens.json": {"views": 0}, "metrics/evaluate/detection.json": off}
+    found, left_out = tabulate({PIXEL: [metrics], PECO: [metrics]})
+    assert found["Classification"]["PeCo"] == ["50.0", "skipped", "75.0", "-", "-", "21.50"]
+    assert found["Classification"]["raw pixels"] == ["-", "skipped", "-", "-", "-", "-"]
+    assert "Detection" not in found
+    assert left_out == ["Detection: switched off (evaluate.tasks.detection)"]
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed, and gathers the text and what the page would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.loads: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_says_what_was_spent(tmp_path: Path) -> None:
+    odd = Point("odd", "<b> & co")
+    results = {odd: [shifted(-0.1)], PECO: [shifted(0), shifted(0.02)]}
+    found = comparison.describe(
+        "Comparison", "backbone", "PeCo.", CFG, [0, 1], results, PECO, ["resnet50 failed: error: no network"]
+    )
+    paths = comparison.write(found, tmp_path / "reports" / "compare")
+    assert [path.name for path in paths] == ["compare.md", "compare.html"]
+    markdown, text = (path.read_text() for path in paths)
+    assert "Preset tiny, seeds 0 1; mean ± sample standard deviation" in markdown
+    assert "tokenizer: 800 images, epochs: 4; pre-training: 2,000 images, epochs: 10" in markdown
+    assert "resnet50 failed: error: no network" in markdown
+    page = Page(text)
+    assert not page.loads
+    assert "<b> & co" in page.text and "2,000 images, epochs: 10" in page.text
+    assert len(re.findall('class="ours"><th scope="row">PeCo', text)) == len(tables.TASKS)
+    assert text.count("<svg") == sum(len(task.scores) for task in tables.TASKS)
+    comparison.write(found, tmp_path / "reports" / "compare")
+    assert [path.read_text() for path in paths] == [markdown, text]
+
+
+def test_a_plot_has_a_dot_a_seed_within_its_frame() -> None:
+    plot = dot_plot([("one", [0.5, 0.7], False), ("two", [0.6], True)], label="kNN")
+    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', plot)]
+    assert len(places) == 3
+    assert 22 <= min(places) < max(places) <= 298
+    assert "<svg" in dot_plot([("flat", [3.0, 3.0], False)], label="all the same")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A DVC repository with one cheap stage that reads the seed and writes all metrics."""
-    root, ran = tmp_path / "project", tmp_path / "ran"
-    root.mkdir()
-    metrics = "".join(f"\n      - {file}" for file in FILES)
-    (root / "dvc.yaml").write_text(
-        f"stages:\n  all:\n    cmd: {sys.executable} stage.py {ran}\n    deps: [stage.py, values.json]\n"
-        f"    params: [seed]\n    metrics:{metrics}\n"
-    )
-    (root / "stage.py").write_text(STAGE)
-    (root / "values.json").write_text(json.dumps(FILES))
-    (root / "params.yaml").write_text("seed: 0\n")
-    monkeypatch.chdir(root)
-    for name, value in {
-        "DVC_SITE_CACHE_DIR": str(tmp_path / "site"), "PYTHONPATH": str(ROOT),
-        "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    dvc = [sys.executable, "-m", "dvc"]
-    for command in (
-        ["git", "init", "-q"],
-        [*dvc, "init", "-q"],
-        ["git", "add", "."],
-        ["git", "commit", "-qm", "start"],
-    ):
-        subprocess.run(command, check=True)
-    return root
+    return make(tmp_path / "project", monkeypatch)
 
 
 def run(name: str, *settings: str) -> None:
     """In a process of its own, since signal handlers are set."""
-    code = f"from pipelines.compare import run_experiment; run_experiment({name!r}, {list(settings)!r})"
+    code = f"from pipelines.experiments import run; import sys; sys.exit(run({name!r}, {list(settings)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
 
 
 def test_an_experiment_is_run_again_without_running_its_stages_again(project: Path, tmp_path: Path) -> None:
     run("one", "seed=1")
     run("one", "seed=1")
-    assert (tmp_path / "ran").read_text() == "1\n"
-    assert compare.read_metrics("one")["metrics/evaluate/knn.json"] == {"accuracy": 0.51, "random_accuracy": 0.26}
+    assert (tmp_path / "ran").read_text() == "0 1\n"
+    assert experiments.finished() == {"one"}
+    assert experiments.read_metrics("one")["metrics/evaluate/knn.json"] == {"accuracy": 0.51, "random_accuracy": 0.26}
     (project / "values.json").write_text(json.dumps(shifted(0.1)))  # a later commit has an experiment of its own
     subprocess.run(["git", "commit", "-qam", "later"], check=True)
+    assert not experiments.finished()
     run("one", "seed=1")
-    assert compare.read_metrics("one")["metrics/evaluate/knn.json"]["accuracy"] == pytest.approx(0.61)
-    assert (tmp_path / "ran").read_text() == "1\n1\n"
+    assert experiments.read_metrics("one")["metrics/evaluate/knn.json"]["accuracy"] == pytest.approx(0.61)
+    assert (tmp_path / "ran").read_text() == "0 1\n0 1\n"
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], check=True, capture_output=True, text=True).stdout
     assert refs.count("/one\n") == 2
     with pytest.raises(PecoError, match=r"^experiment two: ") as caught:
-        compare.read_metrics("two")
+        experiments.read_metrics("two")
     assert "\n" not in str(caught.value)
 
 
@@ -127,16 +175,50 @@ def test_data_that_git_does_not_know_is_named(project: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "photos.dvc").write_text("outs: []\n")
     with pytest.raises(PecoError, match=r"`git add data/photos\.dvc`"):
-        compare.check_input("data/photos")
+        experiments.check_input("data/photos")
     subprocess.run(["git", "add", "data"], check=True)
-    compare.check_input("data/photos")
+    experiments.check_input("data/photos")
 
 
-def test_variants_that_would_be_the_same_are_refused() -> None:
-    standing = config.parse(compose_params("tiny", []))
-    compare.check_contrast(standing, ["pretrain.optim.epochs=1"])
-    with pytest.raises(PecoError, match=r"--set tokenizer\.perceptual\.weight: not allowed"):
-        compare.check_contrast(standing, ["tokenizer.perceptual.weight=2"])
-    pixels = config.parse(compose_params("tiny", ["tokenizer.perceptual.weight=0"]))
-    with pytest.raises(PecoError, match=r"tokenizer\.perceptual\.weight: 0 in params\.yaml"):
-        compare.check_contrast(pixels, [])
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("tokenizer.perceptual.weight=0", r"^tokenizer\.perceptual\.weight: 0 in params\.yaml, so PeCo would be the pixel co"),
+        ("pretrain.target=pixels", r"^pretrain\.target: pixels in params\.yaml, so PeCo would be the pixel regression"),
+        ("tokenizer.objective=vqkd", r"^tokenizer\.objective: vqkd in params\.yaml, so PeCo would be the feature-distilled"),
+    ],
+)  # fmt: skip
+def test_what_stands_must_be_peco(override: str, told: str) -> None:
+    with pytest.raises(PecoError, match=told):
+        grids.variants(config.parse(compose_params("tiny", [override])), ["peco", "pixel"])
+
+
+def test_variants_come_in_their_order_and_by_their_names() -> None:
+    assert grids.variants(CFG, ["pixel", "peco"]) == [PECO, PIXEL]
+    with pytest.raises(PecoError, match=r"^VARIANTS=pixels: .*peco, pixel, regression, vqkd$"):
+        grids.variants(CFG, ["pixels"])
+
+
+def test_settings_that_undo_the_contrast_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(render(compose_params("tiny", [])))
+    points = grids.variants(CFG, list(VARIANTS))
+    planned = experiments.plan(points, [0, 0, 1], ["pretrain.optim.epochs=1"])
+    assert [(each.point.key, each.seed) for each in planned] == [(key, seed) for key in VARIANTS for seed in (0, 1)]
+    assert [each.point.key for each in planned if each.stands] == ["peco", "peco"]
+    assert all(each.config.pretrain.optim.epochs == 1 and each.config.seed == each.seed for each in planned)
+    for setting in (
+        "tokenizer.perceptual.weight=2",
+        "tokenizer.perceptual={weight:2}",
+        "pretrain.target=pixels",
+        "++tokenizer.objective=vqkd",
+    ):
+        with pytest.raises(PecoError, match=r"^SET=.*: not allowed, since it is what the experiments differ in"):
+            experiments.plan(points, [0], [setting])
+    for setting, told in {
+        "seed=3": "SEEDS", "pretrain.optim.lr=1,2": "several values", "pretrain.optim.epochs=-1": "pretrain.optim.epochs: -1",
+        "pretrain.optim": "expected key=value", "pretrain.optim.sped=1": "pretrain.optim.sped=1",
+    }.items():  # fmt: skip
+        with pytest.raises(PecoError, match=re.escape(told)) as caught:
+            experiments.plan(points, [0], [setting])
+        assert "\n" not in str(caught.value)

@@ -197,6 +197,23 @@ def test_the_pyramid_has_strides_4_to_32_for_any_patch(patch: int, tmp_path: Pat
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(12, [3, 6, 9, 12]), (4, [1, 2, 3, 4]), (2, [1, 1, 2, 2]), (24, [6, 12, 18, 24])]
+)
+def test_maps_come_from_evenly_spaced_blocks_up_to_the_last(depth: int, blocks: list[int]) -> None:
+    """Whatever happens in a block changes the maps of its level and of the coarser ones, and no finer map."""
+    torch.manual_seed(0)
+    vit = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=16, depth=depth, num_heads=2, mlp_ratio=1)
+    model, _, _ = build_backbone(vit, 32, 0.1, 0.0)
+    pyramid, x = SimplePyramid(model.eval(), 8), torch.rand(1, 3, 32, 32)
+    for block in blocks:
+        before = pyramid(x)
+        with torch.no_grad():
+            model.blocks[block - 1].gamma_1.add_(1)
+        changed = [not torch.equal(before[name], after) for name, after in pyramid(x).items()]
+        assert changed == [other >= block for other in blocks], block
+
+
 def test_other_patches_are_refused(tmp_path: Path) -> None:
     model = artifacts.load_timm(save_backbone(tmp_path / "b", patch=14))
     with pytest.raises(

@@ -3,8 +3,8 @@
 torchvision's Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN where the data has no masks, on the simple feature pyramid
 of ViTDet (Li et al., arXiv 2203.16527).
 
-Unlike ViTDet's, attention is global in every block. Widths of the heads and numbers of regions are torchvision's at 256 channels
-and images of 1024 pixels and shrink in proportion to either.
+Unlike ViTDet's, each level comes from a block of its own, and attention is global in every block. Widths of the heads and numbers
+of regions are torchvision's at 256 channels and images of 1024 pixels and shrink in proportion to either.
 
 Legend: B batch, C channels of the pyramid, D width of the backbone, H W pixels, h w its grid, N objects, M places for objects, m
 pixels along a side of a predicted mask.
@@ -47,10 +47,12 @@ LEAST_SCORE = 0.01
 
 
 class SimplePyramid(nn.Module):
-    """Maps of strides 4, 8, 16 and 32 from the last feature map of a vision transformer.
+    """Maps of strides 4, 8, 16 and 32 from the feature maps of four blocks of a vision transformer.
 
-    Transposed convolutions enlarge it, max pooling reduces it; then a 1x1 and a 3x3 convolution, each with a layer norm over
-    channels.
+    The blocks are evenly spaced up to the last one, the finest map comes from the earliest, and the final norm goes over all four.
+    ViTDet takes all maps from the last block; after a pre-training that predicts tokens, earlier ones know more of what is where
+    (docs/results.md). Transposed convolutions enlarge a map, max pooling reduces it; then a 1x1 and a 3x3 convolution, each with a
+    layer norm over channels.
 
     Args:
         backbone: timm ViT or BEiT without a head.
@@ -68,16 +70,20 @@ class SimplePyramid(nn.Module):
             raise PecoError(
                 f"pretrain.vit.patch_size: {patch} is not allowed for detection; expected one of {', '.join(map(str, STRIDES))}"
             )
+        depth = len(vit.blocks)
+        self.blocks = [math.ceil(depth * (i + 1) / len(STRIDES)) - 1 for i in range(len(STRIDES))]
+        self.taken = sorted(set(self.blocks))  # fewer, where there are less than four
         self.backbone = backbone
         self.out_channels = channels  # torchvision reads it
         self.levels = nn.ModuleList(_level(width, patch, stride, channels) for stride in STRIDES)
 
     def forward(self, x_BCHW: Tensor) -> OrderedDict[str, Tensor]:
         """Normalised images to maps (B, C, H / stride, W / stride) named "0" to "3", as torchvision wants them."""
-        (features_BDhw,) = cast(Any, self.backbone).forward_intermediates(
-            x_BCHW, indices=1, norm=True, intermediates_only=True
+        features = cast(Any, self.backbone).forward_intermediates(
+            x_BCHW, indices=self.taken, norm=True, intermediates_only=True
         )
-        return OrderedDict((str(i), level(features_BDhw)) for i, level in enumerate(self.levels))
+        maps = dict(zip(self.taken, features, strict=True))
+        return OrderedDict((str(i), level(maps[self.blocks[i]])) for i, level in enumerate(self.levels))
 
 
 def _level(width: int, patch: int, stride: int, channels: int) -> nn.Sequential:

@@ -104,7 +104,7 @@ def main(run: common.StageRun) -> None:
         metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout)
     except common.Skipped as reason:
         metrics["linear_skipped"] = str(reason)
-    listed = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
+    listed: dict[str, Any] = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
     with staging(PICTURES) as folder:
         for kind, entries in listed.items():
             for rank, entry in enumerate(entries, start=1):

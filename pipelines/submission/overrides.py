@@ -67,6 +67,18 @@ def points(settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[tu
     return [tuple(sorted(point)) for point in itertools.product(*axes.values())]
 
 
+def key(setting: str, variable: str) -> str:
+    """The key that a setting such as `seed=1` sets.
+
+    Raises:
+        PecoError: it can't be read, or has several values.
+    """
+    parsed = _parse(setting, variable)
+    if parsed.is_sweep_override():
+        raise PecoError(f"{variable}={setting}: several values; give one")
+    return str(parsed.key_or_group)
+
+
 def _parse(setting: str, variable: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

@@ -1,0 +1,197 @@
+"""Points over seeds as DVC experiments: checked, named, run, and their metrics read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peco import config, schema
+from peco.errors import PecoError
+from pipelines.grids import Point
+from pipelines.repro import run_dvc
+from pipelines.submission import overrides
+from pipelines.tables import FILES, Metrics
+
+PARAMS = Path("params.yaml")
+CODE = ("peco", "pipelines", "dvc.yaml", "data")  # what results depend on, beside params.yaml
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A point with a seed."""
+
+    point: Point
+    seed: int
+    settings: tuple[str, ...]  # all that is put on top of params.yaml
+    config: config.Config
+    stands: bool  # whether that comes to what stands anyway, but for the seed
+
+    @property
+    def title(self) -> str:
+        return f"{self.point.title}, seed {self.seed}"
+
+
+def plan(points: Sequence[Point], seeds: Sequence[int], settings: Sequence[str]) -> list[Experiment]:
+    """Every point with every seed, on top of the params.yaml that stands; what comes to the same is there once.
+
+    Args:
+        settings: the user's, for all points.
+
+    Raises:
+        PecoError: the parameters don't allow a point, which is named; a setting changes what the points differ in.
+    """
+    config.load(PARAMS)
+    _check_settings(settings, {setting.partition("=")[0] for point in points for setting in point.settings})
+    text = PARAMS.read_text(encoding="utf-8")
+    found: dict[str, Experiment] = {}
+    for seed in dict.fromkeys(seeds):
+        common = (f"seed={seed}", *settings)
+        stands = fingerprint(_compose(text, common))
+        for point in points:
+            try:
+                composed = _compose(text, (*common, *point.settings))
+            except PecoError as error:
+                raise PecoError(f"{point.key}: {error}") from None
+            key = fingerprint(composed)
+            found.setdefault(key, Experiment(point, seed, (*common, *point.settings), composed, stands=key == stands))
+    order = {point.key: number for number, point in enumerate(points)}
+    return sorted(found.values(), key=lambda experiment: order[experiment.point.key])
+
+
+def _check_settings(settings: Sequence[str], differing: set[str]) -> None:
+    for setting in settings:
+        key = overrides.key(setting, "SET")
+        if key == "seed":
+            raise PecoError(f'SET={setting}: not allowed; SEEDS="0 1 2" names the seeds')
+        if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in differing):
+            raise PecoError(
+                f"SET={setting}: not allowed, since it is what the experiments differ in; change it in params.yaml"
+            )
+
+
+def _compose(text: str, settings: Sequence[str]) -> config.Config:
+    return config.parse(yaml.safe_load(overrides.apply(text, settings)))
+
+
+def fingerprint(parameters: config.Config, changes: str = "") -> str:
+    """Short hash of all parameters but those of the hardware, and of what else has changed."""
+    values = {key: value for key, value in schema.to_dict(parameters).items() if key != "resources"}
+    return schema.fingerprint([values, changes])
+
+
+def name(*parts: object) -> str:
+    """Name of a DVC experiment."""
+    return "-".join(str(part).replace("_", "-") for part in parts)
+
+
+def share_work_folder() -> None:
+    """Experiments run in folders of their own; their working files are kept beside those of this one, so that they resume too."""
+    os.environ["PECO_WORK"] = str(Path(os.environ.get("PECO_WORK") or ".work").resolve())
+
+
+def run(name: str, settings: Sequence[str]) -> int:
+    """Run one experiment in a temporary folder; one of the same name on this commit is replaced.
+
+    Stages that ran before, in this experiment or another, come from the run-cache. (`dvc exp run --force` would replace
+    the experiment too, but run all of its stages again.)
+
+    Returns:
+        DVC's status; where it isn't 0 the stage's own line stands above.
+    """
+    if name in finished():
+        _dvc("exp", "remove", name)
+    return run_dvc(["exp", "run", "--temp", "--name", name, *_set(settings)])
+
+
+def queue(name: str, settings: Sequence[str]) -> None:
+    """Put one experiment into DVC's queue.
+
+    Raises:
+        PecoError: DVC can't do it.
+    """
+    _dvc("exp", "run", "--queue", "--name", name, *_set(settings))
+
+
+def _set(settings: Sequence[str]) -> list[str]:
+    return [argument for setting in settings for argument in ("-S", setting)]
+
+
+def finished() -> set[str]:
+    """Names of the experiments on this commit that are there with their results."""
+    sha = commit()
+    return set(_git("for-each-ref", "--format=%(refname:lstrip=4)", f"refs/exps/{sha[:2]}/{sha[2:]}/").split())
+
+
+def commit() -> str:
+    """Id of the commit that stands, which experiments belong to."""
+    return _git("rev-parse", "HEAD").strip()
+
+
+def changes() -> str:
+    """What differs from the commit in code and inputs; empty where nothing does."""
+    return _git("diff", "HEAD", "--", *CODE)
+
+
+def _git(*arguments: str) -> str:
+    """What git prints.
+
+    Raises:
+        PecoError: it fails.
+    """
+    return _output(["git", *arguments])
+
+
+def _dvc(*arguments: str) -> str:
+    """What DVC prints.
+
+    Raises:
+        PecoError: it fails.
+    """
+    return _output([sys.executable, "-m", "dvc", *arguments])
+
+
+def _output(command: list[str]) -> str:
+    # In a group of its own: a Ctrl-C must not reach it while it has put the user's changes aside.
+    result = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
+    if result.returncode:
+        reason = [line for line in result.stderr.splitlines() if line.strip()]
+        shown = " ".join(command[command.index("-m") + 1 :] if "-m" in command[:2] else command)
+        raise PecoError(f"{shown}: {reason[0] if reason else 'failed'}")
+    return result.stdout
+
+
+def check_input(path: str) -> None:
+    """Check that experiments, which see what Git knows, will see the tracked input.
+
+    Raises:
+        PecoError: Git doesn't know it.
+    """
+    unknown = _git("ls-files", "--others", "--exclude-standard", "--", path, f"{path}.dvc").split("\n")[0]
+    if unknown:
+        raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
+
+
+def read_metrics(name: str) -> Metrics:
+    """The metrics of an experiment by file: those that the tables need.
+
+    Raises:
+        PecoError: DVC doesn't know the experiment, or a file is missing or unreadable.
+    """
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    metrics: dict[str, dict[str, Any]] = {}
+    for path in FILES:
+        try:
+            metrics[path] = json.loads(dvc.api.read(path, rev=name))
+        except (DvcException, OSError, ValueError) as error:
+            raise PecoError(f"experiment {name}: can't read {path}: {' '.join(str(error).split())}") from None
+    return metrics
