@@ -74,6 +74,7 @@ class Run:
         if self.stopped:
             return []
         self.queue.put_back()
+        self.queue.forget_orders()
         finished, waiting = experiments.finished(), self.queue.waiting()
         missing = [name for name in self.experiments if name not in finished]
         new = [name for name in missing if name not in waiting]

@@ -64,6 +64,19 @@ class Queue:
                 taken = Path(app._processed_msg_path_cache[message.delivery_tag])
                 shutil.move(taken, Path(app.conf.broker_transport_options["data_folder_in"]) / taken.name)
 
+    def forget_orders(self) -> None:
+        """Throw away what workers were told that had ended by then: the next would take "shut down" for itself.
+
+        Only where nobody runs the queue.
+        """
+        for order in self.orders():
+            order.unlink(missing_ok=True)
+
+    def orders(self) -> list[Path]:
+        """Messages to workers that nobody has read."""
+        folder = Path(self._queue.celery.conf.broker_transport_options["data_folder_in"])
+        return list(folder.glob(f"*.{self._prefix}*.celery.pidbox.msg"))
+
     def forget(self, names: Collection[str]) -> None:
         """Take out what has been begun of these, however it ended, and the folder that one which died has left.
 

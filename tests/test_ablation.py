@@ -111,6 +111,9 @@ def test_a_point_that_fails_is_named_and_run_again_the_others_are_kept(project: 
     )
     assert sorted((tmp_path / "ran").read_text().splitlines()) == ["0 0", "0 9", "0.1 0"]
     (tmp_path / "bad").unlink()
+    queue = expqueue.Queue(experiments.commit())
+    queue.shut_down()  # an order that comes too late must not end the next worker
+    assert queue.orders()
     assert "2 experiments: 1 finished before, 0 in the queue" in run(0)
     told = run(0)
     assert "2 experiments: 2 finished before, 0 in the queue" in told and "running" not in told
