@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV   := $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 0 1 2
+# NAME of the command line only: some systems export the machine's own.
+NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
 
 export PATH := $(BIN):$(PATH)
 
@@ -37,7 +39,7 @@ compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, a t
 
 ablation: setup ## a grid of experiments over SEEDS through DVC's queue: NAME=… (without: lists them), SET="key=value …", JOBS=1
 	$(if $(PRESET)$(DATA),$(error ablation takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make ablation`))
-	@python -m pipelines.ablation $(NAME) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.ablation $(NAME_GIVEN) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup ## the whole test suite
 	@python -m pytest -n 2
@@ -56,7 +58,7 @@ pipeline-compile: setup ## the graph as a Kubeflow pipeline: OUT=pipeline.yaml; 
 	@python -m pipelines.submit compile $(if $(OUT),--out '$(OUT)') $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET))
 
 pipeline-local: setup ## run that very pipeline on this machine; GIT=…, REMOTE=… instead of those under .work/pipeline
-	@python -m pipelines.local $(if $(GIT),--git '$(GIT)') $(if $(REMOTE),--remote '$(REMOTE)') $(if $(NAME),--name '$(NAME)')
+	@python -m pipelines.local $(if $(GIT),--git '$(GIT)') $(if $(REMOTE),--remote '$(REMOTE)') $(if $(NAME_GIVEN),--name '$(NAME_GIVEN)')
 
 pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKEN): REV, SET, SWEEP, SCHEDULE, WAIT=1 (docs/cluster.md)
 	@python -m pipelines.submit submit $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET)) $(if $(SWEEP),--sweep $(SWEEP)) \

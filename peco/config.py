@@ -183,7 +183,7 @@ class Tokenizer:
 
     `objective: peco` reconstructs the image, in pixels and in features of the perceptual network. `objective: vqkd` predicts the
     features of the last of `perceptual_net.blocks` from the codes, as BEiT v2 does (arXiv 2208.06366); its decoder learns to
-    paint, by `pixel`, what the codes hold, and has no influence on them.
+    paint, by `pixel`, what the codes hold, and has no influence on them but through the common `optim.clip_grad`.
     """
 
     objective: Literal["peco", "vqkd"]

@@ -19,45 +19,52 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
-from peco import config
 from peco.errors import PecoError
 from pipelines import comparison, experiments, expqueue, grids
-from pipelines.experiments import Experiment
+from pipelines.experiments import Experiment, State
 from pipelines.grids import Point
 from pipelines.tables import Metrics
 
 POLL_SECONDS = 0.5
+QUIET_SECONDS = 5.0
 LOCK = Path(".dvc/tmp/ablation.lock")
 
 
 class Run:
     """One call: what is missing is queued and followed to its end, or until a signal comes."""
 
-    def __init__(self, names: Mapping[str, Experiment], jobs: int) -> None:
-        self.experiments, self.jobs = names, jobs  # in the order in which they are to run
-        self.queue = expqueue.Queue(experiments.commit())
+    def __init__(self, names: Mapping[str, Experiment], start: State, jobs: int) -> None:
+        self.experiments, self.start, self.jobs = names, start, jobs  # in the order in which they are to run
+        self.queue = expqueue.Queue(start.commit)
         self.failed: dict[str, str] = {}  # why, by name
         self.stopped: signal.Signals | None = None  # the first signal
-        self._asked = 0  # how many came
+        self._asked = 0  # how often an end was asked for
         self._workers: list[subprocess.Popen[bytes]] = []
         self._ended = 0
-        self._start = time.monotonic()
+        self._began = time.monotonic()
 
     def run(self) -> None:
         """Return when all have ended, well or not, or when `stopped`. No process is left then.
 
         Raises:
-            PecoError: an experiment can't be queued, or the worker of the queue died.
+            PecoError: an experiment can't be queued, or is no longer the one that was planned, or the worker of the queue died.
         """
         with self._handling():
-            try:
-                self._wait_for_others()
-                missing = self._enqueue()
-                if missing and not self.stopped:
+            self._wait_for_others()
+            left = self._enqueue()
+            if left and not self.stopped:
+                try:
                     self._workers = [expqueue.start(self.queue, number) for number in range(1, self.jobs + 1)]
-                    self._follow(missing)
-            finally:
-                self._end_workers()
+                    left = self._follow(left)
+                except BaseException:
+                    self._stop()
+                    raise
+                finally:
+                    self._end_workers()
+        if left and not self.stopped:
+            raise PecoError(
+                f"the worker of the queue has ended (its log in {expqueue.logs()} may say why); the same command goes on"
+            )
 
     def _wait_for_others(self) -> None:
         """Until nobody runs the queue: what has been taken from it then and has not ended is dead."""
@@ -75,7 +82,7 @@ class Run:
             return []
         self.queue.put_back()
         self.queue.forget_orders()
-        finished, waiting = experiments.finished(), self.queue.waiting()
+        finished, waiting = experiments.finished(self.start.commit), self.queue.waiting()
         missing = [name for name in self.experiments if name not in finished]
         new = [name for name in missing if name not in waiting]
         self._ended = len(self.experiments) - len(missing)
@@ -85,18 +92,21 @@ class Run:
         for name in new:
             if self.stopped:
                 break
+            experiments.check_unchanged(self.start)
             experiments.queue(name, self.experiments[name].settings)
             self._say(name, "queued")
         return missing
 
-    def _follow(self, missing: Sequence[str]) -> None:
+    def _follow(self, missing: Sequence[str]) -> list[str]:
+        """Tell of them until all have ended, or the workers, or a signal comes; returns the names of those left."""
         begun: dict[str, float] = {}
         left, alive = list(missing), True
         while left and alive and not self.stopped:
             time.sleep(POLL_SECONDS)
             alive = any(worker.poll() is None for worker in self._workers)
             # Read in the order in which an experiment moves on, so that none slips through.
-            waiting, running, finished = self.queue.waiting(), self.queue.running(), experiments.finished()
+            waiting, running = self.queue.waiting(), self.queue.running()
+            finished = experiments.finished(self.start.commit)
             for name in list(left):
                 if name in running and name not in begun:
                     begun[name] = time.monotonic()
@@ -106,44 +116,54 @@ class Run:
                 left.remove(name)
                 self._ended += 1
                 if name in finished:
-                    self._say(name, f"finished after {_duration(begun.get(name, self._start))}")
+                    self._say(name, f"finished after {_duration(begun.get(name, self._began))}")
                 else:
                     self.failed[name] = _reason(self.queue.log(name))
                     self._say(name, f"failed: {self.failed[name]}")
-        if left and not self.stopped:
-            raise PecoError(
-                f"the worker of the queue has ended ({expqueue.log_file(1)} may say why); the same command goes on"
-            )
+        return left
 
     def _end_workers(self) -> None:
         """Wait until they have ended: after what they have in hand, which may be another's experiment, or stopped in it."""
-        if self._workers and not self.stopped:
+        if not self._asked:
             self.queue.shut_down()
-        passed_on = 0
+        since, told, passed_on = time.monotonic(), False, 0
+        failed: set[str] = set()  # before the stop
         while any(worker.poll() is None for worker in self._workers):
             if self._asked > passed_on:
                 if not passed_on:  # what waits is to stay where it is
                     self.queue.take_no_more(self.jobs)
+                    failed = self.queue.failed()
                 passed_on = self._asked
                 for worker in self._workers:
                     worker.terminate()
+            elif not passed_on and not told and time.monotonic() - since > QUIET_SECONDS:
+                told = True
+                print(
+                    "waiting for the worker of the queue, which has begun another experiment; Ctrl-C puts that back",
+                    flush=True,
+                )
             time.sleep(POLL_SECONDS)
-        if self._workers and not self.queue.processes():
-            self.queue.put_back()
+        if not self.queue.processes():
+            self.queue.put_back(self.queue.failed() - failed if passed_on else ())
 
     def _say(self, name: str, what: str) -> None:
         title = self.experiments[name].title
-        print(f"[{self._ended} of {len(self.experiments)}, {_duration(self._start)}] {title}: {what}", flush=True)
+        print(f"[{self._ended} of {len(self.experiments)}, {_duration(self._began)}] {title}: {what}", flush=True)
+
+    def _stop(self) -> None:
+        """Ask what runs for an end; a second time, for one at once."""
+        self._asked += 1
+        if self._asked == 1:
+            with contextlib.suppress(OSError):  # the terminal was closed
+                print("\nstopping; what runs saves its work. Another signal ends it at once.", file=sys.stderr)
 
     @contextlib.contextmanager
     def _handling(self) -> Iterator[None]:
         """Signals only leave a note: DVC must not be torn out of its work, as it puts the user's changes aside for a moment."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self.stopped is None:
-                print("\nstopping; what runs saves its work. Another signal ends it at once.", file=sys.stderr)
             self.stopped = self.stopped or signal.Signals(number)
-            self._asked += 1
+            self._stop()
 
         numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, note) for number in numbers}
@@ -159,12 +179,14 @@ def _duration(since: float) -> str:
 
 
 def _reason(log: Sequence[str]) -> str:
-    """The stage's own line on what went wrong, or else the last one that says anything."""
-    for beginning in ("error: ", "ERROR: ", ""):
-        for line in reversed(log):
-            if line.strip() and line.startswith(beginning):
-                return line.strip()
-    return f"it did not begin; {expqueue.log_file(1)} may say why"
+    """The stage's own line on what went wrong, or else the last one that says anything; paths in the repository are relative."""
+    found = (
+        line.strip()
+        for beginning in ("error: ", "ERROR: ", "")
+        for line in reversed(log)
+        if line.strip() and line.startswith(beginning)
+    )
+    return next(found, f"it did not begin; the logs in {expqueue.logs()} may say why").replace(f"{Path.cwd()}/", "")
 
 
 @contextlib.contextmanager
@@ -191,7 +213,7 @@ def plan(ablation: str, seeds: Sequence[int], settings: Sequence[str]) -> dict[s
     """
     if ablation not in grids.ABLATIONS:
         raise PecoError(f"NAME={ablation}: there is no such ablation; `make ablation` lists them")
-    standing = config.load()
+    standing = experiments.compose(settings)
     points = grids.ABLATIONS[ablation].points(standing)
     planned = experiments.plan(points, seeds, settings)
     if len({experiment.point.key for experiment in planned}) < 2:
@@ -206,7 +228,7 @@ def plan(ablation: str, seeds: Sequence[int], settings: Sequence[str]) -> dict[s
     return named
 
 
-def summarize(ablation: str, seeds: Sequence[int], run: Run) -> comparison.Comparison:
+def summarize(ablation: str, seeds: Sequence[int], settings: Sequence[str], run: Run) -> comparison.Comparison:
     """Read what has finished.
 
     Raises:
@@ -215,20 +237,26 @@ def summarize(ablation: str, seeds: Sequence[int], run: Run) -> comparison.Compa
     results: dict[Point, list[Metrics]] = {}
     for name, experiment in run.experiments.items():
         if name not in run.failed:
-            results.setdefault(experiment.point, []).append(experiments.read_metrics(name))
+            results.setdefault(experiment.point, []).append(experiments.read_metrics(name, run.start.commit))
     if not results:
         raise PecoError(f"all experiments failed; the first: {next(iter(run.failed.values()))}")
     done = [experiment for name, experiment in run.experiments.items() if name not in run.failed]
-    ours = next((experiment for experiment in done if experiment.stands), done[0])
+    ours = next((experiment.point for experiment in done if experiment.stands), None)
+    beside = next((experiment for experiment in done if experiment.stands), done[0])
+    notes = [f"{run.experiments[name].title} failed: {why}" for name, why in run.failed.items()]
+    if ours is None:
+        notes.append(f"What stands is not in these tables: budget and baselines are those of {beside.point.title}.")
     return comparison.describe(
         f"Ablation: {ablation}",
         ablation,
         f"Compared: {grids.ABLATIONS[ablation].question}.",
-        ours.config,
+        beside.config,
         seeds,
+        settings,
         results,
-        ours.point,
-        [f"{run.experiments[name].title} failed: {why}" for name, why in run.failed.items()],
+        beside.point,
+        ours,
+        notes,
     )
 
 
@@ -238,20 +266,23 @@ def ablate(ablation: str, seeds: Sequence[int], settings: Sequence[str], jobs: i
     Raises:
         PecoError: it can't be run, or all failed.
     """
+    start = experiments.state()
     planned = plan(ablation, seeds, settings)
-    experiments.check_input(config.load().dataset.path)
+    experiments.check_input(next(iter(planned.values())).config.dataset.path)
     experiments.share_work_folder()
     with _alone():
-        run = Run(planned, jobs)
+        run = Run(planned, start, jobs)
         run.run()
-        if run.stopped:
-            done = len(experiments.finished() & planned.keys())
-            print(
-                f"stopped: {done} of {len(planned)} are finished, the rest stays in the queue; the same command goes on",
-                file=sys.stderr,
-            )
+        done = experiments.finished(start.commit) & planned.keys()
+        if run.stopped and planned.keys() - done - run.failed.keys():
+            with contextlib.suppress(OSError):  # the terminal was closed
+                print(
+                    f"stopped: {len(done)} of {len(planned)} are finished, the rest stays in the queue; "
+                    "the same command goes on",
+                    file=sys.stderr,
+                )
             return 128 + run.stopped
-    found = summarize(ablation, seeds, run)
+    found = summarize(ablation, seeds, settings, run)
     written = comparison.write(found, Path(f"reports/ablation-{ablation}"))
     print(f"\n{comparison.markdown(found)}\nAlso in {' and '.join(map(str, written))}.")
     if run.failed:

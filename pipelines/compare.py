@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from peco import config
 from peco.errors import PecoError
 from pipelines import comparison, experiments, grids
 from pipelines.tables import Metrics
@@ -23,9 +22,11 @@ def compare(variants: Sequence[str], seeds: Sequence[int], settings: Sequence[st
     """Run what has not run, and compare.
 
     Raises:
-        PecoError: a variant, setting or the params.yaml that stands is not allowed, or an experiment failed.
+        PecoError: a variant, setting or the params.yaml that stands is not allowed, an experiment failed, or parameters or code
+            changed meanwhile.
     """
-    standing = config.load()
+    start = experiments.state()
+    standing = experiments.compose(settings)
     points = grids.variants(standing, variants)
     planned = experiments.plan(points, seeds, settings)
     experiments.check_input(standing.dataset.path)
@@ -34,14 +35,17 @@ def compare(variants: Sequence[str], seeds: Sequence[int], settings: Sequence[st
     names = [experiments.name("compare", standing.preset, each.point.key, each.seed) for each in planned]
     for number, (name, experiment) in enumerate(zip(names, planned, strict=True), 1):
         print(f"== {number} of {len(planned)}: {name}", flush=True)
+        experiments.check_unchanged(start)
         if status := experiments.run(name, experiment.settings):
             raise PecoError(
                 f"experiment {name} ended with status {status}; run `make compare` again to go on from there"
             )
     for name, experiment in zip(names, planned, strict=True):
-        results[experiment.point].append(experiments.read_metrics(name))
+        results[experiment.point].append(experiments.read_metrics(name, start.commit))
     lead = "PeCo beside its baselines, all else equal."
-    return comparison.describe("Comparison", "backbone", lead, planned[0].config, seeds, results, points[0])
+    return comparison.describe(
+        "Comparison", "backbone", lead, planned[0].config, seeds, settings, results, points[0], points[0]
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # between two experiments
+        print("error: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     print(f"\n{comparison.markdown(found)}\nAlso in {' and '.join(map(str, written))}.")
     return 0
 

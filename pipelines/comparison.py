@@ -29,7 +29,7 @@ class Comparison:
     title: str
     corner: str  # title of the tables' first column
     lead: str  # what is compared
-    summary: str  # preset and seeds
+    summary: str  # preset, seeds and settings
     budget: tuple[tuple[str, str], ...]  # stages, and how much of what each has seen
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
@@ -41,25 +41,30 @@ def describe(
     lead: str,
     config: Config,
     seeds: Sequence[int],
+    settings: Sequence[str],
     results: Mapping[Point, Sequence[Metrics]],
-    ours: Point,
+    beside: Point,
+    ours: Point | None,
     notes: Sequence[str] = (),
 ) -> Comparison:
     """Put everything together.
 
     Args:
-        config: the parameters of `ours`.
+        config: the parameters of `beside`.
+        settings: the user's, of all points.
         results: metrics of each seed, by point.
-        ours: the point that stands in params.yaml, or the first.
+        beside: the point whose budget and baselines are shown.
+        ours: the point that stands in params.yaml, which is marked; nothing where it is not among them.
         notes: what else is to be said.
     """
-    found, left_out = tables.tabulate(results, ours)
+    found, left_out = tables.tabulate(results, beside, ours)
+    chosen = [f"seeds {' '.join(map(str, seeds))}", *settings]
     return Comparison(
         title,
         corner,
         lead,
-        f"Preset {config.preset}, seeds {' '.join(map(str, seeds))}; mean ± sample standard deviation over seeds.",
-        tuple(_budget(config, results[ours][0])),
+        f"Preset {config.preset}, {', '.join(chosen)}; mean ± sample standard deviation over seeds.",
+        tuple(_budget(config, results[beside][0])),
         tuple(found),
         (*notes, *(f"No table of {reason}." for reason in left_out)),
     )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -37,6 +37,39 @@ class Experiment:
     @property
     def title(self) -> str:
         return f"{self.point.title}, seed {self.seed}"
+
+
+class State(NamedTuple):
+    """What experiments start from."""
+
+    commit: str
+    changes: str
+    params: bytes
+
+
+def state() -> State:
+    return State(commit(), changes(), PARAMS.read_bytes() if PARAMS.is_file() else b"")
+
+
+def check_unchanged(start: State) -> None:
+    """Check that an experiment which is taken from the workspace now is the one that was planned.
+
+    Raises:
+        PecoError: it isn't.
+    """
+    if state() != start:
+        raise PecoError("params.yaml or code changed since the start; run again")
+
+
+def compose(settings: Sequence[str]) -> config.Config:
+    """The params.yaml that stands with the user's settings on top.
+
+    Raises:
+        PecoError: there is none, or it or a setting is not allowed.
+    """
+    config.load(PARAMS)
+    _check_settings(settings, set())
+    return _compose(PARAMS.read_text(encoding="utf-8"), settings)
 
 
 def plan(points: Sequence[Point], seeds: Sequence[int], settings: Sequence[str]) -> list[Experiment]:
@@ -106,7 +139,7 @@ def run(name: str, settings: Sequence[str]) -> int:
     Returns:
         DVC's status; where it isn't 0 the stage's own line stands above.
     """
-    if name in finished():
+    if name in finished(commit()):
         _dvc("exp", "remove", name)
     return run_dvc(["exp", "run", "--temp", "--name", name, *_set(settings)])
 
@@ -124,10 +157,13 @@ def _set(settings: Sequence[str]) -> list[str]:
     return [argument for setting in settings for argument in ("-S", setting)]
 
 
-def finished() -> set[str]:
+def finished(commit: str) -> set[str]:
     """Names of the experiments on this commit that are there with their results."""
-    sha = commit()
-    return set(_git("for-each-ref", "--format=%(refname:lstrip=4)", f"refs/exps/{sha[:2]}/{sha[2:]}/").split())
+    return set(_git("for-each-ref", "--format=%(refname:lstrip=4)", _ref(commit, "")).split())
+
+
+def _ref(commit: str, name: str) -> str:
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
 
 
 def commit() -> str:
@@ -160,7 +196,9 @@ def _dvc(*arguments: str) -> str:
 
 def _output(command: list[str]) -> str:
     # In a group of its own: a Ctrl-C must not reach it while it has put the user's changes aside.
-    result = subprocess.run(command, capture_output=True, text=True, check=False, process_group=0)
+    result = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="backslashreplace", check=False, process_group=0
+    )
     if result.returncode:
         reason = [line for line in result.stderr.splitlines() if line.strip()]
         shown = " ".join(command[command.index("-m") + 1 :] if "-m" in command[:2] else command)
@@ -179,19 +217,22 @@ def check_input(path: str) -> None:
         raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
 
 
-def read_metrics(name: str) -> Metrics:
-    """The metrics of an experiment by file: those that the tables need.
+def read_metrics(name: str, commit: str) -> Metrics:
+    """The metrics of an experiment on this commit by file: those that the tables need.
 
     Raises:
-        PecoError: DVC doesn't know the experiment, or a file is missing or unreadable.
+        PecoError: there is no such experiment, or a file is missing or unreadable.
     """
     import dvc.api
     from dvc.exceptions import DvcException
 
+    revision = _git("for-each-ref", "--format=%(objectname)", _ref(commit, name)).strip()
+    if not revision:
+        raise PecoError(f"experiment {name}: there is none on commit {commit[:7]}")
     metrics: dict[str, dict[str, Any]] = {}
     for path in FILES:
         try:
-            metrics[path] = json.loads(dvc.api.read(path, rev=name))
+            metrics[path] = json.loads(dvc.api.read(path, rev=revision))
         except (DvcException, OSError, ValueError) as error:
             raise PecoError(f"experiment {name}: can't read {path}: {' '.join(str(error).split())}") from None
     return metrics

@@ -52,17 +52,40 @@ class Queue:
     def _names(self, entries: Iterable[Any]) -> set[str]:
         return {entry.name for entry in entries if entry.baseline_rev == self.commit}
 
-    def put_back(self) -> None:
+    def failed(self) -> set[str]:
+        """What has ended badly, whosever it is, by its stashed revision."""
+        return set(self._queue.failed_stash.stash_revs)
+
+    def put_back(self, stopped: Collection[str] = ()) -> None:
         """Put back what workers have taken and not begun, whosever it is, as one that is asked to end takes one more.
 
         Only where nobody runs the queue.
+
+        Args:
+            stopped: what has failed only because it was stopped, by its stashed revision: it is put back, too.
         """
+        self._stash_again(stopped)
         stashed = self._queue.stash.stash_revs
         app = self._queue.celery
         for message, entry in list(self._queue._iter_processed()):
             if entry.stash_rev in stashed:
+                self._forget_result(message)
                 taken = Path(app._processed_msg_path_cache[message.delivery_tag])
                 shutil.move(taken, Path(app.conf.broker_transport_options["data_folder_in"]) / taken.name)
+
+    def _stash_again(self, failed: Collection[str]) -> None:
+        """Bring entries from where DVC keeps the failed ones to where it keeps those that wait."""
+        stash, before = self._queue.stash, self._queue.failed_stash.stash_revs
+        for revision in failed:
+            entry = before[revision]
+            told = stash.format_message(entry.head_rev, entry.baseline_rev, entry.name, entry.branch)
+            self._queue.scm.set_ref(stash.ref, revision, message=f"commit: {told}")
+            del self._queue.proc[revision]  # its log and state
+        self._queue.failed_stash.remove_revs([before[revision] for revision in failed])
+
+    def _forget_result(self, message: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):  # one that died has none
+            self._queue.celery.AsyncResult(message.headers["id"]).forget()
 
     def forget_orders(self) -> None:
         """Throw away what workers were told that had ended by then: the next would take "shut down" for itself.
@@ -82,13 +105,14 @@ class Queue:
 
         Only where nobody runs the queue. (`dvc queue kill` would signal process ids that were noted and may be others' since.)
         """
+        from dvc.exceptions import DvcException
+
         for message, entry in self._begun(names):
-            with contextlib.suppress(FileNotFoundError):  # one that died has none
-                self._queue.celery.AsyncResult(message.headers["id"]).forget()
+            self._forget_result(message)
             self._queue.celery.purge(message.delivery_tag)
             failed = self._queue.failed_stash.stash_revs
             self._queue.failed_stash.remove_revs([failed[entry.stash_rev]] if entry.stash_rev in failed else [])
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, DvcException):  # its file is missing, or was cut short
                 folder = Path(self._queue._load_info(entry.stash_rev).root_dir)
                 if folder.is_relative_to(self._queue.repo.tmp_dir):
                     shutil.rmtree(folder)
@@ -97,8 +121,9 @@ class Queue:
         """What an experiment has printed, of its last run; nothing where it did not come so far."""
         lines: list[str] = []
         for _, entry in self._begun([name]):
-            if process := self._queue.proc.get(entry.stash_rev):
-                lines = Path(process.stdout).read_text(encoding="utf-8", errors="replace").splitlines()
+            with contextlib.suppress(OSError, LookupError, ValueError):  # its files are missing, or were cut short
+                path = Path(self._queue.proc[entry.stash_rev].stdout)
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         return lines
 
     def _begun(self, names: Collection[str]) -> list[tuple[Any, Any]]:
@@ -140,9 +165,9 @@ class Queue:
         return f"dvc-exp-{hashlib.sha256(self._queue.wdir.encode()).hexdigest()[:6]}-"
 
 
-def log_file(number: int) -> Path:
-    """Where a worker of this module tells what it does."""
-    return workfiles.root() / "logs" / "queue" / f"worker-{number}.log"
+def logs() -> Path:
+    """Where the workers of this module tell what they do."""
+    return workfiles.root() / "logs" / "queue"
 
 
 def start(queue: Queue, number: int) -> subprocess.Popen[bytes]:
@@ -151,7 +176,7 @@ def start(queue: Queue, number: int) -> subprocess.Popen[bytes]:
     SIGTERM stops it and the stage that runs, which saves its work; a second one, later, kills that. If this process is killed, the
     worker gets it from the kernel (Linux).
     """
-    path = log_file(number)
+    path = logs() / f"worker-{number}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
     if number > 1:

@@ -41,21 +41,22 @@ VARIANTS = {
 
 
 def variants(config: Config, keys: Sequence[str]) -> list[Point]:
-    """The variants of these names in the order of `VARIANTS`, PeCo first. PeCo is what stands.
+    """The variants of these names in the order of `VARIANTS`, PeCo first. PeCo is what stands, with the user's settings.
 
     Raises:
-        PecoError: there is no such variant, or what stands is another one than PeCo.
+        PecoError: there is no such variant, PeCo is not among them, or what stands is another one than PeCo.
     """
     for key in keys:
         if key not in VARIANTS:
             raise PecoError(f"VARIANTS={key}: there is no such variant; here are {', '.join(VARIANTS)}")
+    if "peco" not in keys:
+        raise PecoError(f"VARIANTS={' '.join(keys)}: not allowed; peco must be among them, the others stand beside it")
     for point in VARIANTS.values():
         for setting in point.settings:
             key, _, value = setting.partition("=")
             if str(_lookup(config, key)) in (value, f"{value}.0"):
                 raise PecoError(
-                    f"{key}: {value} in params.yaml, so PeCo would be the {point.title} too; "
-                    "`git checkout params.yaml` or set it"
+                    f"{key}: {value} in params.yaml or SET, so PeCo would be the {point.title} too; set it back"
                 )
     return [point for key, point in VARIANTS.items() if key in keys]
 

@@ -134,26 +134,30 @@ SHARDS = "metrics/shards.json"
 FILES = tuple(dict.fromkeys([SHARDS, *(score.file for task in TASKS for score in task.scores)]))
 
 
-def tabulate(results: Mapping[Point, Sequence[Metrics]], ours: Point) -> tuple[list[Table], list[str]]:
+def tabulate(
+    results: Mapping[Point, Sequence[Metrics]], beside: Point, ours: Point | None
+) -> tuple[list[Table], list[str]]:
     """A table of each task that was measured anywhere; the others' titles and why they were not.
 
     Args:
         results: metrics of each seed, by point.
-        ours: the point that stands in params.yaml, or the first; baselines are those measured beside it.
+        beside: the point whose baselines are shown.
+        ours: the point that stands in params.yaml, which is marked.
     """
     tables, left_out = [], []
     for task in TASKS:
         rows = [
             Row(
                 baseline.title,
-                tuple(_cell(score, baseline.scores, baseline.prefix, results[ours]) for score in task.scores),
+                tuple(_cell(score, baseline.scores, baseline.prefix, results[beside]) for score in task.scores),
             )
             for baseline in task.baselines
         ]
         for point, experiments in results.items():
             scores = [score for score in task.scores if point.codebook or not score.codebook]
             cells = tuple(_cell(score, scores, "", experiments) for score in task.scores)
-            rows.append(Row(point.title, cells, ours=point == ours))
+            if point.codebook or any(cell.text != "-" for cell in cells):
+                rows.append(Row(point.title, cells, ours=point == ours))
         if any(cell.values for row in rows for cell in row.cells):
             tables.append(Table(task, tuple(rows)))
         else:

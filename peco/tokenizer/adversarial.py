@@ -41,6 +41,6 @@ def adversarial_losses(
     The gradient of the first goes to the reconstruction alone, that of the second to the discriminator alone.
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
-    generator: Tensor = -functional_call(discriminator, fixed, (reconstruction_BCHW,)).mean()
-    real_B1hw, fake_B1hw = discriminator(x_BCHW), discriminator(reconstruction_BCHW.detach())
+    generator: Tensor = -functional_call(discriminator, fixed, (reconstruction_BCHW,)).float().mean()
+    real_B1hw, fake_B1hw = discriminator(x_BCHW).float(), discriminator(reconstruction_BCHW.detach()).float()
     return generator, 0.5 * (F.relu(1 - real_B1hw).mean() + F.relu(1 + fake_B1hw).mean())
