@@ -23,6 +23,7 @@ from peco.errors import PecoError
 from pipelines import comparison, experiments, expqueue, grids
 from pipelines.experiments import Experiment, State
 from pipelines.grids import Point
+from pipelines.processes import handling
 from pipelines.tables import Metrics
 
 POLL_SECONDS = 0.5
@@ -49,7 +50,7 @@ class Run:
         Raises:
             PecoError: an experiment can't be queued, or is no longer the one that was planned, or the worker of the queue died.
         """
-        with self._handling():
+        with handling(self._note):
             self._wait_for_others()
             left = self._enqueue()
             if left and not self.stopped:
@@ -157,21 +158,10 @@ class Run:
             with contextlib.suppress(OSError):  # the terminal was closed
                 print("\nstopping; what runs saves its work. Another signal ends it at once.", file=sys.stderr)
 
-    @contextlib.contextmanager
-    def _handling(self) -> Iterator[None]:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         """Signals only leave a note: DVC must not be torn out of its work, as it puts the user's changes aside for a moment."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.stopped = self.stopped or signal.Signals(number)
-            self._stop()
-
-        numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-        before = {number: signal.signal(number, note) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        self.stopped = self.stopped or signal.Signals(number)
+        self._stop()
 
 
 def _duration(since: float) -> str:

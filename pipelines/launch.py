@@ -41,10 +41,9 @@ from peco.resources import Resources
 from pipelines import components, resources
 from pipelines.graph import Stage, load_graph
 from pipelines.logs import Screen, Tail
-from pipelines.processes import stop_with_parent
+from pipelines.processes import STOP_SIGNALS, handling, stop_with_parent
 
 POLL_SECONDS = 0.1
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One Ctrl-C can arrive twice: from the terminal and from a parent that passes it on.
 SAME_STOP_SECONDS = 1.0
 RANKLESS_SECONDS = 10.0
@@ -203,7 +202,7 @@ class _Job:
 
     def run(self) -> int:
         runner = Runner("peco", {"local_cwd": lambda *_, **__: self.scheduler})
-        with _handling(self._on_signal), runner:
+        with handling(self._on_signal, even_ignored=(signal.SIGINT, signal.SIGTERM)), runner:
             try:
                 self._start(runner)
                 self._follow()
@@ -320,20 +319,6 @@ class _Job:
             time.sleep(POLL_SECONDS / 5)
             for process in self.scheduler.processes:
                 process.poll()
-
-
-@contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have `handler` called for a stop; a hang-up that nohup has switched off stays off."""
-    numbers = [
-        number for number in STOP_SIGNALS if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN)
-    ]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
 
 
 def processes_of(handle: str) -> list[int]:

@@ -34,6 +34,7 @@ from peco.report.charts import line_chart
 from peco.report.template import STYLE
 from pipelines import workspace
 from pipelines.graph import load_graph
+from pipelines.processes import handling
 from pipelines.workspace import Entry, Workspace, git
 
 EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -223,7 +224,7 @@ def dvc(*arguments: str, cwd: Path, show: Callable[[str], None]) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
 
-    with stops(forward):
+    with handling(forward):
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", *arguments],
             cwd=cwd,
@@ -256,18 +257,6 @@ class Stopped(Interrupted):
 
 
 @contextlib.contextmanager
-def stops(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Have `handler` called for a stop; what is ignored, as SIGHUP by nohup, stays so."""
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous)
-
-
-@contextlib.contextmanager
 def _ending(name: str) -> Iterator[None]:
     """Turn errors and stops into one line and a status."""
 
@@ -281,7 +270,7 @@ def _ending(name: str) -> Iterator[None]:
 
     print(f"step {name}", flush=True)
     try:
-        with stops(stop):
+        with handling(stop):
             yield
     except PecoError as error:
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)

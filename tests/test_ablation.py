@@ -20,7 +20,7 @@ from cheap_project import FILES, ROOT, make
 
 from peco import config
 from peco.errors import PecoError
-from pipelines import ablation, comparison, experiments, expqueue, grids
+from pipelines import ablation, comparison, experiments, expqueue, grids, processes
 from pipelines.params import compose_params, render
 
 COMMAND = [sys.executable, "-m", "pipelines.ablation", "adversarial", "--seeds", "0"]
@@ -130,7 +130,7 @@ def sleeper(seconds: int) -> Callable[..., subprocess.Popen[bytes]]:
 def test_a_closed_terminal_does_not_keep_it_from_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ablation.Run(planned(monkeypatch, set()), START, 1)
     gone = MagicMock(**{"write.side_effect": OSError(5, "Input/output error")})
-    with monkeypatch.context() as patch, run._handling():
+    with monkeypatch.context() as patch, processes.handling(run._note):
         patch.setattr(sys, "stderr", gone)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
