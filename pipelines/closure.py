@@ -21,6 +21,8 @@ from typing import Any
 from peco.errors import PecoError
 from pipelines.graph import Stage, load_graph
 
+SLOTS = 8  # code dependencies of a `foreach` are listed in multiples of it
+
 
 def closure(module: str, root: Path | str = ".") -> set[Path]:
     """Files, relative to `root`, that importing `module` (dotted) can run; only what lies below `root`.
@@ -148,7 +150,8 @@ def _write_family(entry: Any, family: Mapping[str, Stage], root: Path) -> None:
     needed = {name: _needed(stage, root) for name, stage in family.items()}
     shared = set.intersection(*needed.values())
     own = {name: _folded(code - shared, root) for name, code in needed.items()}
-    slots = max(map(len, own.values()))
+    # DVC's run-cache counts repetitions, so that one more file of one stage would have all the others run again: there is room.
+    slots = -(-max(map(len, own.values())) // SLOTS) * SLOTS
     deps = entry["do"]["deps"]
     plain = [dep for dep in deps if "item.code[" not in dep and ("${" in dep or not _code(dep, root))]
     deps[:] = [*plain, *(f"${{item.code[{slot}]}}" for slot in range(slots)), *sorted(shared)]
