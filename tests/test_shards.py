@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
 import os
 import pickle
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -177,6 +179,20 @@ def test_progress_is_told(tmp_path: Path) -> None:
         Fake(raw(3)), tmp_path / "s", DATASET, work=tmp_path, progress=lambda done, total: told.append((done, total))
     )
     assert told == [(1, None), (2, None), (3, None)]
+
+
+def test_an_error_in_the_midst_is_all_that_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaks(Fake):
+        def samples(self) -> Iterator[RawSample]:
+            yield from self.items
+            raise KeyboardInterrupt
+
+    complaints: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(Breaks(raw(10)), tmp_path / "shards", DATASET, work=tmp_path / "work", workers=1)
+    gc.collect()
+    assert complaints == []
 
 
 def test_from_a_folder_to_shards(tmp_path: Path) -> None:

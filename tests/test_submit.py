@@ -283,9 +283,8 @@ def test_settings_change_params_as_dvc_does_and_name_the_run(project: Project, a
     expected["tokenizer"]["perceptual"]["weight"] = 0
     expected["pretrain"]["optim"]["epochs"] = 3
     assert yaml.safe_load(after) == expected
-    assert (
-        made["display_name"] == f"run-{project.git('rev-parse', '--short=7', 'HEAD')}-pretrain.optim.epochs-3-weight-0"
-    )
+    head = project.git("rev-parse", "--short=7", "HEAD")
+    assert made["display_name"] == f"run-{head}-pretrain.optim.epochs-3-perceptual.weight-0"
 
 
 def test_a_name_that_can_not_say_all_ends_in_a_hash(project: Project, api: KfpApi) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
@@ -179,6 +179,10 @@ class _SplitWriter:
         if kind is None:
             self._close_shard()
         elif self._file:
+            # A tar that is left open ends itself once it is collected, and would complain of the closed file then.
+            with suppress(OSError):
+                if self._tar is not None:
+                    self._tar.close()
             self._file.close()
 
     def __len__(self) -> int:

@@ -91,7 +91,7 @@ def graph_of(stages: bytes, params: str) -> Graph:
 
 
 def experiment_name(found: Revision, settings: Sequence[str], keys: Sequence[str], label: str) -> str:
-    """A readable name that DVC takes for an experiment: the commit and what is changed, `run-1a2b3c4-weight-0-seed-1`.
+    """A readable name that DVC takes for an experiment: the commit and what is changed, `run-1a2b3c4-perceptual.weight-0-seed-1`.
 
     A key is shortened to its last parts, as many as tell it from the others. Where the name can't say all, its end is a hash.
     """
