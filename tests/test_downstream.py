@@ -411,9 +411,11 @@ def test_fine_tuning_learns_and_is_scored(folder: Path) -> None:
         loss.backward()
         optimizer.step()
     batches = [{"image": image[:10], "label": label[:10]}, {"image": image[10:], "label": label[10:]}]
-    assert finetune.evaluate(tuned.model, batches) == 1.0
+    assert finetune.evaluate(tuned.model, batches) == (1.0, [1.0, 1.0])
     wrong = [{"image": image, "label": torch.where(torch.arange(16) < 4, 1 - label, label)}]
-    assert finetune.evaluate(tuned.model, wrong) == 0.75
-    assert finetune.evaluate(tuned.model, wrong, lambda counts: counts + torch.tensor([4.0, 16.0])) == 0.5
+    assert finetune.evaluate(tuned.model, wrong) == (0.75, [0.75, 0.75])
+    assert finetune.evaluate(tuned.model, [{"image": image[:1], "label": label[:1]}]) == (1.0, [1.0, None])
+    other = torch.tensor([[0.0, 4.0], [8.0, 8.0]])  # what another process counted
+    assert finetune.evaluate(tuned.model, wrong, lambda counts: counts + other) == (0.5, [6 / 16, 10 / 16])
     with pytest.raises(PecoError, match="no image"):
         finetune.evaluate(tuned.model, [])

@@ -225,8 +225,12 @@ def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path
 @pytest.mark.parametrize("stage", [evaluate_knn, evaluate_linear])
 def test_probes_score_backbone_and_random_initialisation(here: Path, stage: ModuleType) -> None:
     stage.main(run_of(stage))
-    found = metrics(f"evaluate/{stage.__name__.rpartition('_')[2]}")
+    task = stage.__name__.rpartition("_")[2]
+    found, tried = metrics(f"evaluate/{task}"), metrics(f"pictures/{task}/details")
     assert {"accuracy", "random_accuracy", "block", "random_block"} <= set(found)
+    for prefix in ("", "random_"):  # the choice is that of the best on the holdout
+        scores = tried[f"{prefix}holdout_accuracy"]
+        assert max(scores[found[f"{prefix}block"]].values()) == max(max(by.values()) for by in scores.values())
 
 
 def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
@@ -237,7 +241,9 @@ def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
         port = probe.getsockname()[1]
     monkeypatch.setenv("PECO_METRICS_PORT", str(port))
     evaluate_finetune.main(run_of(evaluate_finetune))
-    assert set(metrics("evaluate/finetune")) == {"accuracy", "random_accuracy"}
+    scores, by_class = metrics("evaluate/finetune"), metrics("pictures/finetune/details")
+    assert set(scores) == set(by_class) == {"accuracy", "random_accuracy"}
+    assert set(by_class["accuracy"]) == set(open_shards(common.SHARDS, "train").classes)
     assert "is in use" not in capsys.readouterr().err
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

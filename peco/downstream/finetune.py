@@ -109,28 +109,34 @@ def evaluate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> float:
-    """Top-1 accuracy, 0 to 1.
+) -> tuple[float, list[float | None]]:
+    """Top-1 accuracy.
 
     Args:
         model: timm classifier; it is put into eval mode. Batches go to its device.
         batches: this process's share of the split, with "image" and "label".
         all_reduce: sum over processes; with one process the identity.
 
+    Returns:
+        the share of images that are classified right, 0 to 1, and that of each class, None where no image is of it.
+
     Raises:
         PecoError: there is no image.
     """
     model.eval()
-    device = next(model.parameters()).device
-    mean_C11, std_C11 = (t.to(device) for t in artifacts.normalization(model))
-    counts = torch.zeros(2, dtype=torch.float64, device=device)  # right, all
+    parameter = next(model.parameters())
+    mean_C11, std_C11 = (t.to(parameter.device) for t in artifacts.normalization(model))
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    counts_2K = torch.zeros(2, classes, dtype=torch.float64, device=parameter.device)  # right, all
     for batch in batches:
-        predicted_B = model((batch["image"].to(device) - mean_C11) / std_C11).argmax(dim=1)
-        counts += torch.stack([(predicted_B == batch["label"].to(device)).sum(), counts.new_tensor(len(predicted_B))])
-    right, seen = map(float, all_reduce(counts).tolist())
-    if not seen:
+        label_B = batch["label"].to(parameter.device)
+        predicted_B = model((batch["image"].to(parameter.device) - mean_C11) / std_C11).argmax(dim=1)
+        right_B = (predicted_B == label_B).double()
+        counts_2K.index_add_(1, label_B, torch.stack([right_B, torch.ones_like(right_B)]))
+    right, seen = all_reduce(counts_2K).tolist()
+    if not sum(seen):
         raise PecoError("no image to classify: the split is empty")
-    return right / seen
+    return sum(right) / sum(seen), [r / n if n else None for r, n in zip(right, seen, strict=True)]
 
 
 @contextlib.contextmanager

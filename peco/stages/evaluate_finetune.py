@@ -16,12 +16,15 @@ from peco.data.samples import CenterView
 from peco.data.shards import Sample, decode
 from peco.downstream.finetune import FinetuneTask, augment, build_classifier, evaluate, policy
 from peco.errors import PecoError
+from peco.publishing import staging
 from peco.stages import common
+from peco.stages.details import write_details
 from peco.stages.fit import fit
 from peco.stages.splits import labelled_splits
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
+PICTURES = common.PICTURES / "finetune"
 SCAN_BATCH = 128
 
 
@@ -50,6 +53,7 @@ def main(run: common.StageRun) -> None:
     if cfg.rand_augment is not None:
         policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
     metrics: dict[str, Any] = {}
+    details: dict[str, Any] = {}  # by class
     work = Path()
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
         model = build_classifier(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
@@ -61,9 +65,12 @@ def main(run: common.StageRun) -> None:
         batches = scan(
             val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers
         )
-        metrics[f"{prefix}accuracy"] = evaluate(model, batches, dist.all_reduce_sum)
+        metrics[f"{prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
+        details[f"{prefix}accuracy"] = dict(zip(train.classes, by_class, strict=True))
         logs.close()
     if dist.rank == 0:
+        with staging(PICTURES) as folder:
+            write_details(folder, details)
         run.metrics(metrics)
         common.finished(work)
 

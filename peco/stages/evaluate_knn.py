@@ -5,25 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 from peco.downstream import knn
+from peco.publishing import staging
 from peco.stages import common
+from peco.stages.details import write_details
 from peco.stages.probes import backbones, features
 from peco.stages.splits import labelled_splits
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.knn", "evaluate.knn")
+PICTURES = common.PICTURES / "knn"
 
 
 def main(run: common.StageRun) -> None:
     common.require_task(run, "knn")
     train, val = labelled_splits()
     metrics: dict[str, Any] = {}
+    tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and number of neighbours
     for prefix, model in backbones(run.config.seed):
         ours, theirs = (features(model, split, run.workers) for split in (train, val))
         result = knn.evaluate(ours, theirs, run.config.evaluate.knn, run.config.evaluate.holdout)
+        tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {
             f"{prefix}accuracy": result.accuracy,
             f"{prefix}block": result.block,
             f"{prefix}neighbours": result.neighbours,
         }
+    with staging(PICTURES) as folder:
+        write_details(folder, tried)
     run.metrics(metrics)
 
 

@@ -10,11 +10,14 @@ from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.downstream import linear
+from peco.publishing import staging
 from peco.stages import common
+from peco.stages.details import write_details
 from peco.stages.probes import SCAN_BATCH, Features, backbone_size, backbones, features
 from peco.stages.splits import labelled_splits
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.linear", "evaluate.linear")
+PICTURES = common.PICTURES / "linear"
 
 
 def main(run: common.StageRun) -> None:
@@ -22,14 +25,18 @@ def main(run: common.StageRun) -> None:
     train, val = labelled_splits()
     cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
     metrics: dict[str, Any] = {}
+    tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
     for prefix, model in backbones(run.config.seed):
         ours, theirs = (features(model, split, run.workers) for split in (train, val))
         result = linear.evaluate(ours, theirs, cfg, holdout)
+        tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}l2": result.l2}
     simple = [image_statistics(split, run.workers) for split in (train, val)]
     for name in ("pixels", "histogram"):
         ours, theirs = (({name: found[name]}, labels) for found, labels in simple)
         metrics[f"{name}_accuracy"] = linear.evaluate(ours, theirs, cfg, holdout).accuracy
+    with staging(PICTURES) as folder:
+        write_details(folder, tried)
     run.metrics(metrics)
 
 
