@@ -1,4 +1,4 @@
-# `make` lists the targets. Variables: PRESET, DATA and SET="a.b=1 c=2" (params, repro), SEEDS="0 1 2", SET (compare, ablation), PYTHON.
+# `make` lists the targets with their variables. PYTHON names another interpreter to make .venv with.
 $(if $(word 2,$(CURDIR)),$(error the path of this folder ($(CURDIR)) has a space, which make can't handle; move it to a path without one))
 
 SHELL := /bin/bash
@@ -16,7 +16,7 @@ export PATH := $(BIN):$(PATH)
 .PHONY: help setup params repro test test-extended lint compare ablation deps pipeline-compile pipeline-local pipeline-submit k8s-check
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## create .venv from the pinned constraints.txt
 
@@ -57,12 +57,12 @@ deps: setup ## bring the code dependencies in dvc.yaml up to date with the impor
 pipeline-compile: setup ## the graph as a Kubeflow pipeline: OUT=pipeline.yaml; REV and SET as for pipeline-submit
 	@python -m pipelines.submit compile $(if $(OUT),--out '$(OUT)') $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET))
 
-pipeline-local: setup ## run that very pipeline on this machine; GIT=…, REMOTE=… instead of those under .work/pipeline
+pipeline-local: setup ## run the commit through that very pipeline on this machine; GIT=…, REMOTE=… instead of those under .work/pipeline, NAME=… of the experiment
 	@python -m pipelines.local $(if $(GIT),--git '$(GIT)') $(if $(REMOTE),--remote '$(REMOTE)') $(if $(NAME_GIVEN),--name '$(NAME_GIVEN)')
 
-pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKEN): REV, SET, SWEEP, SCHEDULE, WAIT=1 (docs/cluster.md)
+pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKEN): REV, SET, SWEEP, SCHEDULE, WAIT=1, FORCE=1 (docs/cluster.md)
 	@python -m pipelines.submit submit $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET)) $(if $(SWEEP),--sweep $(SWEEP)) \
 	  $(if $(SCHEDULE),--schedule '$(SCHEDULE)') $(if $(WAIT),--wait) $(if $(FORCE),--force)
 
-k8s-check: setup ## render k8s/ and validate every object, offline
+k8s-check: setup ## render k8s/ and validate it, offline; PECO_TEST_SCHEMAS=… with the CRDs
 	@python -m pipelines.k8s_check

@@ -223,6 +223,12 @@ def _check_dense(config: Config) -> None:
             side,
             f"a multiple of pretrain.vit.patch_size ({vit.patch_size})",
         )
+    require(
+        not tasks.detection or vit.patch_size in (4, 8, 16, 32),
+        "evaluate.tasks.detection",
+        tasks.detection,
+        f"false: the feature pyramid needs a pretrain.vit.patch_size of 4, 8, 16 or 32, not {vit.patch_size}",
+    )
     for block in segmentation.blocks:
         require(
             not tasks.segmentation or block <= vit.depth,

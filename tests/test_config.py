@@ -168,6 +168,12 @@ def test_a_fine_tuning_that_mixes_needs_pairs(raw: dict[str, Any], mixing: str) 
         config.parse(raw)
 
 
+def test_no_detection_with_patches_that_its_pyramid_can_not_take() -> None:
+    line = r"^evaluate\.tasks\.detection: True is not allowed; expected false: .* of 4, 8, 16 or 32, not 14"
+    with pytest.raises(PecoError, match=line):
+        compose_params("imagenet_vit_h", ["evaluate.tasks.detection=true", "evaluate.detection.image_size=448"])
+
+
 def test_the_largest_seed_is_taken(raw: dict[str, Any]) -> None:
     put(raw, "seed", 2**63 - 1)
     assert config.parse(raw).seed == 2**63 - 1

@@ -12,6 +12,8 @@ import yaml
 
 from pipelines.closure import differences
 from pipelines.graph import load_graph
+from pipelines.params import PRESETS, compose_params, render
+from pipelines.submission import plan
 
 ROOT = Path(__file__).parents[1]
 GRAPH = load_graph(ROOT)
@@ -53,6 +55,15 @@ def test_every_out_is_cached_and_none_persists(name: str) -> None:
 def test_results_are_described_once() -> None:
     outs = [out for stage in GRAPH.stages.values() for out in stage.outs]
     assert len(set(outs)) == len(outs)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_preset_reads_is_in_the_repository(preset: str) -> None:
+    """But for the images. Also what an evaluation that is switched off would read: DVC looks for it."""
+    params = compose_params(preset, [])
+    graph = plan.graph_of((ROOT / "dvc.yaml").read_bytes(), render(params))
+    missing = {path for path in plan.inputs(graph) if not (ROOT / path).exists()}
+    assert missing <= {params["dataset"]["path"]}
 
 
 def test_the_chain_is_the_one_of_the_design() -> None:
