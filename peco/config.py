@@ -9,6 +9,7 @@ A stage sees only the parameters it declares (`schema.restrict`), so that DVC's 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -92,6 +93,14 @@ class Optim:
     precision: Literal["fp32", "bf16"]
     compile: bool
 
+    def steps(self, samples: int) -> int:
+        """Optimizer steps of a training over `samples` samples."""
+        return math.ceil(self.epochs * samples / self.batch_size)
+
+    def images_seen(self, samples: int) -> int:
+        """Images that it sees, repeats counted: whole batches."""
+        return self.steps(samples) * self.batch_size
+
 
 @dataclass(frozen=True)
 class Vit:
@@ -167,7 +176,10 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """The PatchGAN term, as VQGAN has it (arXiv 2012.09841): sharper pictures and, as the paper reports, no better transfer."""
+    """A PatchGAN with VQGAN's hinge loss (arXiv 2012.09841): sharper pictures and, as the paper reports, no better transfer.
+
+    Unlike VQGAN's, its weight is fixed and the discriminator shares the tokenizer's optimizer.
+    """
 
     weight: NonNegative  # 0: there is no discriminator
     start: (
@@ -281,7 +293,9 @@ class Segmentation:
     scenes: AnnotatedScenes
     ignore: Annotated[int, Range(0, 65535)] | None  # index in the masks that is neither learnt nor scored
     image_size: Annotated[int, Range(16)]  # of the crops trained on and of the test's windows
-    scale: tuple[Positive, Positive]  # factor that an image is resized by before it is cropped for training
+    scale: tuple[
+        Positive, Positive
+    ]  # short side in units of image_size, to which an image is resized before it is cropped
     blocks: tuple[Count, Count, Count, Count]  # whose features become the pyramid
     channels: Count  # of the decoder
     drop_path: Fraction

@@ -213,21 +213,37 @@ def _check_dense(config: Config) -> None:
     """Segmentation and detection, where they run: another backbone than the preset's may go without them."""
     vit, tasks = config.pretrain.vit, config.evaluate.tasks
     segmentation, detection = config.evaluate.segmentation, config.evaluate.detection
-    for on, name, side in (
-        (tasks.segmentation, "segmentation", segmentation.image_size),
-        (tasks.detection, "detection", detection.image_size),
+    agreement = config.evaluate.agreement
+    for own, name, path in (
+        (tasks.segmentation and segmentation.source != "scenes", "segmentation", segmentation.path),
+        (tasks.detection and detection.source != "scenes", "detection", detection.path),
+        (tasks.agreement and agreement.source == "bapps", "agreement", agreement.path),
     ):
+        # The descriptor of the scenes stands there until a folder is named.
         require(
-            not on or side % vit.patch_size == 0,
-            f"evaluate.{name}.image_size",
-            side,
-            f"a multiple of pretrain.vit.patch_size ({vit.patch_size})",
+            not own or PurePosixPath(path).suffix not in (".yaml", ".yml"),
+            f"evaluate.{name}.path",
+            path,
+            f"the tracked input that evaluate.{name}.source asks for",
         )
+    side = segmentation.image_size
+    require(
+        not tasks.segmentation or side % vit.patch_size == 0,
+        "evaluate.segmentation.image_size",
+        side,
+        f"a multiple of pretrain.vit.patch_size ({vit.patch_size})",
+    )
     require(
         not tasks.detection or vit.patch_size in (4, 8, 16, 32),
         "evaluate.tasks.detection",
         tasks.detection,
         f"false: the feature pyramid needs a pretrain.vit.patch_size of 4, 8, 16 or 32, not {vit.patch_size}",
+    )
+    require(
+        not tasks.detection or detection.image_size % 32 == 0,
+        "evaluate.detection.image_size",
+        detection.image_size,
+        "a multiple of 32, the pixels between two places of the pyramid's coarsest map",
     )
     for block in segmentation.blocks:
         require(

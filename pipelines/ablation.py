@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +27,6 @@ from pipelines.tables import Metrics
 
 POLL_SECONDS = 0.5
 QUIET_SECONDS = 5.0
-LOCK = Path(".dvc/tmp/ablation.lock")
 
 
 class Run:
@@ -179,22 +177,6 @@ def _reason(log: Sequence[str]) -> str:
     return next(found, f"it did not begin; the logs in {expqueue.logs()} may say why").replace(f"{Path.cwd()}/", "")
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Refuse a second call beside one that runs.
-
-    Raises:
-        PecoError: there is one.
-    """
-    LOCK.parent.mkdir(parents=True, exist_ok=True)
-    with LOCK.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PecoError("another `make ablation` runs here; wait for its end") from None
-        yield
-
-
 def plan(ablation: str, seeds: Sequence[int], settings: Sequence[str]) -> dict[str, Experiment]:
     """The experiments of a grid by name, which is the same for the same parameters and code. All are valid.
 
@@ -211,9 +193,8 @@ def plan(ablation: str, seeds: Sequence[int], settings: Sequence[str]) -> dict[s
     changes = experiments.changes()
     named = {}
     for each in planned:
-        mark = experiments.fingerprint(each.config, changes)[:8]
         point = replace(each.point, title=f"{each.point.title} (as it stands)") if each.stands else each.point
-        name = experiments.name("ablation", standing.preset, ablation, point.key, each.seed, mark)
+        name = experiments.name(f"ablation-{ablation}", each, changes)
         named[name] = replace(each, point=point)
     return named
 
@@ -258,9 +239,9 @@ def ablate(ablation: str, seeds: Sequence[int], settings: Sequence[str], jobs: i
     """
     start = experiments.state()
     planned = plan(ablation, seeds, settings)
-    experiments.check_input(next(iter(planned.values())).config.dataset.path)
+    experiments.check_inputs(next(iter(planned.values())).config)
     experiments.share_work_folder()
-    with _alone():
+    with experiments.alone("ablation"):
         run = Run(planned, start, jobs)
         run.run()
         done = experiments.finished(start.commit) & planned.keys()

@@ -29,17 +29,19 @@ def compare(variants: Sequence[str], seeds: Sequence[int], settings: Sequence[st
     standing = experiments.compose(settings)
     points = grids.variants(standing, variants)
     planned = experiments.plan(points, seeds, settings)
-    experiments.check_input(standing.dataset.path)
+    experiments.check_inputs(standing)
     experiments.share_work_folder()
     results: dict[grids.Point, list[Metrics]] = {point: [] for point in reversed(points)}  # PeCo's row is the last
-    names = [experiments.name("compare", standing.preset, each.point.key, each.seed) for each in planned]
-    for number, (name, experiment) in enumerate(zip(names, planned, strict=True), 1):
-        print(f"== {number} of {len(planned)}: {name}", flush=True)
-        experiments.check_unchanged(start)
-        if status := experiments.run(name, experiment.settings):
-            raise PecoError(
-                f"experiment {name} ended with status {status}; run `make compare` again to go on from there"
-            )
+    names = [experiments.name("compare", each, start.changes) for each in planned]
+    with experiments.alone("compare"):
+        for number, (name, experiment) in enumerate(zip(names, planned, strict=True), 1):
+            ran = name in experiments.finished(start.commit)
+            print(f"== {number} of {len(planned)}: {name}{' ran before' if ran else ''}", flush=True)
+            experiments.check_unchanged(start)
+            if not ran and (status := experiments.run(name, experiment.settings)):
+                raise PecoError(
+                    f"experiment {name} ended with status {status}; run `make compare` again to go on from there"
+                )
     for name, experiment in zip(names, planned, strict=True):
         results[experiment.point].append(experiments.read_metrics(name, start.commit))
     lead = "PeCo beside its baselines, all else equal."

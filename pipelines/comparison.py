@@ -83,7 +83,7 @@ def _budget(config: Config, metrics: Metrics) -> list[tuple[str, str]]:
         ("Detection", evaluate.detection.optim, metrics[BOXES[0].file].get("train_images")),
     )
     return [
-        (title, f"{round(optim.epochs * images):,} images, epochs: {optim.epochs:g}")
+        (title, f"{optim.images_seen(images):,} images, epochs: {optim.epochs:g}")
         for title, optim, images in trainings
         if images is not None
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import yaml
 
 from peco import config, schema
 from peco.errors import PecoError
+from pipelines import inputs
 from pipelines.grids import Point
 from pipelines.repro import run_dvc
 from pipelines.submission import overrides
@@ -120,9 +123,11 @@ def fingerprint(parameters: config.Config, changes: str = "") -> str:
     return schema.fingerprint([values, changes])
 
 
-def name(*parts: object) -> str:
-    """Name of a DVC experiment."""
-    return "-".join(str(part).replace("_", "-") for part in parts)
+def name(kind: str, experiment: Experiment, changes: str) -> str:
+    """Name of a DVC experiment: on a commit, the same for the same parameters and code alone."""
+    mark = fingerprint(experiment.config, changes)[:8]
+    parts = (kind, experiment.config.preset, experiment.point.key, experiment.seed, mark)
+    return "-".join(map(str, parts)).replace("_", "-")
 
 
 def share_work_folder() -> None:
@@ -131,16 +136,11 @@ def share_work_folder() -> None:
 
 
 def run(name: str, settings: Sequence[str]) -> int:
-    """Run one experiment in a temporary folder; one of the same name on this commit is replaced.
-
-    Stages that ran before, in this experiment or another, come from the run-cache. (`dvc exp run --force` would replace
-    the experiment too, but run all of its stages again.)
+    """Run one experiment in a temporary folder. Stages that ran before, in another, come from the run-cache.
 
     Returns:
         DVC's status; where it isn't 0 the stage's own line stands above.
     """
-    if name in finished(commit()):
-        _dvc("exp", "remove", name)
     return run_dvc(["exp", "run", "--temp", "--name", name, *_set(settings)])
 
 
@@ -206,15 +206,33 @@ def _output(command: list[str]) -> str:
     return result.stdout
 
 
-def check_input(path: str) -> None:
-    """Check that experiments, which see what Git knows, will see the tracked input.
+def check_inputs(parameters: config.Config) -> None:
+    """Check that experiments, which see what Git knows, will see the tracked inputs.
 
     Raises:
-        PecoError: Git doesn't know it.
+        PecoError: Git doesn't know one.
     """
-    unknown = _git("ls-files", "--others", "--exclude-standard", "--", path, f"{path}.dvc").split("\n")[0]
-    if unknown:
-        raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
+    for path in inputs.tracked(parameters).values():
+        unknown = _git("ls-files", "--others", "--exclude-standard", "--", str(path), f"{path}.dvc").split("\n")[0]
+        if unknown:
+            raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
+
+
+@contextlib.contextmanager
+def alone(command: str) -> Iterator[None]:
+    """Refuse a second call of a command beside one that runs.
+
+    Raises:
+        PecoError: there is one.
+    """
+    lock = Path(f".dvc/tmp/{command}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PecoError(f"another `make {command}` runs here; wait for its end") from None
+        yield
 
 
 def read_metrics(name: str, commit: str) -> Metrics:

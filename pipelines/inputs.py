@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from peco import config
 from peco.data.archives import DAMAGE, StrictTarInfo, is_hidden
 from peco.data.raw import IMAGE_EXTENSIONS, extension
 from peco.data.webdataset_source import find_tars
@@ -94,6 +95,17 @@ def look(data: str, root: Path = Path()) -> Input:
         return _list(*_portable_list(path, data), data, root)
     target = DATA / _safe_name(path.name)
     return Input(source, target, None if _is_there(target, path, data, root) else path)
+
+
+def tracked(parameters: config.Config) -> dict[str, Path]:
+    """What stages read below `data/`, by parameter: also what an evaluation that is off would read, since DVC looks for it."""
+    evaluate = parameters.evaluate
+    return {
+        "dataset.path": Path(parameters.dataset.path),
+        "evaluate.segmentation.path": Path(evaluate.segmentation.path),
+        "evaluate.detection.path": Path(evaluate.detection.path),
+        "evaluate.agreement.path": Path(evaluate.agreement.path),
+    }
 
 
 def require_present(path: Path, root: Path = Path()) -> None:

@@ -81,12 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     before = len(_lines(file))
     start = time.monotonic()
     try:
-        source = Path(config.load().dataset.path)
-        inputs.require_present(source)
-        if not source.exists():
-            raise PecoError(
-                f"dataset.path: {source} does not exist; `make repro DATA=folder-or-tar` takes your images in"
-            )
+        for key, path in inputs.tracked(config.load()).items():
+            inputs.require_present(path)
+            if not path.exists():
+                remedy = "make repro DATA=folder-or-tar" if key == "dataset.path" else f"dvc add {path}"
+                raise PecoError(f"{key}: {path} does not exist; `{remedy}` takes yours in")
         status = run_dvc(["repro", *arguments])
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)

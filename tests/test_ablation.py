@@ -88,7 +88,7 @@ def test_names_follow_parameters_and_code(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(experiments, "changes", lambda: "")
     first = list(ablation.plan("weight", [0], []))
     assert first == list(ablation.plan("weight", [0], []))
-    assert first[0].startswith("ablation-tiny-weight-0-0-")
+    assert first[0].startswith("ablation-weight-tiny-0-0-")
     assert not set(first) & set(ablation.plan("weight", [0], ["pretrain.optim.epochs=1"]))
     monkeypatch.setattr(experiments, "changes", lambda: "diff --git a/peco/config.py …")
     assert not set(first) & set(ablation.plan("weight", [0], []))
@@ -178,7 +178,7 @@ def test_a_stop_after_the_last_point_leaves_the_tables(
     both = planned(monkeypatch, {"0", "1"})
     monkeypatch.setenv("PECO_WORK", str(tmp_path))
     monkeypatch.setattr(ablation, "plan", lambda *_: both)
-    monkeypatch.setattr(experiments, "check_input", lambda path: None)
+    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
     monkeypatch.setattr(experiments, "read_metrics", lambda name, commit: FILES)
     monkeypatch.setattr(ablation.Run, "run", lambda run: setattr(run, "stopped", signal.SIGINT))
     assert ablation.main(["adversarial"]) == 0

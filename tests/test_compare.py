@@ -123,14 +123,14 @@ def test_the_page_needs_nothing_else_and_says_what_was_spent(tmp_path: Path) -> 
     assert [path.name for path in paths] == ["compare.md", "compare.html"]
     markdown, text = (path.read_text() for path in paths)
     assert "Preset tiny, seeds 0 1, tokens.views=1; mean ± sample standard deviation" in markdown
-    assert "tokenizer: 800 images, epochs: 4; pre-training: 2,000 images, epochs: 10" in markdown
+    assert "tokenizer: 800 images, epochs: 4; pre-training: 2,016 images, epochs: 10" in markdown
     assert "resnet50 failed: error: no network" in markdown
     page = Page(text)
     assert not page.loads
     assert (
         "<b> & co" in page.text
         and "seeds 0 1, tokens.views=1;" in page.text
-        and "2,000 images, epochs: 10" in page.text
+        and "2,016 images, epochs: 10" in page.text
     )
     assert len(re.findall('class="ours"><th scope="row">PeCo', text)) == len(tables.TASKS)
     assert text.count("<svg") == sum(len(task.scores) for task in tables.TASKS)
@@ -159,10 +159,10 @@ def run(name: str, *settings: str) -> None:
 
 def test_an_experiment_is_run_again_without_running_its_stages_again(project: Path, tmp_path: Path) -> None:
     run("one", "seed=1")
-    run("one", "seed=1")
+    run("two", "seed=1")
     assert (tmp_path / "ran").read_text() == "0 1\n"
     first = experiments.commit()
-    assert experiments.finished(first) == {"one"}
+    assert experiments.finished(first) == {"one", "two"}
     assert experiments.read_metrics("one", first)["metrics/evaluate/knn.json"] == {
         "accuracy": 0.51,
         "random_accuracy": 0.26,
@@ -181,18 +181,19 @@ def test_an_experiment_is_run_again_without_running_its_stages_again(project: Pa
     assert (tmp_path / "ran").read_text() == "0 1\n0 1\n"
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], check=True, capture_output=True, text=True).stdout
     assert refs.count("/one\n") == 2
-    with pytest.raises(PecoError, match=r"^experiment two: ") as caught:
-        experiments.read_metrics("two", later)
+    with pytest.raises(PecoError, match=r"^experiment three: ") as caught:
+        experiments.read_metrics("three", later)
     assert "\n" not in str(caught.value)
 
 
 def test_data_that_git_does_not_know_is_named(project: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "photos.dvc").write_text("outs: []\n")
+    boxes = config.parse(compose_params("tiny", ["evaluate.detection.path=data/photos"]))
     with pytest.raises(PecoError, match=r"`git add data/photos\.dvc`"):
-        experiments.check_input("data/photos")
+        experiments.check_inputs(boxes)
     subprocess.run(["git", "add", "data"], check=True)
-    experiments.check_input("data/photos")
+    experiments.check_inputs(boxes)
     (project / "data" / "odd.txt").write_bytes(b"\xff\n")
     subprocess.run(["git", "add", "data"], check=True)
     assert "xff" in experiments.changes()
@@ -227,8 +228,10 @@ def test_an_edit_meanwhile_and_a_ctrl_c_end_it_in_a_line(
 ) -> None:
     stand(tmp_path, monkeypatch)
     monkeypatch.setenv("PECO_WORK", str(tmp_path))
-    monkeypatch.setattr(experiments, "check_input", lambda path: None)
-    ran = []
+    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
+    monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
+    ran: list[str] = []
+    done: list[str] = []
 
     def run(name: str, settings: list[str]) -> int:
         ran.append(name)
@@ -239,11 +242,33 @@ def test_an_edit_meanwhile_and_a_ctrl_c_end_it_in_a_line(
 
     monkeypatch.setattr(experiments, "run", run)
     assert compare.main(["--seeds", "0"]) == 2
-    assert ran == ["compare-tiny-peco-0"]
+    assert len(ran) == 1 and ran[0].startswith("compare-tiny-peco-0-")
     assert capsys.readouterr().err == "error: params.yaml or code changed since the start; run again\n"
     ran.append("")
     assert compare.main(["--seeds", "0"]) == 130
     assert capsys.readouterr().err.startswith("error: interrupted")
+    done.append(ran[-1])
+    with experiments.alone("compare"):
+        assert compare.main(["--seeds", "0"]) == 2
+    assert capsys.readouterr().err == "error: another `make compare` runs here; wait for its end\n"
+
+
+def test_what_has_finished_with_these_parameters_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand(tmp_path, monkeypatch)
+    monkeypatch.setenv("PECO_WORK", str(tmp_path))
+    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
+    done: set[str] = set()
+    monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
+    monkeypatch.setattr(experiments, "run", lambda name, settings: done.add(name) or 0)
+    monkeypatch.setattr(experiments, "read_metrics", lambda name, commit: FILES)
+    compare.compare(["peco", "pixel"], [0], [])
+    assert len(done) == 2 and "ran before" not in capsys.readouterr().out
+    compare.compare(["peco", "pixel"], [0], [])
+    assert len(done) == 2 and capsys.readouterr().out.count("ran before") == 2
+    compare.compare(["peco", "pixel"], [0], ["pretrain.optim.epochs=1"])  # others beside them
+    assert len(done) == 4 and "ran before" not in capsys.readouterr().out
 
 
 def test_variants_come_in_their_order_and_by_their_names() -> None:

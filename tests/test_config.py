@@ -171,7 +171,23 @@ def test_a_fine_tuning_that_mixes_needs_pairs(raw: dict[str, Any], mixing: str) 
 def test_no_detection_with_patches_that_its_pyramid_can_not_take() -> None:
     line = r"^evaluate\.tasks\.detection: True is not allowed; expected false: .* of 4, 8, 16 or 32, not 14"
     with pytest.raises(PecoError, match=line):
-        compose_params("imagenet_vit_h", ["evaluate.tasks.detection=true", "evaluate.detection.image_size=448"])
+        compose_params("imagenet_vit_h", ["evaluate.tasks.detection=true", "evaluate.detection.path=data/coco"])
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_an_evaluation_of_own_data_that_is_on_names_them(task: str) -> None:
+    with pytest.raises(
+        PecoError, match=rf"^evaluate\.{task}\.path: 'data/scenes.yaml' is not allowed; expected the tracked"
+    ):
+        compose_params("imagenet_vit_b", [f"evaluate.tasks.{task}=true"])
+    compose_params("imagenet_vit_b", [f"evaluate.tasks.{task}=true", f"evaluate.{task}.path=data/mine"])
+
+
+def test_detection_is_of_squares_that_its_pyramid_divides() -> None:
+    with pytest.raises(
+        PecoError, match=r"^evaluate\.detection\.image_size: 48 is not allowed; expected a multiple of 32"
+    ):
+        compose_params("tiny", ["evaluate.detection.image_size=48"])
 
 
 def test_the_largest_seed_is_taken(raw: dict[str, Any]) -> None:

@@ -272,6 +272,13 @@ def test_every_parameter_takes_part_in_every_loss(backbone: Path, masks: bool, o
     loss.backward()
     assert torch.isfinite(loss) and loss.item() == pytest.approx(sum(float(v) for v in terms.values()), rel=1e-5)
     assert ("loss_mask" in terms) == masks
+    groups = task.param_groups(dataclasses.replace(DETECTION.optim, layer_decay=0.5))
+    scale = {id(p): group.get("lr_scale", 1.0) for group in groups for p in group["params"]}
+    of = {name: scale[id(p)] for name, p in task.named_parameters()}
+    assert {value for name, value in of.items() if ".backbone.backbone." not in name} == {1.0}
+    last = max(int(name.split(".blocks.")[1].split(".")[0]) for name in of if ".blocks." in name)
+    assert of[f"model.backbone.backbone.blocks.{last}.mlp.fc1.weight"] == 0.5
+    assert of["model.backbone.backbone.patch_embed.proj.weight"] == 0.5 ** (last + 2)
     assert [name for name, p in task.named_parameters() if p.grad is None] == []
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.isfinite(task(batch, 0, 1)[0])

@@ -22,8 +22,9 @@ from peco.data import scenes
 from peco.data.annotated import DetectionSet, Objects
 from peco.data.coco import open_coco
 from peco.data.detection_data import open_splits
-from peco.data.detection_records import NO_OBJECT, ZERO_AREA, Rle, rasterise, run_lengths
+from peco.data.detection_records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterise, run_lengths
 from peco.data.detection_views import DetectionView, draw, fit_image, fit_objects, fitted
+from peco.data.shards import decode
 from peco.data.voc import open_voc
 from peco.data.yolo import open_yolo
 from peco.errors import PecoError
@@ -183,6 +184,10 @@ def require_truth(data: DetectionSet, truth: list[Truth], *, masks: bool) -> Non
             assert all((mask == filled(box)).all() for mask, (box, _) in zip(found.masks, objects, strict=True))
 
 
+def opened(source: str, root: Path) -> tuple[DetectionSet, DetectionSet]:
+    return open_splits(replace(DETECTION, source=source, path=str(root)))  # type: ignore[arg-type]
+
+
 # --- formats
 
 
@@ -262,7 +267,7 @@ def test_images_without_objects_are_not_learnt_from_but_scored(tmp_path: Path) -
         ("yolo", write_yolo(tmp_path / "y")),
         ("voc", write_voc(tmp_path / "v")),
     ):
-        train, val = open_splits(replace(DETECTION, source=source, path=str(root)))  # type: ignore[arg-type]
+        train, val = opened(source, root)
         assert (len(train), len(val)) == (2, 2)
         assert train.skipped == {NO_OBJECT: 1} and not val.skipped
         assert train.objects(1).boxes.tolist() == [[0, 0, 64, 32], [5, 6, 7, 9]]
@@ -275,7 +280,16 @@ def test_scenes_are_a_set_with_masks(tmp_path: Path) -> None:
     assert (len(train), len(val), train.classes) == (4, 2, scenes.CLASSES)
     assert train.has_masks and train.objects(0).masks is not None
     with pytest.raises(PecoError, match=r"no such folder; evaluate\.detection\.path"):
-        open_splits(replace(DETECTION, source="coco", path=str(tmp_path / "none")))
+        opened("coco", tmp_path / "none")
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8, 9])  # EXIF defines 1 to 8
+def test_an_image_has_the_size_in_which_it_is_seen(orientation: int, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
+    assert image_size(path, "") == decode(path.read_bytes()).size
 
 
 # --- offences
@@ -314,7 +328,15 @@ def spoil_coco(root: Path, change: Callable[[dict[str, Any]], object], split: st
         (lambda c: c["categories"][0].update(name="dog"), "two classes are called dog"),
         (lambda c: c["categories"][0].update(name="cow"), r"val2017\.json: categories differ .* \(cat\)"),
         (lambda c: (c["images"].clear(), c["annotations"].clear()), r"train2017\.json: no image in this split"),
-        (lambda c: c["annotations"].clear(), "has masks; expected masks in both or none"),
+        (lambda c: c["annotations"].clear(), r"train2017\.json: no image has an object; there is nothing to train on"),
+        (
+            lambda c: [a.pop("segmentation") for a in c["annotations"]],
+            r"train2017\.json: boxes only, while .*val2017\.json has masks; expected masks in both or none",
+        ),
+        (
+            lambda c: c["categories"][0].update(isthing=0),
+            r"annotation 1: category_id 5 has isthing 0, so it has no obj",
+        ),
         (lambda c: c.pop("images"), "images is None; expected list"),
     ],
 )
@@ -322,7 +344,7 @@ def test_offences_in_coco(change: Callable[[dict[str, Any]], object], message: s
     root = write_coco(tmp_path)
     spoil_coco(root, change)
     with pytest.raises(PecoError, match=message) as caught:
-        open_coco(root)
+        opened("coco", root)
     assert "\n" not in str(caught.value)
 
 
@@ -438,7 +460,130 @@ def test_a_set_without_any_object_can_not_be_learnt(tmp_path: Path) -> None:
     for path in (root / "labels/train").iterdir():
         path.unlink()
     with pytest.raises(PecoError, match=r"labels/train: no image has an object"):
-        open_splits(replace(DETECTION, source="yolo", path=str(root)))
+        opened("yolo", root)
+
+
+def yolo_without_labels_of_val(root: Path) -> None:
+    write_yolo(root)
+    for path in (root / "labels/val").iterdir():
+        path.unlink()
+
+
+def coco_with_val(root: Path, **changed: object) -> None:
+    write_coco(root)
+    spoil_coco(root, lambda c: [entry.update(changed) for entry in c["annotations"]], "val")
+
+
+def voc_of_difficult_ones(root: Path) -> None:
+    write_voc(root)
+    replace_in(root / "Annotations/val_0.xml", "<name>eel</name>", "<name>eel</name><difficult>1</difficult>")
+
+
+def coco_without_annotations_of_val(root: Path) -> None:
+    write_coco(root)
+    spoil_coco(root, lambda c: c["annotations"].clear(), "val")
+
+
+@pytest.mark.parametrize(
+    ("write", "source", "origin"),
+    [
+        (coco_without_annotations_of_val, "coco", r"val2017\.json"),
+        (lambda root: coco_with_val(root, iscrowd=1), "coco", r"val2017\.json"),
+        (lambda root: coco_with_val(root, bbox=[1, 1, 0, 3]), "coco", r"val2017\.json"),
+        (yolo_without_labels_of_val, "yolo", "labels/val"),
+        (voc_of_difficult_ones, "voc", r"val\.txt"),
+    ],
+    ids=["coco", "coco-crowds", "coco-zero-area", "yolo", "voc-difficult"],
+)
+def test_a_val_split_without_an_object_to_score_is_refused(
+    write: Callable[[Path], object], source: str, origin: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "set")
+    with pytest.raises(PecoError, match=rf"{origin}: no image has an object to score .*; add annotations") as caught:
+        opened(source, tmp_path / "set")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_label_folder_of_another_name_is_not_a_split_without_objects(split: str, tmp_path: Path) -> None:
+    root = write_yolo(tmp_path / "set")
+    (root / "labels" / split).rename(root / "labels/other")
+    message = rf"labels/{split}: no such folder; expected the label files of the images in .*images/{split}$"
+    with pytest.raises(PecoError, match=message):
+        opened("yolo", root)
+
+
+def yolo_with_equal_splits(root: Path) -> None:
+    replace_in(write_yolo(root) / "data.yaml", "images/val", "images/train")
+
+
+def yolo_with_a_link_to_train(root: Path) -> None:
+    write_yolo(root)
+    for kind in ("images", "labels"):
+        (root / kind / "val").rename(root / kind / "unused")
+        (root / kind / "val").symlink_to("train")
+
+
+def voc_with_an_image_in_both_lists(root: Path) -> None:
+    path = write_voc(root) / "ImageSets/Main/val.txt"
+    path.write_text(path.read_text() + "train_2\n")
+
+
+def coco_in_one_folder(root: Path, of_train: str = "") -> None:
+    write_coco(root)
+    for split in TRUTH:
+        content = coco_json(split)
+        for entry in content["images"]:
+            image = root / f"{split}2017" / entry["file_name"]
+            if split == "train":
+                entry["file_name"] = of_train + entry["file_name"]
+            (root / "images").mkdir(exist_ok=True)
+            image.rename(root / "images" / entry["file_name"])
+        write_json(root / f"annotations/instances_{split}2017.json", content)
+
+
+@pytest.mark.parametrize(
+    ("write", "source", "message"),
+    [
+        (yolo_with_equal_splits, "yolo", r"labels/train: .*: 3 of 3, the first is .*images/train/0\.png;"),
+        (yolo_with_a_link_to_train, "yolo", r"labels/val: .*: 3 of 3, the first is .*images/val/0\.png;"),
+        (voc_with_an_image_in_both_lists, "voc", r"val\.txt: .*: 1 of 3, the first is .*JPEGImages/train_2\.png;"),
+        (coco_in_one_folder, "coco", r"val2017\.json: .*: 2 of 2, the first is .*images/0\.png;"),
+    ],
+    ids=["yolo", "yolo-link", "voc", "coco"],
+)
+def test_an_image_is_not_both_learnt_and_scored(
+    write: Callable[[Path], object], source: str, message: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "set")
+    with pytest.raises(PecoError, match=message) as caught:
+        opened(source, tmp_path / "set")
+    assert "images that are in train too" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_splits_may_share_a_folder(tmp_path: Path) -> None:
+    coco_in_one_folder(tmp_path / "set", of_train="t")
+    train, val = opened("coco", tmp_path / "set")
+    assert (len(train), len(val)) == (2, 2)
+
+
+def test_an_image_that_could_be_an_attack_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_panoptic(tmp_path / "set")
+    png = root / "annotations/panoptic_val2017/0.png"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 2 - 1)  # Pillow refuses twice as many
+    for read in (lambda: opened("coco", root), lambda: part_numbers(png)):
+        with pytest.raises(PecoError, match=r"0\.png: can't be read .*decompression bomb") as caught:
+            read()
+        assert "\n" not in str(caught.value)
+
+
+def test_only_formats_that_can_be_learnt_from_are_opened(tmp_path: Path) -> None:
+    root = write_panoptic(tmp_path / "set")
+    png = root / "annotations/panoptic_val2017/0.png"
+    Image.open(png).convert("RGB").save(png, "PCX")
+    for read in (lambda: opened("coco", root), lambda: part_numbers(png)):
+        with pytest.raises(PecoError, match=r"panoptic_val2017/0\.png: can't be read"):
+            read()
 
 
 # --- views

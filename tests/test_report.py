@@ -212,7 +212,7 @@ def test_data_parameters_and_versions_are_told(folder: Path, monkeypatch: pytest
     assert "val 10 2 all" in text
     assert "shuffle_buffer: 16" in text and "resources" not in text.partition("preset: smoke")[2]
     assert f"torch {torch.__version__.partition('+')[0]}" in text
-    assert "Images seen: the perceptual network 20, the tokenizer 20 and pre-training 20." in text
+    assert "Images seen: the perceptual network 32, the tokenizer 32 and pre-training 32." in text
 
 
 def test_evaluations_that_were_skipped_say_why(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

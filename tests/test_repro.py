@@ -76,6 +76,20 @@ def test_what_stops_it_before_the_start_is_one_line_and_status_2(
     (project / "data/scenes.yaml.dvc").unlink()
     assert repro.main([]) == 2
     assert "dataset.path: data/scenes.yaml does not exist" in capsys.readouterr().err
+
+
+def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "params.yaml").write_text(render(compose_params("smoke", ["evaluate.detection.path=data/coco"])))
+    assert repro.main([]) == 2
+    assert capsys.readouterr().err == (
+        "error: evaluate.detection.path: data/coco does not exist; `dvc add data/coco` takes yours in\n"
+    )
+    (project / "data/coco.dvc").write_text("outs:\n- path: coco\n")
+    assert repro.main([]) == 2
+    assert "`dvc pull data/coco.dvc` fetches it" in capsys.readouterr().err
+    assert not (project / "called").exists()
     (project / "params.yaml").unlink()
     assert repro.main([]) == 2
     assert not (project / "called").exists()

@@ -441,7 +441,9 @@ def test_eight_photos_are_learnt_by_heart(tmp_path: Path, monkeypatch: pytest.Mo
     model = build(save_backbone(tmp_path / "b", vit, SIDE), len(train.classes), cfg, pretrained=True, seed=0)
     make = AnnotatedCrop(train, 0, SIDE, cfg.scale)
     task = SegmentationTask(model)
-    fit_indexed(run, task, len(train), make, cfg.optim, dist=Dist(), inputs=[Path(cfg.path)], name="overfit")[1].close()
+    fit_indexed(run, task, len(train), make, cfg.optim, dist=Dist(), work=run.work([Path(cfg.path)]), name="overfit")[
+        1
+    ].close()
     found = scores(evaluate(model, val), val.classes)
     assert found["miou"] > 0.9, found
 

@@ -450,6 +450,30 @@ def test_working_files_are_kept_by_parameters_and_inputs(here: Path) -> None:
     assert run.work([common.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([common.SHARDS])
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_equal_runs_take_turns_in_the_folder_of_their_working_files(tmp_path: Path, removed: bool) -> None:
+    work = tmp_path / "tokenizer-1"
+    code = "import sys; from pathlib import Path; from peco import workfiles; folder = Path(sys.argv[1])"
+    code += "; [workfiles.hold(folder) for _ in range(2)]; print('in', flush=True); sys.stdin.read()"
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+
+    with start() as first:
+        assert first.stdout is not None and first.stdout.readline() == "in\n"
+        with start() as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == f"an equal run is at work in {work}; waiting for its end\n"
+            if removed:  # as the launcher does with the folder of a run that has finished
+                shutil.rmtree(work)
+            first.communicate(timeout=10)
+            assert second.stdout.readline() == "in\n"
+            assert list(work.iterdir()) == [work / "lock"]
+            second.communicate(timeout=10)
+
+
 def test_working_files_are_kept_by_the_code_of_the_stage(here: Path) -> None:
     shutil.copytree(ROOT / "peco", here / "peco", ignore=shutil.ignore_patterns("__pycache__"))
     stage = here / "peco/stages/shards.py"

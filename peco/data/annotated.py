@@ -86,7 +86,8 @@ def upright_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            # `decode` ignores values that EXIF doesn't define, among them some that are no numbers.
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except FileNotFoundError:
         raise PecoError(f"{path}: no such image; add it or remove its annotation") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:

@@ -29,7 +29,6 @@ from peco.data.detection_records import (
     all_or_none,
     image_size,
     make_record,
-    require_same_kind,
     require_size,
     run_lengths,
 )
@@ -53,7 +52,6 @@ def open_coco(root: Path) -> tuple[RecordedSet, RecordedSet]:
     if train.classes != val.classes:
         first = min(set(train.classes) ^ set(val.classes), default="their order")
         raise PecoError(f"{val.origin}: categories differ from those of {train.origin} ({first}); expected the same")
-    require_same_kind(train, val)
     return train, val
 
 
@@ -160,12 +158,18 @@ class _Split:
 
     def _annotation(self, entry: Mapping[str, Any], region: Region | None, where: str) -> Annotation:
         self._require_category(entry, where)
+        category = entry["category_id"]
+        if category not in self.label:
+            raise PecoError(
+                f"{where}: category_id {category} has isthing 0, so it has no objects; make it a thing or remove the "
+                "annotation"
+            )
         box = _get(entry, "bbox", list, where)
         if len(box) != 4 or not all(map(_is_number, box)):
             raise PecoError(f"{where}: bbox {box!r} is not allowed; expected x, y, width, height in pixels")
         x, y, width, height = map(float, box)
-        label = self.label[entry["category_id"]]
-        return Annotation((x, y, x + width, y + height), label, bool(entry.get("iscrowd", 0)), region, where)
+        crowd = bool(entry.get("iscrowd", 0))
+        return Annotation((x, y, x + width, y + height), self.label[category], crowd, region, where)
 
     def _require_category(self, entry: Mapping[str, Any], where: str) -> None:
         category = _get(entry, "category_id", int, where)

@@ -1,7 +1,8 @@
 """Opens the data set of the detection evaluation: scenes, or annotations in COCO's, YOLO's or Pascal VOC's form.
 
 The layouts are in `coco.py`, `yolo.py` and `voc.py`, what is checked in `detection_records.py`. Images of train without an object
-to learn are left out and counted; those of val stay, since a detection in them is a wrong one.
+to learn are left out and counted; those of val stay, since a detection in them is a wrong one, but not all can be such. No image
+may be in both splits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from peco import config
 from peco.data import annotated_scenes
 from peco.data.annotated import DetectionSet
 from peco.data.coco import open_coco
+from peco.data.detection_records import require_distinct, require_same_kind, require_scored
 from peco.data.voc import open_voc
 from peco.data.yolo import open_yolo
 from peco.errors import PecoError
@@ -29,10 +31,14 @@ def open_splits(cfg: config.Detection) -> tuple[DetectionSet, DetectionSet]:
         PecoError: the data is missing or wrong: the first offence, with its file and value.
     """
     path = Path(cfg.path)
-    if cfg.source == "scenes":
+    if cfg.source == "scenes":  # every scene has an object, and the splits are drawn from other numbers
         train, val = (annotated_scenes.open_detection(path, cfg.scenes, split) for split in ("train", "val"))
         return train, val
     if not path.is_dir():
         raise PecoError(f"{path}: no such folder; evaluate.detection.path must name one with annotated images")
     labelled, scored = _OPEN[cfg.source](path)
-    return labelled.trainable(), scored
+    require_distinct(labelled, scored)
+    learnt = labelled.trainable()
+    require_scored(scored)
+    require_same_kind(learnt, scored)  # last: a split without objects has no masks either
+    return learnt, scored

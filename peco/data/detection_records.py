@@ -7,6 +7,7 @@ is clipped, by more is an error; one of zero area is left out and counted.
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from peco.data.annotated import Objects
+from peco.data.annotated import Objects, upright_size
 from peco.data.raw import IMAGE_EXTENSIONS, extension
-from peco.data.shards import decode
+from peco.data.shards import _FORMATS, decode
 from peco.errors import PecoError
 
 SLACK = 1.0  # pixels
 ZERO_AREA = "box of zero area"
 NO_OBJECT = "image with no object"
-_TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -191,14 +190,12 @@ def image_size(path: Path, where: str) -> tuple[int, int]:
         PecoError: the file is missing or no image.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TRANSPOSED
-    except FileNotFoundError:
+        return upright_size(path)
+    except PecoError:
+        if os.path.exists(path):
+            raise
+        # Who asks for an image that isn't there is what has to be mended, and only the caller knows it.
         raise PecoError(f"{where}: the image {path} is missing; fetch it or remove its annotation") from None
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); mend or remove image and annotation") from None
-    return (height, width) if turned else (width, height)
 
 
 def require_size(path: Path, found: tuple[int, int], declared: tuple[int, int], where: str) -> None:
@@ -227,6 +224,28 @@ def require_same_kind(train: RecordedSet, val: RecordedSet) -> None:
         with_masks, without = (train, val) if train.has_masks else (val, train)
         raise PecoError(
             f"{without.origin}: boxes only, while {with_masks.origin} has masks; expected masks in both or none"
+        )
+
+
+def require_distinct(train: RecordedSet, val: RecordedSet) -> None:
+    """Raises PecoError where an image is in both splits: its score would tell what was learnt by heart."""
+    # Folders may be links to one another. Files are not followed: under DVC, equal content may be a link to one file or not.
+    folders = {record.path.parent for data in (train, val) for record in data.records}
+    real = {folder: folder.resolve() for folder in folders}
+    learnt = {real[record.path.parent] / record.path.name for record in train.records}
+    both = [record.path for record in val.records if real[record.path.parent] / record.path.name in learnt]
+    if both:
+        raise PecoError(
+            f"{val.origin}: images that are in train too: {len(both)} of {len(val)}, the first is {both[0]}; remove them "
+            "from one of the splits"
+        )
+
+
+def require_scored(val: RecordedSet) -> None:
+    """Raises PecoError where no image has an object that a detection could find; there is no score then."""
+    if all(record.crowd.all() for record in val.records):
+        raise PecoError(
+            f"{val.origin}: no image has an object to score (crowds and difficult ones don't count); add annotations of val"
         )
 
 
@@ -308,9 +327,9 @@ def part_numbers(png: Path) -> NDArray[np.int64]:
         PecoError: the file can't be read.
     """
     try:
-        with Image.open(png) as image:
+        with Image.open(png, formats=_FORMATS) as image:
             rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise PecoError(f"{png}: can't be read ({error}); fetch or make it again") from None
     numbers: NDArray[np.int64] = rgb @ np.array([1, 256, 65536])
     return numbers

@@ -7,7 +7,8 @@ Layout:
     labels/SPLIT/NAME.txt         the same with the last `images` replaced by `labels`
 
 A line is `class cx cy w h` or `class x y x y x y …` (a polygon), numbers as shares of the image's width and height; a split
-has one kind of lines. An image without a label file, or with an empty one, has no object. Crowds are unknown to this format.
+has one kind of lines. An image without a label file, or with an empty one, has no object; but the folder of label files must be
+there, or a wrong name would pass for a split without objects. Crowds are unknown to this format.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from peco.data.detection_records import (
     image_size,
     images_in,
     make_record,
-    require_same_kind,
 )
 from peco.errors import PecoError
 
@@ -52,7 +52,6 @@ def open_yolo(root: Path) -> tuple[RecordedSet, RecordedSet]:
         raise PecoError(f"{path}: holds no keys; expected `names`, `train` and `val`")
     names = _names(content, path)
     train, val = (_read_split(_image_folder(content, path, split), names) for split in ("train", "val"))
-    require_same_kind(train, val)
     return train, val
 
 
@@ -102,6 +101,8 @@ def _label_folder(images: Path) -> Path:
 
 def _read_split(folder: Path, names: _Names) -> RecordedSet:
     images, labels = images_in(folder), _label_folder(folder)
+    if not labels.is_dir():
+        raise PecoError(f"{labels}: no such folder; expected the label files of the images in {folder}")
     stems = {image.stem: image for image in images}
     if len(stems) < len(images):
         twice = next(image for image in images if stems[image.stem] != image)

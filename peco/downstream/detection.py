@@ -36,6 +36,7 @@ from peco import artifacts, config
 from peco.data.detection_views import fit_image, fitted
 from peco.errors import PecoError
 from peco.training.loop import Task
+from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
@@ -196,6 +197,10 @@ class DetectionTask(Task):
             targets.append(target)
         losses = self.model(list(images_BCHW), targets)
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
+
+    def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
+        """As of the base class, with the last block a layer below the pyramid (ViTDet, arXiv 2203.16527)."""
+        return param_groups(self, optim, below=cast(Any, self.model).backbone.backbone)
 
 
 def unpacked(bits_NHw: Tensor, width: int) -> Tensor:

@@ -57,7 +57,8 @@ def extract(
         labels.append(batch["label"].cpu())
     if not labels:
         raise PecoError("no image to compute features of: the split is empty")
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
+    # A block at a time, so that what is held twice is small: all of ImageNet's are tens of GB.
+    return {name: torch.cat(found.pop(name)) for name in list(found)}, torch.cat(labels)
 
 
 def _depth(model: nn.Module) -> int:

@@ -28,6 +28,7 @@ from peco.data.annotated import IGNORE, SegmentationSet
 from peco.data.segmentation_data import resized
 from peco.errors import PecoError
 from peco.training.loop import Task
+from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 DROPOUT = 0.1  # of whole channels before the last layer
@@ -128,13 +129,8 @@ class SegmentationTask(Task):
         return losses_BHW.mean(), {}
 
     def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
-        """As of the base class, but the last block is a layer below the decoder: timm takes it for the top of the model."""
-        groups = super().param_groups(optim)
-        backbone = {id(p) for p in self.model.backbone.parameters()}
-        for group in groups:
-            if optim.layer_decay < 1 and id(group["params"][0]) in backbone:
-                group["lr_scale"] *= optim.layer_decay
-        return groups
+        """As of the base class, with the last block a layer below the decoder."""
+        return param_groups(self, optim, below=self.model.backbone)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -23,9 +22,9 @@ def fit_indexed(
     optim: Optim,
     *,
     dist: Dist,
-    inputs: Iterable[Path],
+    work: Path,
     name: str,
-) -> tuple[dict[str, Tensor] | None, MetricLog, Path]:
+) -> tuple[dict[str, Tensor] | None, MetricLog]:
     """Train `task` in place, going on from a working checkpoint of the same run if there is one.
 
     Args:
@@ -35,11 +34,11 @@ def fit_indexed(
         make: index and epoch to fields (see `IndexLoader`).
         optim: recipe.
         dist: the processes.
-        inputs: what the training depends on, results of earlier stages and data.
+        work: folder of the run's working files.
         name: which of the stage's trainings this is.
 
     Returns:
-        the averaged weights of the task if the recipe asks for them; the log, to be closed; the folder of working files.
+        the averaged weights of the task if the recipe asks for them; the log, to be closed.
     """
     loader = IndexLoader(
         count,
@@ -50,7 +49,6 @@ def fit_indexed(
         world=dist.world,
         workers=run.workers,
     )
-    work = run.work(inputs)
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     logs = MetricLog(name, folder / "metrics", dist)
@@ -65,4 +63,4 @@ def fit_indexed(
         work=folder,
         logs=logs,
     )
-    return averaged, logs, work
+    return averaged, logs

@@ -33,11 +33,12 @@ from peco import schema, workfiles
 from peco.config import Config
 from peco.errors import Interrupted, PecoError
 
-SHARDS = Path("artifacts/shards")
-PERCEPTUAL_NET = Path("artifacts/perceptual_net")
-TOKENIZER = Path("artifacts/tokenizer")
-TOKENS = Path("artifacts/tokens")
-BACKBONE = Path("artifacts/backbone")
+ARTIFACTS = Path("artifacts")
+SHARDS = ARTIFACTS / "shards"
+PERCEPTUAL_NET = ARTIFACTS / "perceptual_net"
+TOKENIZER = ARTIFACTS / "tokenizer"
+TOKENS = ARTIFACTS / "tokens"
+BACKBONE = ARTIFACTS / "backbone"
 METRICS = Path("metrics")
 PLOTS = Path("metrics/plots")
 PICTURES = Path("metrics/pictures")
@@ -71,17 +72,28 @@ class StageRun:
         """Data loading processes that the launcher grants."""
         return env_number("PECO_WORKERS")
 
-    def work(self, inputs: Iterable[Path]) -> Path:
-        """Folder for this run's working files: the same for equal parameters, inputs and code, and only then."""
-        state = {
-            "format": WORK_FORMAT,
-            "params": schema.fingerprint(self.config),
-            "inputs": [content_hash(path) for path in inputs],
-            "code": code_hash(),
-        }
-        key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:16]
-        folder = workfiles.folder(self.name.replace("@", "_"), key)
-        folder.mkdir(parents=True, exist_ok=True)
+    def work(self, inputs: Iterable[Path], share: Callable[[bytes], bytes] = lambda data: data) -> Path:
+        """Folder for this run's working files: the same for equal parameters, inputs and code, and only then.
+
+        Until this process ends no other may have it: one that comes later, from another terminal perhaps, waits.
+
+        Args:
+            inputs: results of earlier stages, and data of the user's. Only rank 0 reads them, since they may be large.
+            share: rank 0's bytes to all ranks.
+        """
+        key = bytes(8)
+        if is_main():
+            state = {
+                "format": WORK_FORMAT,
+                "params": schema.fingerprint(self.config),
+                "inputs": [content_hash(path) for path in inputs],
+                "code": code_hash(),
+            }
+            key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[: len(key)]
+        folder = workfiles.folder(self.name.replace("@", "_"), share(key).hex())
+        if is_main():
+            workfiles.hold(folder)
+        share(key)  # so that nobody is in the folder before rank 0 has it
         return folder
 
     def metrics(self, values: dict[str, Any]) -> None:
@@ -116,14 +128,14 @@ def is_main() -> bool:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a result of an earlier stage. `index.json`, where there is one, holds the hashes of what lies beside it.
+    """Hash of a result of an earlier stage, or of data. The `index.json` of a result holds the hashes of what lies beside it.
 
     Raises:
         PecoError: there is no such result.
     """
     if not path.exists():
         raise PecoError(f"{path}: missing; `dvc repro` makes it, `dvc pull` fetches it")
-    if path.is_dir() and (path / "index.json").exists():
+    if path.parent == ARTIFACTS and (path / "index.json").exists():
         path = path / "index.json"
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

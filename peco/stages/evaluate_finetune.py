@@ -6,7 +6,6 @@ The score is that of the last step: no choice is made, so none has to be made on
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peco import artifacts, config
@@ -54,12 +53,11 @@ def main(run: common.StageRun) -> None:
         policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # by class
-    work = Path()
+    work = run.work([common.SHARDS, common.BACKBONE], dist.share)
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
         model = build_classifier(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
         task = FinetuneTask(model, len(train.classes), cfg)
-        inputs = [common.SHARDS, common.BACKBONE]
-        averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs, name=f"finetune_{name}")
+        averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work, name=f"finetune_{name}")
         if averaged is not None:
             task.load_state_dict(averaged)
         batches = scan(

@@ -21,8 +21,12 @@ def main(run: common.StageRun) -> None:
     metrics: dict[str, Any] = {}
     tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and number of neighbours
     for prefix, model in backbones(run.config.seed):
-        ours, theirs = (features(model, split, run.workers) for split in (train, val))
-        result = knn.evaluate(ours, theirs, run.config.evaluate.knn, run.config.evaluate.holdout)
+        result = knn.evaluate(
+            features(model, train, run.workers),
+            features(model, val, run.workers),
+            run.config.evaluate.knn,
+            run.config.evaluate.holdout,
+        )
         tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {
             f"{prefix}accuracy": result.accuracy,

@@ -27,8 +27,7 @@ def main(run: common.StageRun) -> None:
     metrics: dict[str, Any] = {}
     tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
     for prefix, model in backbones(run.config.seed):
-        ours, theirs = (features(model, split, run.workers) for split in (train, val))
-        result = linear.evaluate(ours, theirs, cfg, holdout)
+        result = linear.evaluate(features(model, train, run.workers), features(model, val, run.workers), cfg, holdout)
         tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}l2": result.l2}
     simple = [image_statistics(split, run.workers) for split in (train, val)]

@@ -61,18 +61,18 @@ def main(run: common.StageRun) -> None:
     if left_out := train.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
     details: dict[str, Any] = {}
-    work = Path()
+    work = run.work([Path(cfg.path), common.BACKBONE], dist.share)
     for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
         model = segmentation.build(common.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
         task = segmentation.SegmentationTask(model)
-        averaged, logs, work = fit_indexed(
+        averaged, logs = fit_indexed(
             run,
             task,
             len(train),
             make,
             cfg.optim,
             dist=dist,
-            inputs=[Path(cfg.path), common.BACKBONE],
+            work=work,
             name=f"segmentation_{name}",
         )
         if averaged is not None:

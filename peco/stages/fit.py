@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -30,9 +29,9 @@ def fit(
     optim: Optim,
     *,
     dist: Dist,
-    inputs: Iterable[Path],
+    work: Path,
     name: str | None = None,
-) -> tuple[dict[str, Tensor] | None, MetricLog, Path]:
+) -> tuple[dict[str, Tensor] | None, MetricLog]:
     """Train `task` in place, going on from a working checkpoint of the same run if there is one.
 
     Args:
@@ -42,12 +41,11 @@ def fit(
         make: sample and epoch to fields (see `TrainLoader`).
         optim: recipe.
         dist: the processes.
-        inputs: results of earlier stages that the training depends on.
+        work: folder of the run's working files.
         name: where a stage trains several tasks, which this is.
 
     Returns:
-        the averaged weights of the task if the recipe asks for them; the log, to be published and closed; the folder of working
-        files.
+        the averaged weights of the task if the recipe asks for them; the log, to be published and closed.
     """
     loader = TrainLoader(
         shards,
@@ -60,7 +58,6 @@ def fit(
         world=dist.world,
         workers=run.workers,
     )
-    work = run.work(inputs)
     folder = work / name if name else work
     folder.mkdir(parents=True, exist_ok=True)
     logs = MetricLog(name or run.name, folder / "metrics", dist)
@@ -75,7 +72,7 @@ def fit(
         work=folder,
         logs=logs,
     )
-    return averaged, logs, work
+    return averaged, logs
 
 
 def publish_metrics(run: StageRun, logs: MetricLog, summary: dict[str, float]) -> None:

@@ -121,7 +121,8 @@ def main(run: common.StageRun) -> None:
     )
     task = MocoTask(moco)
     make = TwoViews(run.config.seed, cfg.moco.view, crop)
-    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=[common.SHARDS])
+    work = run.work([common.SHARDS], dist.share)
+    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)

@@ -116,8 +116,8 @@ def main(run: common.StageRun) -> None:
         task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
     task.to(dist.device)
     make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
-    inputs = [common.SHARDS, common.TOKENIZER, common.TOKENS]
-    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
+    work = run.work([common.SHARDS, common.TOKENIZER, common.TOKENS], dist.share)
+    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)

@@ -5,7 +5,6 @@ The page needs no other file and no network, and holds no time, host or path: sa
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -96,7 +95,7 @@ def budget(cfg: config.Config, samples: int) -> str:
     stages = [("the tokenizer", cfg.tokenizer.optim), ("pre-training", cfg.pretrain.optim)]
     if cfg.perceptual_net.source == "train":
         stages.insert(0, ("the perceptual network", cfg.perceptual_net.optim))
-    seen = [f"{name} {page.number(math.ceil(optim.epochs * samples))}" for name, optim in stages]
+    seen = [f"{name} {page.number(optim.images_seen(samples))}" for name, optim in stages]
     return f"Images seen: {page.joined(seen)}."
 
 

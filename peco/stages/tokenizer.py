@@ -113,8 +113,8 @@ def main(run: common.StageRun) -> None:
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     task = build_task(cfg, tokenizer, distance.to(dist.device))
     make = RandomView(seed, cfg.view, cfg.image_size)
-    inputs = [common.SHARDS, common.PERCEPTUAL_NET]
-    averaged, logs, work = fit(run, task, train, make, cfg.optim, dist=dist, inputs=inputs)
+    work = run.work([common.SHARDS, common.PERCEPTUAL_NET], dist.share)
+    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)

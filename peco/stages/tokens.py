@@ -61,7 +61,7 @@ def main(run: common.StageRun) -> None:
     size = int(artifacts.section(common.TOKENIZER, io.KIND)["image_size"])
     count = run.config.tokens.views
     codes, grid = tokenizer.quantizer.codes, size // tokenizer.factor
-    work = run.work([common.SHARDS, common.TOKENIZER])
+    work = run.work([common.SHARDS, common.TOKENIZER], dist.share)
     folder = work / "tokens"
     folder.mkdir(exist_ok=True)
     files = [folder / shard_file(shard.name) for shard in train.shards] if count else []

@@ -92,6 +92,11 @@ class Dist:
             dist.broadcast(received, src=0)
         return received
 
+    def share(self, data: bytes) -> bytes:
+        """Rank 0's bytes on every rank; all ranks pass equally many."""
+        numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return bytes(self.broadcast(numbers.to(self.device)).tolist())
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world > 1:

@@ -26,7 +26,7 @@ from peco.errors import Interrupted, PecoError
 from peco.training import checkpoint
 from peco.training.distributed import Dist, parallel
 from peco.training.metrics import MetricLog, Progress
-from peco.training.optim import Ema, lr_at, param_groups, total_steps
+from peco.training.optim import Ema, lr_at, param_groups
 from peco.training.signals import StopSignals
 
 Batch = dict[str, Tensor]
@@ -124,7 +124,7 @@ class _Run:
     ) -> None:
         self.task, self.name, self.samples, self.optim, self.seed = task, name, samples, optim, seed
         self.dist, self.path, self.logs = dist, path, logs
-        self.total = total_steps(optim, samples)
+        self.total = optim.steps(samples)
         self.warmup = round(optim.warmup_epochs * samples / optim.batch_size)
         self.window = -(-self.total // POINTS)
         self.rhythm = checkpoint.Rhythm()

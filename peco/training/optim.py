@@ -14,11 +14,6 @@ from peco.config import Optim
 from peco.errors import PecoError
 
 
-def total_steps(optim: Optim, samples: int) -> int:
-    """Optimizer steps of a training of `optim.epochs` epochs over `samples` samples."""
-    return math.ceil(optim.epochs * samples / optim.batch_size)
-
-
 def lr_at(step: int, steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:
     """Learning rate of step 0 <= `step` < `steps`: linear warm-up to `lr`, reached at `warmup_steps`, then a cosine to `min_lr`."""
     if step < warmup_steps:
@@ -27,12 +22,18 @@ def lr_at(step: int, steps: int, warmup_steps: int, lr: float, min_lr: float) ->
     return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def param_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+def param_groups(module: nn.Module, optim: Optim, below: nn.Module | None = None) -> list[dict[str, Any]]:
     """Parameter groups of AdamW over all trainable parameters of `module`.
 
     Biases, other parameters of at most one dimension, and those that a submodule names in timm's `no_weight_decay()` are not
     decayed. With `optim.layer_decay` < 1, submodules that have timm's `group_matcher` get a learning rate that falls
     geometrically from the last layer to the first (BEiT, arXiv 2106.08254); a group's factor is in its `lr_scale`.
+
+    Args:
+        module: what is trained.
+        optim: recipe.
+        below: a backbone without a head of its own under other parts of `module`. timm takes its last block for the top of the
+            model; here that is a layer below those parts.
 
     Raises:
         PecoError: layer-wise decay is asked for and no trainable submodule can be divided into layers.
@@ -51,6 +52,10 @@ def param_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         raise PecoError(
             f"optim.layer_decay: {optim.layer_decay:g} is not allowed here; the model has no layers to tell apart, expected 1"
         )
+    lower = {id(p) for p in below.parameters()} if below is not None else set()
+    for group in groups:
+        if id(group["params"][0]) in lower:
+            group["lr_scale"] *= optim.layer_decay
     seen = {id(p) for group in groups for p in group["params"]}
     rest = [{**group, "params": [p for p in group["params"] if id(p) not in seen]} for group in plain]
     return groups + [group for group in rest if group["params"]]
