@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import tarfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from peco.data import annotated_scenes, scenes, segmentation_data
 from peco.data.annotated import IGNORE, upright_size
 from peco.data.annotated_loader import IndexLoader
 from peco.data.segmentation_data import Crop, open_folder
+from peco.data.shards import decode
 from peco.data.sources import VAL_START
 from peco.errors import PecoError
 
@@ -149,6 +151,21 @@ def test_a_photo_that_is_stored_sideways_fits_its_upright_mask(root: Path) -> No
     Image.fromarray(photo().transpose(1, 0, 2)).save(file, exif=exif)
     assert upright_size(file) == (WIDTH, HEIGHT)
     assert open_folder(root, None)[0].image(0).size == (WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("size", [(7, 40), (40, 7), (8, 8), (10_000, 8_948), (10_000, 8_947)])
+def test_what_is_opened_can_be_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+    """Nothing is to be found out in the midst of the work."""
+    file = tmp_path / "x.png"
+    Image.new("1", size).save(file)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            expected = decode(file.read_bytes()).size
+    except PecoError:
+        with pytest.raises(PecoError, match=r"x\.png: can't be read as an image \(.* pixels\)"):
+            upright_size(file)
+    else:
+        assert upright_size(file) == expected == size
 
 
 def test_images_without_any_known_pixel_are_left_out_and_counted(root: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from peco.data.shards import _FORMATS
+from peco.data.shards import FORMATS, MAX_PIXELS, MIN_SIDE
 from peco.errors import PecoError
 
 IGNORE = -1
@@ -81,13 +81,17 @@ def upright_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels of the image that `peco.data.shards.decode` gives, from the file's header alone.
 
     Raises:
-        PecoError: there is no such file, or it is no image.
+        PecoError: there is no such file, or it is no image that `decode` takes.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             # `decode` ignores values that EXIF doesn't define, among them some that are no numbers.
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        if min(width, height) < MIN_SIDE:
+            raise ValueError(f"a side under {MIN_SIDE} pixels")
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"more than {MAX_PIXELS} pixels")
     except FileNotFoundError:
         raise PecoError(f"{path}: no such image; add it or remove its annotation") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:

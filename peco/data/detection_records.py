@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from peco.data.annotated import Objects, upright_size
 from peco.data.raw import IMAGE_EXTENSIONS, extension
-from peco.data.shards import _FORMATS, decode
+from peco.data.shards import FORMATS, decode
 from peco.errors import PecoError
 
 SLACK = 1.0  # pixels
@@ -327,7 +327,7 @@ def part_numbers(png: Path) -> NDArray[np.int64]:
         PecoError: the file can't be read.
     """
     try:
-        with Image.open(png, formats=_FORMATS) as image:
+        with Image.open(png, formats=FORMATS) as image:
             rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise PecoError(f"{png}: can't be read ({error}); fetch or make it again") from None

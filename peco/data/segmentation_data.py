@@ -236,7 +236,7 @@ def _read_mask(path: Path) -> NDArray[np.int64]:
     try:
         with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "BMP", "TIFF", "GIF")) as image:
             mode, values = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise PecoError(f"{path}: can't be read as a mask ({error}); mend or remove it and its image") from None
     if values.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise PecoError(

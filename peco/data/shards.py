@@ -32,7 +32,7 @@ MAX_PIXELS = 89_478_485  # more are taken for a decompression bomb; Pillow warns
 BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
 
 # Without this list, Pillow tries all it knows, among them formats that start other programs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 Image.init()  # formats named to Image.open must be registered, and it registers only the commonest by itself
 _MEND = "run `dvc checkout`, or `dvc repro shards` to write the shards anew"
 
@@ -175,7 +175,7 @@ def _decode(data: bytes) -> Image.Image:
     if not data:
         raise PecoError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if min(image.size) < MIN_SIDE:
                 raise PecoError(f"a side under {MIN_SIDE} pixels")
             if image.width * image.height > MAX_PIXELS:
