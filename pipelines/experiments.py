@@ -210,10 +210,16 @@ def check_inputs(parameters: config.Config) -> None:
     """Check that experiments, which see what Git knows, will see the tracked inputs.
 
     Raises:
-        PecoError: Git doesn't know one.
+        PecoError: one is not there, or neither DVC nor Git knows it.
     """
-    for path in inputs.tracked(parameters).values():
-        unknown = _git("ls-files", "--others", "--exclude-standard", "--", str(path), f"{path}.dvc").split("\n")[0]
+    for key, path in inputs.tracked(parameters).items():
+        inputs.require_there(key, path)
+        pointer = inputs.tracked_by(path)
+        if pointer is None and path.is_dir() and not _git("ls-files", "--", str(path)):
+            raise PecoError(
+                f"{path}: not tracked, so experiments can't see it; run `dvc add {path} && git add {path}.dvc` first"
+            )
+        unknown = _git("ls-files", "--others", "--exclude-standard", "--", str(pointer or path)).split("\n")[0]
         if unknown:
             raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
 
@@ -252,5 +258,7 @@ def read_metrics(name: str, commit: str) -> Metrics:
         try:
             metrics[path] = json.loads(dvc.api.read(path, rev=revision))
         except (DvcException, OSError, ValueError) as error:
-            raise PecoError(f"experiment {name}: can't read {path}: {' '.join(str(error).split())}") from None
+            raise PecoError(
+                f"experiment {name}: can't read {path}: {' '.join(str(error).split())}; `dvc exp remove {name}`, then run again"
+            ) from None
     return metrics

@@ -30,6 +30,7 @@ from peco.data.webdataset_source import find_tars
 from peco.errors import PecoError
 
 DATA = Path("data")
+SCENES = DATA / "scenes.yaml"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")  # of WebDataset tars; archives of images are told by content
 EXPECTED = (
     "expected a folder, tar or zip of images, WebDataset tars (a folder, a pattern, addresses or a list of these)"
@@ -71,7 +72,7 @@ def look(data: str, root: Path = Path()) -> Input:
         PecoError: there is nothing there, it can't be read, or another input has its name.
     """
     if data == "scenes":
-        return Input("scenes", DATA / "scenes.yaml", None)
+        return Input("scenes", SCENES, None)
     if _is_address(data):
         find_tars(data)  # refuses braces that don't match
         name = re.split(r"[?#]", data)[0].rsplit("/", 1)[-1]
@@ -89,7 +90,7 @@ def look(data: str, root: Path = Path()) -> Input:
     listed = source == "list"
     if path.is_relative_to(home):
         place = DATA / path.relative_to(home)
-        there = listed or _tracked_by(root / place) is not None
+        there = listed or tracked_by(root / place) is not None
         return Input("webdataset" if listed else source, place, None if there else path)
     if listed:
         return _list(*_portable_list(path, data), data, root)
@@ -108,13 +109,30 @@ def tracked(parameters: config.Config) -> dict[str, Path]:
     }
 
 
+def require_there(key: str, path: Path) -> None:
+    """Check that what a parameter names is there, or tracked.
+
+    Raises:
+        PecoError: it isn't.
+    """
+    if path.exists() or tracked_by(path) is not None:
+        return
+    if path == SCENES:
+        remedy = f"`git checkout {path}` brings it back"
+    elif key == "dataset.path":
+        remedy = "`make repro DATA=folder-or-tar` takes your images in"
+    else:
+        remedy = f"copy yours there and `dvc add {path}`"
+    raise PecoError(f"{key}: {path} does not exist; {remedy}")
+
+
 def require_present(path: Path, root: Path = Path()) -> None:
     """Check that a tracked input is not merely known by its `.dvc` file.
 
     Raises:
         PecoError: it is to be fetched first.
     """
-    pointer = None if path.exists() else _tracked_by(path)
+    pointer = None if path.exists() else tracked_by(path)
     if pointer is not None:
         shown = os.path.relpath(pointer, root)
         raise PecoError(f"{os.path.relpath(path, root)}: not here yet; `dvc pull {shown}` fetches it")
@@ -345,7 +363,7 @@ def _pointer(path: Path) -> Path:
     return path.with_name(path.name + ".dvc")
 
 
-def _tracked_by(path: Path) -> Path | None:
+def tracked_by(path: Path) -> Path | None:
     """The `.dvc` file of this path or of a folder above."""
     return next((_pointer(p) for p in (path, *path.parents) if p.name and _pointer(p).is_file()), None)
 

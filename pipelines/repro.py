@@ -82,10 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         for key, path in inputs.tracked(config.load()).items():
-            inputs.require_present(path)
-            if not path.exists():
-                remedy = "make repro DATA=folder-or-tar" if key == "dataset.path" else f"dvc add {path}"
-                raise PecoError(f"{key}: {path} does not exist; `{remedy}` takes yours in")
+            if key == "dataset.path" or not arguments:  # a target may need no more, and DVC may be told to pull
+                inputs.require_there(key, path)
+                inputs.require_present(path)
         status = run_dvc(["repro", *arguments])
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)

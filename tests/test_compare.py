@@ -189,7 +189,17 @@ def test_an_experiment_is_run_again_without_running_its_stages_again(project: Pa
 def test_data_that_git_does_not_know_is_named(project: Path) -> None:
     (project / "data").mkdir()
     (project / "data" / "photos.dvc").write_text("outs: []\n")
-    boxes = config.parse(compose_params("tiny", ["evaluate.detection.path=data/photos"]))
+    (project / "data" / "scenes.yaml").write_text("x")
+    subprocess.run(["git", "add", "data/scenes.yaml"], check=True)
+    for wrong, told in (
+        ("missing", "does not exist; copy yours there"),
+        ("boxes", "not tracked, .* run `dvc add data/boxes"),
+    ):
+        (project / "data" / "boxes").mkdir(exist_ok=True)
+        (project / "data" / "boxes" / "1.jpg").touch()
+        with pytest.raises(PecoError, match=told):
+            experiments.check_inputs(config.parse(compose_params("tiny", [f"evaluate.detection.path=data/{wrong}"])))
+    boxes = config.parse(compose_params("tiny", ["evaluate.detection.path=data/photos/val"]))
     with pytest.raises(PecoError, match=r"`git add data/photos\.dvc`"):
         experiments.check_inputs(boxes)
     subprocess.run(["git", "add", "data"], check=True)

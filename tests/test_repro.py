@@ -84,8 +84,10 @@ def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
     (project / "params.yaml").write_text(render(compose_params("smoke", ["evaluate.detection.path=data/coco"])))
     assert repro.main([]) == 2
     assert capsys.readouterr().err == (
-        "error: evaluate.detection.path: data/coco does not exist; `dvc add data/coco` takes yours in\n"
+        "error: evaluate.detection.path: data/coco does not exist; copy yours there and `dvc add data/coco`\n"
     )
+    assert repro.main(["tokenizer"]) == 0  # which doesn't need them
+    (project / "called").unlink()
     (project / "data/coco.dvc").write_text("outs:\n- path: coco\n")
     assert repro.main([]) == 2
     assert "`dvc pull data/coco.dvc` fetches it" in capsys.readouterr().err

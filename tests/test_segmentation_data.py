@@ -153,16 +153,19 @@ def test_a_photo_that_is_stored_sideways_fits_its_upright_mask(root: Path) -> No
     assert open_folder(root, None)[0].image(0).size == (WIDTH, HEIGHT)
 
 
-@pytest.mark.parametrize("size", [(7, 40), (40, 7), (8, 8), (10_000, 8_948), (10_000, 8_947)])
-def test_what_is_opened_can_be_decoded(size: tuple[int, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("1", (7, 40)), ("1", (40, 7)), ("1", (8, 8)), ("1", (10_000, 8_948)), ("1", (10_000, 8_947)), ("F", (9, 9))],
+)
+def test_what_is_opened_can_be_decoded(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
     """Nothing is to be found out in the midst of the work."""
-    file = tmp_path / "x.png"
-    Image.new("1", size).save(file)
+    file = tmp_path / "x.tif"
+    Image.new(mode, size).save(file)
     try:
         with warnings.catch_warnings(action="ignore"):
             expected = decode(file.read_bytes()).size
     except PecoError:
-        with pytest.raises(PecoError, match=r"x\.png: can't be read as an image \(.* pixels\)"):
+        with pytest.raises(PecoError, match=r"x\.tif: can't be read as an image \(.* pixels\)"):
             upright_size(file)
     else:
         assert upright_size(file) == expected == size

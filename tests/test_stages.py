@@ -450,28 +450,50 @@ def test_working_files_are_kept_by_parameters_and_inputs(here: Path) -> None:
     assert run.work([common.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([common.SHARDS])
 
 
-@pytest.mark.parametrize("removed", [False, True])
-def test_equal_runs_take_turns_in_the_folder_of_their_working_files(tmp_path: Path, removed: bool) -> None:
+@pytest.mark.parametrize("end", ["killed", "finished", "removed"])
+def test_equal_runs_take_turns_in_the_folder_of_their_working_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     work = tmp_path / "tokenizer-1"
-    code = "import sys; from pathlib import Path; from peco import workfiles; folder = Path(sys.argv[1])"
-    code += "; [workfiles.hold(folder) for _ in range(2)]; print('in', flush=True); sys.stdin.read()"
+    monkeypatch.setenv("PECO_WORK", str(tmp_path))
+    code = """
+import sys, time
+from pathlib import Path
+from peco import workfiles
+work = Path(sys.argv[1])
+while not workfiles.hold(work):
+    time.sleep(0.05)
+assert workfiles.hold(work)
+print("in", flush=True)
+for line in sys.stdin:
+    workfiles.mark_finished(work)
+    print("finished", flush=True)
+"""
 
     def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return subprocess.Popen([sys.executable, "-c", code, str(work)], **pipes, text=True, cwd=ROOT)
 
     with start() as first:
-        assert first.stdout is not None and first.stdout.readline() == "in\n"
-        with start() as second:
-            assert second.stdout is not None
-            assert second.stdout.readline() == f"an equal run is at work in {work}; waiting for its end\n"
-            if removed:  # as the launcher does with the folder of a run that has finished
-                shutil.rmtree(work)
-            first.communicate(timeout=10)
-            assert second.stdout.readline() == "in\n"
-            assert list(work.iterdir()) == [work / "lock"]
-            second.communicate(timeout=10)
+        assert first.stdin is not None and first.stdout is not None and first.stdout.readline() == "in\n"
+        second = start()
+        assert second.stdout is not None
+        assert second.stdout.readline().startswith(f"an equal run (process {first.pid} of ")
+        (work / "checkpoint.pt").touch()
+        if end == "killed":
+            first.kill()
+        else:
+            first.stdin.write("\n")
+            first.stdin.flush()
+        if end == "removed":  # as the launcher does at the next stage: before or after the second has it
+            workfiles.remove_finished()
+        assert second.stdout.readline() == "in\n"
+        workfiles.remove_finished()  # not from under the second
+        assert not (work / workfiles.MARK).exists()
+        assert (work / "checkpoint.pt").exists() or end == "removed"
+        assert (work / workfiles.LOCK).read_text().startswith(f"process {second.pid} of ")
+        second.communicate(timeout=10)
+        first.communicate(timeout=10)
 
 
 def test_working_files_are_kept_by_the_code_of_the_stage(here: Path) -> None:

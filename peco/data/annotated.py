@@ -7,6 +7,7 @@ counted in `skipped` by its reason.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,13 @@ def upright_size(path: Path) -> tuple[int, int]:
         PecoError: there is no such file, or it is no image that `decode` takes.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(path, formats=FORMATS) as image,
+        ):
             width, height = image.size
+            if image.mode == "F":
+                raise ValueError("floating-point pixels")
             # `decode` ignores values that EXIF doesn't define, among them some that are no numbers.
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         if min(width, height) < MIN_SIDE:

@@ -52,6 +52,7 @@ class Skipped(Exception):
 WORK_FORMAT = 1  # of checkpoints and other working files: raised where older ones can't be gone on from
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
 SAME_STOP_SECONDS = 1.0
+POLL_SECONDS = 0.5
 LOST_PEER_SECONDS = 10.0
 
 
@@ -81,19 +82,21 @@ class StageRun:
             inputs: results of earlier stages, and data of the user's. Only rank 0 reads them, since they may be large.
             share: rank 0's bytes to all ranks.
         """
-        key = bytes(8)
+        paths, key = list(inputs), bytes(8)
+        for path in paths:
+            _require(path)  # on all ranks, so that none waits for one that has failed
         if is_main():
             state = {
                 "format": WORK_FORMAT,
                 "params": schema.fingerprint(self.config),
-                "inputs": [content_hash(path) for path in inputs],
+                "inputs": [content_hash(path) for path in paths],
                 "code": code_hash(),
             }
             key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[: len(key)]
         folder = workfiles.folder(self.name.replace("@", "_"), share(key).hex())
-        if is_main():
-            workfiles.hold(folder)
-        share(key)  # so that nobody is in the folder before rank 0 has it
+        # Ranks wait here and not in one collective, which has a timeout.
+        while not share(bytes([is_main() and workfiles.hold(folder)]))[0]:
+            time.sleep(POLL_SECONDS)
         return folder
 
     def metrics(self, values: dict[str, Any]) -> None:
@@ -127,14 +130,18 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise PecoError(f"{path}: missing; `dvc repro` makes it, `dvc pull` fetches it")
+
+
 def content_hash(path: Path) -> str:
     """Hash of a result of an earlier stage, or of data. The `index.json` of a result holds the hashes of what lies beside it.
 
     Raises:
         PecoError: there is no such result.
     """
-    if not path.exists():
-        raise PecoError(f"{path}: missing; `dvc repro` makes it, `dvc pull` fetches it")
+    _require(path)
     if path.parent == ARTIFACTS and (path / "index.json").exists():
         path = path / "index.json"
     digest = hashlib.sha256()
