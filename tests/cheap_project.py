@@ -69,6 +69,8 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "stage.py").write_text(STAGE)
     (root / "values.json").write_text(json.dumps(FILES))
     (root / "params.yaml").write_text(render(compose_params("smoke", [])))
+    (root / "data").mkdir()
+    (root / "data" / "scenes.yaml").write_text("what the parameters name\n")
     (root / ".gitignore").write_text("reports\n.work\n")
     monkeypatch.chdir(root)
     for name, value in {

@@ -44,12 +44,15 @@ def test_a_group_becomes_the_values_in_which_it_differs() -> None:
     assert points["stands"] == ()
     assert points["resnet50"] == (
         "perceptual_net.source=timm", "perceptual_net.blocks=[2,3,4,5]", "perceptual_net.timm.model=resnet50.tv_in1k",
-        "perceptual_net.timm.pretrained=true",
+        "perceptual_net.timm.pretrained=true", "perceptual_net.timm.revision=78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
     )  # fmt: skip
     standing = config.parse(compose_params("tiny", ["perceptual_net=resnet50"]))
     points = {point.key: point.settings for point in grids.ABLATIONS["perceptual_net"].points(standing)}
     assert points["resnet50"] == ()
-    assert points["vgg16"] == ("perceptual_net.blocks=[1,2,3,4,5]", "perceptual_net.timm.model=vgg16.tv_in1k")
+    assert points["vgg16"] == (
+        "perceptual_net.blocks=[1,2,3,4,5]", "perceptual_net.timm.model=vgg16.tv_in1k",
+        "perceptual_net.timm.revision=b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
+    )  # fmt: skip
 
 
 def test_what_can_not_be_run_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,10 +187,7 @@ def test_an_experiment_is_run_again_without_running_its_stages_again(project: Pa
 
 
 def test_data_that_git_does_not_know_is_named(project: Path) -> None:
-    (project / "data").mkdir()
     (project / "data" / "photos.dvc").write_text("outs: []\n")
-    (project / "data" / "scenes.yaml").write_text("x")
-    subprocess.run(["git", "add", "data/scenes.yaml"], check=True)
     for wrong, told in (
         ("missing", "does not exist; copy yours there"),
         ("boxes", "not tracked, .* run `dvc add data/boxes"),

@@ -369,6 +369,9 @@ STAGES = {
     "commitment": "peco/tokenizer/loss.py",
     "pixel": "peco/tokenizer/loss.py",
     "perceptual": "peco/tokenizer/loss.py",
+    "generator": "peco/stages/tokenizer.py",
+    "discriminator": "peco/stages/tokenizer.py",
+    "distillation": "peco/stages/tokenizer.py",
 }
 
 
