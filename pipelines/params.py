@@ -26,6 +26,7 @@ from pipelines import inputs
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
 PARAMS = Path("params.yaml")
+HUB_SECONDS = 20
 HEADER = """\
 # Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
 # choose another preset, data set or group with `make params`. docs/parameters.md says what each value means.
@@ -98,6 +99,33 @@ def kept_dataset(values: dict[str, Any], overrides: list[str]) -> list[str]:
     return inputs.choose(source, path) if isinstance(source, str) and isinstance(path, str) else []
 
 
+def pin_weights(values: dict[str, Any]) -> None:
+    """Put the present commit of the hub's repository where weights are to come from it and no commit is named.
+
+    So all who take these parameters take the same weights. Where the hub can't be asked a line says so, and the commit stays open.
+    """
+    net = values["perceptual_net"]
+    weights = net["timm"]
+    if net["source"] != "timm" or not weights["pretrained"] or weights["checkpoint"] or weights["revision"]:
+        return
+    import timm  # heavy
+    from huggingface_hub import HfApi
+
+    repository = weights["model"].removeprefix("hf-hub:")
+    if repository == weights["model"]:
+        known = timm.get_pretrained_cfg(weights["model"])
+        repository = known.hf_hub_id if known else None
+    try:
+        if repository:  # else the stage says what is wrong
+            weights["revision"] = HfApi().model_info(repository, timeout=HUB_SECONDS).sha
+            print(f"perceptual_net.timm.revision: {weights['revision']}, the newest of {repository}")
+    except Exception as error:  # the hub's client has no base class of its errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(
+            f"perceptual_net.timm.revision: not pinned, since the hub can't be asked ({reason[:200]})", file=sys.stderr
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.params", description="Write params.yaml.")
     parser.add_argument("--preset", help=f"one of {', '.join(PRESETS)}; default: that of the params.yaml that stands")
@@ -124,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise PecoError(
                     f"preset {preset} has no images yet: name them, `make repro PRESET={preset} DATA=folder-or-tar`"
                 )
+        pin_weights(values)
         write(values)
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)

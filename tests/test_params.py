@@ -312,3 +312,35 @@ def test_parameters_that_can_not_be_written_are_one_line(tmp_path: Path) -> None
     with pytest.raises(PecoError, match=r"params\.yaml: can't be written \(Is a directory\)"):
         params.write(params.compose_params("smoke", []), path)
     assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_weights_from_the_hub_are_pinned_when_the_parameters_are_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def model_info(_: object, repository: str, **__: object) -> Any:
+        asked.append(repository)
+        return type("Info", (), {"sha": "0123abc"})
+
+    def written(*overrides: str) -> Any:
+        assert params.main([*overrides]) == 0
+        return yaml.safe_load((project / "params.yaml").read_text())["perceptual_net"]["timm"]["revision"]
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    assert written("perceptual_net=dino_vit_b") == "0123abc"
+    assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.model=hf-hub:some/net") == "0123abc"
+    assert asked == ["timm/vit_base_patch16_224.dino", "some/net"]
+    assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.revision=mine") == "mine"
+    assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.checkpoint=data/x.safetensors") is None
+    assert len(str(written("perceptual_net=resnet50"))) == 40
+    assert written() is None  # trained here
+    assert len(asked) == 2 and "revision: 0123abc, the newest of some/net" in capsys.readouterr().out
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
+    assert written("perceptual_net=dino_vit_b") is None
+    told = "perceptual_net.timm.revision: not pinned, since the hub can't be asked (no route)\n"
+    assert capsys.readouterr().err.startswith(told)
