@@ -142,12 +142,8 @@ class Run:
                     flush=True,
                 )
             time.sleep(POLL_SECONDS)
-        deadline = time.monotonic() + QUIET_SECONDS
-        while self.queue.processes() and time.monotonic() < deadline:  # one of theirs may take a moment to be gone
-            time.sleep(POLL_SECONDS)
         if not self.queue.processes():
-            queue = expqueue.Queue(self.start.commit)  # opened anew: to see what the workers have written
-            queue.put_back(queue.failed() - failed if passed_on else ())
+            self.queue.put_back(self.queue.failed() - failed if passed_on else ())
 
     def _say(self, name: str, what: str) -> None:
         title = self.experiments[name].title

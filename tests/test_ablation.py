@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -294,6 +295,23 @@ def test_it_goes_on_after_a_ctrl_c_a_kill_and_a_power_cut(project: Path, tmp_pat
     assert not queue.waiting() and not queue.running()
     assert not list((project / ".dvc" / "tmp" / "exps").glob("tmp*"))
     assert not left_over(project)
+
+
+def test_a_worker_that_has_ended_leaves_nobody_who_passes_for_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC sends reports of its use by a fork with the same command line, which waits for the answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("DVC_ANALYTICS_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.delenv("DVC_NO_ANALYTICS")
+        (tmp_path / "ran").touch()
+        queue = expqueue.Queue(experiments.commit())
+        experiments.queue("one", ["seed=1"])
+        with expqueue.start(queue, 1) as worker:
+            wait_for(lambda: "one" in experiments.finished(queue.commit))
+            assert queue.processes()
+            worker.terminate()
+        assert not queue.processes()
 
 
 def left_over(project: Path) -> list[psutil.Process]:
