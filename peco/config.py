@@ -293,9 +293,7 @@ class Segmentation:
     scenes: AnnotatedScenes
     ignore: Annotated[int, Range(0, 65535)] | None  # index in the masks that is neither learnt nor scored
     image_size: Annotated[int, Range(16)]  # of the crops trained on and of the test's windows
-    scale: tuple[
-        Positive, Positive
-    ]  # short side in units of image_size, to which an image is resized before it is cropped
+    scale: tuple[Positive, Positive]  # short side before a crop for training, in units of image_size
     blocks: tuple[Count, Count, Count, Count]  # whose features become the pyramid
     channels: Count  # of the decoder
     drop_path: Fraction

@@ -225,6 +225,8 @@ def test_what_stands_must_be_peco(override: str, told: str, tmp_path: Path, monk
 def stand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the parameters of `tiny` in a folder without a repository."""
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("PECO_WORK", str(folder))
+    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
     monkeypatch.setattr(experiments, "commit", lambda: "c0")
     monkeypatch.setattr(experiments, "changes", lambda: "")
     (folder / "params.yaml").write_text(render(compose_params("tiny", [])))
@@ -234,8 +236,6 @@ def test_an_edit_meanwhile_and_a_ctrl_c_end_it_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand(tmp_path, monkeypatch)
-    monkeypatch.setenv("PECO_WORK", str(tmp_path))
-    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
     monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
     ran: list[str] = []
     done: list[str] = []
@@ -264,8 +264,6 @@ def test_what_has_finished_with_these_parameters_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand(tmp_path, monkeypatch)
-    monkeypatch.setenv("PECO_WORK", str(tmp_path))
-    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
     done: set[str] = set()
     monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
     monkeypatch.setattr(experiments, "run", lambda name, settings: done.add(name) or 0)
