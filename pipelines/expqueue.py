@@ -179,7 +179,8 @@ def start(queue: Queue, number: int) -> subprocess.Popen[bytes]:
     path = logs() / f"worker-{number}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     env = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
-    env["DVC_NO_ANALYTICS"] = "1"  # what sends the reports is a fork that bears the worker's command line, and outlives it
+    # What sends DVC's reports of its use is a fork that bears the worker's command line, and outlives it.
+    env["DVC_NO_ANALYTICS"] = "1"
     if number > 1:
         env["PECO_WORK"] = str(workfiles.root() / "workers" / str(number))
     with path.open("wb") as log:
