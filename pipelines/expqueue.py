@@ -171,7 +171,9 @@ def logs() -> Path:
 
 
 def start(queue: Queue, number: int) -> subprocess.Popen[bytes]:
-    """Start a worker, numbered from 1, each with working files of its own: equal stages of two experiments must not share them.
+    """Start a worker, numbered from 1.
+
+    Each has working files of its own: equal stages of two experiments in one folder would wait for each other.
 
     SIGTERM stops it and the stage that runs, which saves its work; a second one, later, kills that. If this process is killed, the
     worker gets it from the kernel (Linux).
