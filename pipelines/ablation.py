@@ -22,7 +22,7 @@ from peco.errors import PecoError
 from pipelines import comparison, experiments, expqueue, grids
 from pipelines.experiments import Experiment, State
 from pipelines.grids import Point
-from pipelines.processes import handling
+from pipelines.processes import alone, handling
 from pipelines.tables import Metrics
 
 POLL_SECONDS = 0.5
@@ -240,8 +240,7 @@ def ablate(ablation: str, seeds: Sequence[int], settings: Sequence[str], jobs: i
     start = experiments.state()
     planned = plan(ablation, seeds, settings)
     experiments.check_inputs(next(iter(planned.values())).config)
-    experiments.share_work_folder()
-    with experiments.alone("ablation"):
+    with alone("ablation"):
         run = Run(planned, start, jobs)
         run.run()
         done = experiments.finished(start.commit) & planned.keys()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peco.errors import PecoError
 from pipelines import comparison, experiments, grids
+from pipelines.processes import Stopped, alone
 from pipelines.tables import Metrics
 
 STEM = Path("reports/compare")
@@ -30,10 +31,9 @@ def compare(variants: Sequence[str], seeds: Sequence[int], settings: Sequence[st
     points = grids.variants(standing, variants)
     planned = experiments.plan(points, seeds, settings)
     experiments.check_inputs(standing)
-    experiments.share_work_folder()
     results: dict[grids.Point, list[Metrics]] = {point: [] for point in reversed(points)}  # PeCo's row is the last
     names = [experiments.name("compare", each, start.changes) for each in planned]
-    with experiments.alone("compare"):
+    with alone("compare"):
         for number, (name, experiment) in enumerate(zip(names, planned, strict=True), 1):
             ran = name in experiments.finished(start.commit)
             print(f"== {number} of {len(planned)}: {name}{' ran before' if ran else ''}", flush=True)
@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         found = compare(args.variants, list(dict.fromkeys(args.seeds)), args.set)
         written = comparison.write(found, STEM)
+    except (Stopped, KeyboardInterrupt) as stop:  # in an experiment, or between two
+        print("error: stopped; the same command goes on", file=sys.stderr)
+        return stop.status if isinstance(stop, Stopped) else 130
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # between two experiments
-        print("error: interrupted; the same command goes on", file=sys.stderr)
-        return 130
     print(f"\n{comparison.markdown(found)}\nAlso in {' and '.join(map(str, written))}.")
     return 0
 

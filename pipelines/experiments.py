@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +16,7 @@ from peco import config, schema
 from peco.errors import PecoError
 from pipelines import inputs
 from pipelines.grids import Point
-from pipelines.repro import run_dvc
+from pipelines.processes import run_dvc
 from pipelines.submission import overrides
 from pipelines.tables import FILES, Metrics
 
@@ -130,16 +127,14 @@ def name(kind: str, experiment: Experiment, changes: str) -> str:
     return "-".join(map(str, parts)).replace("_", "-")
 
 
-def share_work_folder() -> None:
-    """Experiments run in folders of their own; their working files are kept beside those of this one, so that they resume too."""
-    os.environ["PECO_WORK"] = str(Path(os.environ.get("PECO_WORK") or ".work").resolve())
-
-
 def run(name: str, settings: Sequence[str]) -> int:
     """Run one experiment in a temporary folder. Stages that ran before, in another, come from the run-cache.
 
     Returns:
         DVC's status; where it isn't 0 the stage's own line stands above.
+
+    Raises:
+        Stopped: a stop was asked for; all has ended.
     """
     return run_dvc(["exp", "run", "--temp", "--name", name, *_set(settings)])
 
@@ -222,23 +217,6 @@ def check_inputs(parameters: config.Config) -> None:
         unknown = _git("ls-files", "--others", "--exclude-standard", "--", str(pointer or path)).split("\n")[0]
         if unknown:
             raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
-
-
-@contextlib.contextmanager
-def alone(command: str) -> Iterator[None]:
-    """Refuse a second call of a command beside one that runs.
-
-    Raises:
-        PecoError: there is one.
-    """
-    lock = Path(f".dvc/tmp/{command}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PecoError(f"another `make {command}` runs here; wait for its end") from None
-        yield
 
 
 def read_metrics(name: str, commit: str) -> Metrics:

@@ -59,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m pipelines.k8s_check", description="Check Kubernetes manifests, offline."
     )
     parser.add_argument("places", nargs="*", metavar="PLACE", help="kustomization folder, manifest or -; default: k8s/")
-    places = parser.parse_args(argv).places or default_places(Path("k8s"))
+    named = parser.parse_args(argv).places
     try:
+        places = named or default_places(Path("k8s"))
         definitions = load_definitions(os.environ.get("PECO_TEST_SCHEMAS"))
         wrong = [line for place in places for line in check(place, definitions)]
     except PecoError as error:
@@ -71,7 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def default_places(root: Path) -> list[str]:
-    """What of the project can be applied: each overlay, the monitoring folder, and single manifests."""
+    """What of the project can be applied: each overlay, the monitoring folder, and single manifests.
+
+    Raises:
+        PecoError: the folder is not there.
+    """
+    if not (root / "overlays").is_dir():
+        raise PecoError(f"{root}: not found; run this in the folder of the repository, or name a PLACE")
     return [str(place) for place in (*sorted((root / "overlays").iterdir()), root / "monitoring", *root.glob("*.yaml"))]
 
 

@@ -24,7 +24,7 @@ NAME = "peco"
 COLLECT = "collect"
 # A step moves data and waits; what trains is the job that it starts.
 STEP = {"cpu_request": "250m", "cpu_limit": "2", "memory_request": "1Gi", "memory_limit": "4Gi"}
-STEP_SECONDS = 3600  # beside the stage's own time limit: to fetch, to push, to wait for its turn
+STEP_SECONDS = 7 * 24 * 3600  # beside the stage's own time limit: to fetch, to push, to wait in the queue for GPUs
 COLLECT_SECONDS = 1800
 USER = 10001  # of the image (k8s/Dockerfile), to whom the files on the shared volume belong
 CREDENTIALS = "/var/run/secrets/peco/git"

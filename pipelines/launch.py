@@ -8,7 +8,7 @@ Environment:
     PECO_NPROC, PECO_NODES: processes on a node and nodes of a stage that trains (several nodes are simulated on this machine)
     PECO_THREADS, PECO_WORKERS: threads of a process, data loading processes beside it (pipelines/resources.py has the others)
     PECO_GRACE_SECONDS: how long a stopped stage may take to save its work (60)
-    PECO_WORK: where working files, times and the logs of a stage's last five runs are kept (.work)
+    PECO_WORK: where working files, times and the logs of a stage's last five runs are kept (.work of the repository)
     PECO_SCHEDULER: local_cwd (this machine), kubernetes or slurm
 """
 
@@ -75,6 +75,7 @@ def launch(name: str) -> int:
         PecoError: the stage or a parameter is wrong; nothing was started.
     """
     config.load("params.yaml")
+    _share_work_folder()
     stage = load_graph()[name]
     component: Callable[..., AppDef] | None = getattr(components, stage.role, None)
     if component is None:
@@ -94,6 +95,13 @@ def launch(name: str) -> int:
         with contextlib.suppress(OSError), (workfiles.root() / "times.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": name, "seconds": round(seconds, 3)}) + "\n")
     return status
+
+
+def _share_work_folder() -> None:
+    """Keep an experiment's working files in its repository, so that it resumes: DVC runs it in a folder that is gone afterwards."""
+    for parent in Path.cwd().parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            os.environ["PECO_WORK"] = str(parent.parents[2] / workfiles.root())
 
 
 def _launch_here(stage: Stage, component: Callable[..., AppDef], screen: Screen, *, single: bool) -> int:

@@ -32,7 +32,7 @@ import psutil  # type: ignore[import-untyped]
 from peco.errors import PecoError
 from pipelines import step, workspace
 from pipelines.graph import Graph, load_graph
-from pipelines.processes import handling
+from pipelines.processes import alone, handling
 from pipelines.step import Outcome
 from pipelines.workspace import git
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     stops = _Stops()
     try:
-        with handling(stops):
+        with handling(stops), alone("pipeline-local"):
             status = _run(arguments.git, arguments.remote, arguments.name)
     except PecoError as error:
         status = 2

@@ -57,3 +57,15 @@ def _value(key: str, text: str, name: str) -> Any:
     kind = typing.get_type_hints(Resources, include_extras=True)[key]
     is_text = typing.get_args(kind)[0] is str
     return schema.build(kind, text if is_text or not text.isdecimal() else int(text), f"{name} (environment)")
+
+
+def number(env: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+    """A whole number from the environment; an empty variable counts as unset.
+
+    Raises:
+        PecoError: it is none, or too small.
+    """
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or int(text) < least:
+        raise PecoError(f"{name}={text}: not allowed; expected an integer, at least {least}")
+    return int(text)

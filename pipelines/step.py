@@ -15,13 +15,11 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,12 +27,12 @@ from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
-from peco.errors import Interrupted, PecoError
+from peco.errors import PecoError
 from peco.report.charts import line_chart
 from peco.report.template import STYLE
 from pipelines import workspace
 from pipelines.graph import load_graph
-from pipelines.processes import handling
+from pipelines.processes import Stopped, handling, run_dvc
 from pipelines.workspace import Entry, Workspace, git
 
 EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
@@ -106,11 +104,11 @@ def main(
         with workspace.prepared(stage, repository, revision, params, decode_entries(locks)) as place:
             watch = _Watch(stage)
             _fetch(place)
-            if dvc("repro", "--single-item", "--pull", stage, cwd=place.path, show=watch):
+            if run_dvc(["repro", "--single-item", "--pull", stage], cwd=place.path, show=watch):
                 raise PecoError("not finished; the reason stands above. Mend it and retry: it goes on from there")
             entry = place.entry()
             reproduced = time.time()
-            if dvc("push", "--run-cache", stage, cwd=place.path, show=_show):
+            if run_dvc(["push", "--run-cache", stage], cwd=place.path, show=_show):
                 raise PecoError(
                     "finished, but its results can't be pushed; the reason stands above. Mend it and retry: it only pushes"
                 )
@@ -206,56 +204,6 @@ def decode_entries(texts: list[str]) -> dict[str, Entry]:
         raise PecoError("the parameter `locks` holds no lock entries of earlier steps; submit the run again") from None
 
 
-def dvc(*arguments: str, cwd: Path, show: Callable[[str], None]) -> int:
-    """Run DVC, give each of its lines and of the stage's to `show`, and return its status.
-
-    Call it from the main thread: a stop goes to DVC's whole group as SIGINT, as `pipelines.repro.run_dvc` explains.
-
-    Raises:
-        Interrupted: asked to stop; DVC and the stage have ended.
-    """
-    process: subprocess.Popen[str] | None = None
-    stopped: signal.Signals | None = None
-
-    def forward(number: int, _: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = stopped or signal.Signals(number)
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-
-    with handling(forward):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *arguments],
-            cwd=cwd,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            process_group=0,
-        )
-        if stopped is not None:  # while it was being started
-            forward(stopped, None)
-        assert process.stdout is not None
-        broken = False
-        for line in process.stdout:
-            broken = broken or (stopped is not None and line.startswith("Traceback"))
-            if not broken:  # where a stop hits DVC is of no interest
-                show(line)
-        status = process.wait()
-    if stopped is not None:
-        raise Stopped(stopped)
-    return status
-
-
-class Stopped(Interrupted):
-    """A signal asked for an end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("stopped; what it has is kept, and a retry goes on from there")
-        self.status = 128 + number
-
-
 @contextlib.contextmanager
 def _ending(name: str) -> Iterator[None]:
     """Turn errors and stops into one line and a status."""
@@ -272,7 +220,7 @@ def _ending(name: str) -> Iterator[None]:
     try:
         with handling(stop):
             yield
-    except PecoError as error:
+    except (PecoError, OSError) as error:  # a volume that is full, or not this user's
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status if isinstance(error, Stopped) else 2)
 
@@ -280,7 +228,7 @@ def _ending(name: str) -> Iterator[None]:
 def _fetch(place: Workspace) -> None:
     """Bring the stage's inputs into the workspace, whole ones too where a killed step left a part."""
     targets = place.fetched()
-    if targets and dvc("pull", "--force", *targets, cwd=place.path, show=_show):
+    if targets and run_dvc(["pull", "--force", *targets], cwd=place.path, show=_show):
         raise PecoError(
             f"its inputs ({', '.join(targets)}) can't be fetched; the reason stands above. Mend it and retry"
         )

@@ -42,6 +42,7 @@ from ruamel.yaml import YAML
 
 from peco.errors import PecoError
 from pipelines.graph import Stage, load_graph
+from pipelines.resources import number
 
 Entry = dict[str, Any]  # of dvc.lock, for one stage
 REMOTE = "pipeline"
@@ -124,9 +125,8 @@ def prepared(name: str, repository: str, revision: str, params: str, upstream: d
     """
     text = decode_params(params)
     base = Path(os.environ.get("PECO_WORKSPACES") or DEFAULT).absolute()
-    fresh = base / f".new-{uuid.uuid4().hex}"
-    fresh.mkdir(parents=True)
-    try:
+    with _temporary(base) as fresh:
+        fresh.mkdir()
         checkout(repository, revision, fresh)
         (fresh / "params.yaml").write_bytes(text)
         graph = load_graph(fresh)
@@ -146,6 +146,7 @@ def prepared(name: str, repository: str, revision: str, params: str, upstream: d
             _end_leftovers(f"PECO_WORK={work}")
             if place.exists():
                 print(f"{name}: goes on in {place}", flush=True)
+                shutil.rmtree(fresh, ignore_errors=True)
             else:
                 fresh.rename(place)
             work.mkdir(parents=True, exist_ok=True)
@@ -161,10 +162,27 @@ def prepared(name: str, repository: str, revision: str, params: str, upstream: d
             _arrange(workspace)
             yield workspace
             shutil.rmtree(work, ignore_errors=True)
-            place.rename(fresh.with_name(f"{fresh.name}.old"))
-    finally:
-        for folder in (fresh, fresh.with_name(f"{fresh.name}.old")):
+            place.rename(fresh)
+
+
+@contextlib.contextmanager
+def _temporary(base: Path) -> Iterator[Path]:
+    """A path for a folder that is gone afterwards, and for one of a killed step as soon as another step comes."""
+    base.mkdir(parents=True, exist_ok=True)
+    for path in base.glob(".new-*.lock"):
+        with contextlib.suppress(OSError), path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink()
+    folder = base / f".new-{uuid.uuid4().hex}"
+    lock = folder.with_suffix(".lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
             shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def checkout(repository: str, revision: str, folder: Path) -> None:
@@ -320,7 +338,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _end_leftovers(mark: str) -> None:
     """End what a killed step left running on this machine (Linux; elsewhere there is no way to tell)."""
-    deadline = time.monotonic() + float(os.environ.get("PECO_GRACE_SECONDS") or 60)
+    deadline = time.monotonic() + number(os.environ, "PECO_GRACE_SECONDS", 60)
     asked: set[int] = set()
     while found := _marked(mark):
         late = time.monotonic() >= deadline

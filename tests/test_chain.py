@@ -42,7 +42,7 @@ class Checkout:
             check=True,
         )
         for name in listed.stdout.splitlines():
-            if (ROOT / name).is_file():
+            if (ROOT / name).is_file() and name != "dvc.lock":  # of the user's own runs
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, path / name)
         self.env = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from pipelines import compare, comparison, experiments, grids, tables
 from pipelines.dots import dot_plot
 from pipelines.grids import VARIANTS, Point
 from pipelines.params import compose_params, render
+from pipelines.processes import alone
 
 PECO, PIXEL, REGRESSION = VARIANTS["peco"], VARIANTS["pixel"], VARIANTS["regression"]
 CFG = config.parse(compose_params("tiny", []))
@@ -232,32 +234,43 @@ def stand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "params.yaml").write_text(render(compose_params("tiny", [])))
 
 
-def test_an_edit_meanwhile_and_a_ctrl_c_end_it_in_a_line(
+def test_an_edit_meanwhile_and_a_second_call_end_it_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand(tmp_path, monkeypatch)
-    monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
+    monkeypatch.setattr(experiments, "finished", lambda commit: set())
     ran: list[str] = []
-    done: list[str] = []
 
     def run(name: str, settings: list[str]) -> int:
         ran.append(name)
-        if len(ran) == 3:
-            raise KeyboardInterrupt
-        (tmp_path / "params.yaml").write_text(render(compose_params("tiny", [f"tokens.views={len(ran)}"])))
+        (tmp_path / "params.yaml").write_text(render(compose_params("tiny", ["tokens.views=1"])))
         return 0
 
     monkeypatch.setattr(experiments, "run", run)
     assert compare.main(["--seeds", "0"]) == 2
     assert len(ran) == 1 and ran[0].startswith("compare-tiny-peco-0-")
     assert capsys.readouterr().err == "error: params.yaml or code changed since the start; run again\n"
-    ran.append("")
-    assert compare.main(["--seeds", "0"]) == 130
-    assert capsys.readouterr().err.startswith("error: interrupted")
-    done.append(ran[-1])
-    with experiments.alone("compare"):
+    with alone("compare"):
         assert compare.main(["--seeds", "0"]) == 2
     assert capsys.readouterr().err == "error: another `make compare` runs here; wait for its end\n"
+
+
+@pytest.mark.parametrize("status", [255, 0])
+def test_a_stop_ends_it_and_starts_no_other_experiment(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand(tmp_path, monkeypatch)
+    monkeypatch.setattr(experiments, "finished", lambda commit: set())
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "dvc.py").write_text(
+        "import os, signal, sys, time\n"
+        "print('began', file=open('began', 'a'))\n"
+        f"signal.signal(signal.SIGINT, lambda *_: sys.exit({status}))\n"
+        f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(30)"
+    )
+    assert compare.main(["--seeds", "0"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: stopped; the same command goes on\n"
+    assert (tmp_path / "began").read_text().count("began") == 1
 
 
 def test_what_has_finished_with_these_parameters_is_not_run_again(

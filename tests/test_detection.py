@@ -33,8 +33,8 @@ from peco.stages import common, evaluate_detection
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from peco.training.metrics import MetricLog
+from pipelines.params import compose_params
 
-REPOSITORY = Path(__file__).parents[1]
 OPTIM = config.Optim(
     epochs=1, batch_size=4, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=1.0,
     layer_decay=1, ema=None, accumulate=1, precision="fp32", compile=False,
@@ -352,7 +352,7 @@ def params(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> c
     (tmp_path / "data/scenes.yaml").write_text(f"generator: scenes\nversion: {scenes.VERSION}\nseed: 0\n")
     (tmp_path / "artifacts").mkdir()
     (tmp_path / common.BACKBONE).symlink_to(backbone)
-    whole = config.load(REPOSITORY / "params.yaml")
+    whole = config.parse(compose_params("tiny", []))
     return dataclasses.replace(whole, evaluate=dataclasses.replace(whole.evaluate, detection=DETECTION))
 
 

@@ -19,6 +19,7 @@ import pytest
 from pipelines.graph import Stage
 from pipelines.launch import gpus, here
 from pipelines.logs import Line, Screen
+from pipelines.params import compose_params, render
 
 ROOT = Path(__file__).parent.parent
 DVC = """
@@ -64,7 +65,7 @@ def repo(tmp_path: Path) -> Callable[..., Path]:
     (tmp_path / "peco/stages").mkdir(parents=True)
     for name in ("__init__.py", "config.py", "errors.py", "workfiles.py", "stages/__init__.py"):
         shutil.copy(ROOT / "peco" / name, tmp_path / "peco" / name)
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text(render(compose_params("tiny", [])))
     (tmp_path / "dvc.yaml").write_text(DVC)
 
     def build(**stages: str) -> Path:
@@ -103,6 +104,20 @@ def wait_for(*paths: Path) -> None:
     while not all(path.exists() and path.read_text() for path in paths):
         assert time.monotonic() < deadline, f"{paths} did not appear"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("work", ["", "elsewhere"])
+def test_experiments_keep_their_working_files_in_the_repository(repo: Callable[..., Path], work: str) -> None:
+    """DVC deletes the folder that it runs one in, whether it ended or was stopped."""
+    root = repo(tokenizer="from peco import workfiles\nprint(workfiles.root().resolve())")
+    folder = root / ".dvc/tmp/exps/tmpabc"
+    folder.mkdir(parents=True)
+    for name in ("pipelines", "peco", "params.yaml", "dvc.yaml"):
+        (folder / name).symlink_to(root / name)
+    status, out, err = launch(folder, PECO_WORK=work)
+    assert status == 0, err
+    assert out.splitlines()[0] == str(root / (work or ".work"))
+    assert not (folder / (work or ".work")).exists()
 
 
 def is_alive(pid: int) -> bool:

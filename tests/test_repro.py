@@ -97,14 +97,21 @@ def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
     assert not (project / "called").exists()
 
 
-def test_a_stop_reaches_dvc_as_ctrl_c_and_handlers_are_given_back(project: Path) -> None:
+@pytest.mark.parametrize("status", [7, 0])
+def test_a_stop_reaches_dvc_as_ctrl_c_and_is_told_by_the_status(
+    project: Path, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     (project / "dvc.py").write_text(
         "import os, signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))\n"
+        f"signal.signal(signal.SIGINT, lambda *_: sys.exit({status}))\n"
         f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(30)"
     )
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    assert repro.run_dvc(["repro"]) == 7
+    assert repro.main([]) == 128 + signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    assert "`make repro` goes on from there" in capsys.readouterr().err
+
+
+def test_a_dvc_that_is_killed_is_told_by_the_status(project: Path) -> None:
     (project / "dvc.py").write_text("import os\nos.kill(os.getpid(), 9)")
-    assert repro.run_dvc(["repro"]) == 137
+    assert repro.main([]) == 137

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -269,11 +270,27 @@ def test_a_killed_step_is_gone_on_with_by_its_retry(finished: Finished, tmp_path
     retry = project.start(given)
     wait_for(lambda: len(project.ran()) > before + 1)
     assert orphan not in project.alive()
+    retry.kill()
+    retry.wait()
+    retry = project.start(given)
+    wait_for(lambda: len(project.ran()) > before + 2)
     (project.mark / "hold").unlink()
     status, output = project.end(retry)
     assert status == 0 and "goes on in" in output, output
     assert '"of.l": 3' in output
     assert project.left() == [] and project.alive() == {}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("PECO_WORKSPACES", "/proc/none", "error: make: .*/proc/none"),
+        ("PECO_GRACE_SECONDS", "1m", "error: make: PECO_GRACE_SECONDS=1m: not allowed; expected an integer"),
+    ],
+)
+def test_what_a_person_can_fix_is_told_in_a_line(project: Project, variable: str, value: str, told: str) -> None:
+    status, output = project.end(project.start({"stage": "make"}, **{variable: value}))
+    assert status == 2 and re.search(told, output) and "Traceback" not in output
 
 
 def test_a_step_that_is_asked_to_stop_ends_its_stage(
