@@ -135,16 +135,15 @@ def compiled() -> Callable[[Graph, Mapping[str, str]], str]:
 
 
 @pytest.fixture(scope="module")
-def contract() -> Contract:
-    folder = os.environ.get("PECO_TEST_SCHEMAS")
-    if not folder or not (Path(folder) / DOCUMENT).is_file():
-        pytest.skip(f"PECO_TEST_SCHEMAS names no folder with {DOCUMENT}")
-    return Contract(Path(folder) / DOCUMENT)
+def contract() -> Contract | None:
+    """What requests are checked by, where it is there."""
+    path = Path(os.environ.get("PECO_TEST_SCHEMAS") or os.devnull) / DOCUMENT
+    return Contract(path) if path.is_file() else None
 
 
 @pytest.fixture
 def api(
-    contract: Contract,
+    contract: Contract | None,
     project: Project,
     compiled: Callable[[Graph, Mapping[str, str]], str],
     monkeypatch: pytest.MonkeyPatch,
@@ -196,7 +195,9 @@ def params_of(run: dict[str, Any]) -> str:
     return base64.b64decode(run["runtime_config"]["parameters"]["params"]).decode()
 
 
-def test_the_server_of_these_tests_refuses_what_the_published_api_has_not(contract: Contract) -> None:
+def test_the_server_of_these_tests_refuses_what_the_published_api_has_not(contract: Contract | None) -> None:
+    if contract is None:
+        pytest.skip(f"PECO_TEST_SCHEMAS names no folder with {DOCUMENT}")
     operation = contract.operation("POST", "/apis/v2beta1/recurringruns")
     assert operation is not None
     good = {"display_name": "a", "max_concurrency": "1", "trigger": {"periodic_schedule": {"interval_second": "60"}}}
