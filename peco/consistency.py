@@ -166,6 +166,8 @@ def _check_optimisation(config: Config) -> None:
     }
     for key, optim in {**from_shards, **annotated}.items():
         _check_optim(key, optim)
+    ema = config.tokenizer.optim.ema
+    require(ema is None, "tokenizer.optim.ema", ema, "null: the codebook follows the encoder as it is, not its average")
     decay = config.tokenizer.optim.layer_decay
     require(decay == 1, "tokenizer.optim.layer_decay", decay, "1: the autoencoder has no layers to tell apart")
     finetune = evaluate.finetune

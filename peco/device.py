@@ -8,6 +8,8 @@ import torch
 
 from peco.errors import PecoError
 
+CPU = torch.device("cpu")
+
 
 def uses_cuda() -> bool:
     """Whether this process computes on a GPU.

@@ -13,7 +13,7 @@ from peco import config
 from peco.errors import PecoError
 from peco.tokenizer.autoencoder import Attention, Decoder, Encoder, group_norm
 from peco.tokenizer.loss import TokenizerLoss
-from peco.tokenizer.model import PerceptualTokenizer
+from peco.tokenizer.model import IMAGES_AT_ONCE, PerceptualTokenizer
 from peco.tokenizer.quantizer import QuantizerOutput
 
 CODES = config.Quantizer(codes=8, dim=4, l2_normalize=True, decay=0.9, restart_after=0, kmeans_iters=2)
@@ -114,6 +114,15 @@ def test_tokenize_then_decode_is_the_clamped_reconstruction() -> None:
     torch.testing.assert_close(model.reconstruct(x_BCHW), reconstruction.clamp(0, 1))
     out = model.decode(torch.randint(8, (3, 4, 4)))
     assert out.min() >= 0 and out.max() <= 1
+
+
+def test_many_images_are_tokenized_in_the_memory_of_a_few() -> None:
+    model, x_BCHW = tokenizer(8, 16).eval(), torch.rand(IMAGES_AT_ONCE + 3, 3, 8, 8)
+    seen: list[int] = []
+    model.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    tokens = model.tokenize(x_BCHW)
+    assert seen == [IMAGES_AT_ONCE, 3]
+    assert torch.equal(tokens, torch.cat([model.tokenize(x_BCHW[:5]), model.tokenize(x_BCHW[5:])]))
 
 
 def test_a_size_that_does_not_divide_is_refused() -> None:

@@ -136,6 +136,11 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
             [0.9, 1.0],
             "pretrain.optim.betas[1]: 1.0 is not allowed; expected a number from 0 to",
         ),
+        (
+            "tokenizer.optim.ema",
+            0.999,
+            "tokenizer.optim.ema: 0.999 is not allowed; expected null: the codebook follows",
+        ),
         ("tokenizer.optim.layer_decay", 0.9, "tokenizer.optim.layer_decay: 0.9 is not allowed; expected 1: "),
         ("seed", 2**63, f"seed: {2**63} is not allowed; expected an integer below 2**63"),
         ("dataset.seed", 2**63, f"dataset.seed: {2**63} is not allowed; expected an integer below 2**63"),

@@ -54,15 +54,23 @@ def blobs(n: int, classes: int, dim: int, spread: float, seed: int) -> tuple[tor
 
 @given(st.integers(2, 500), st.floats(0.01, 0.5))
 def test_holdout_is_the_end_and_the_rest_is_fitted(n: int, fraction: float) -> None:
-    fit, held = holdout_split(n, fraction)
+    fit, held = holdout_split(np.zeros(n, np.int64), fraction)
     assert np.concatenate([fit, held]).tolist() == list(range(n))
     assert len(fit) and len(held)
     assert abs(len(held) - fraction * n) <= 1
 
 
+@given(st.integers(2, 10), st.integers(10, 30))
+def test_a_holdout_has_all_classes_where_the_samples_come_class_by_class(classes: int, each: int) -> None:
+    labels = np.repeat(np.arange(classes), each)
+    fit, held = holdout_split(labels, 0.2)
+    assert set(labels[held]) == set(labels[fit]) == set(range(classes))
+    assert sorted([*fit, *held]) == list(range(len(labels))) and len(held) == round(0.2 * len(labels))
+
+
 def test_one_sample_cannot_be_split() -> None:
     with pytest.raises(PecoError, match="at least 2"):
-        holdout_split(1, 0.2)
+        holdout_split(np.zeros(1, np.int64), 0.2)
 
 
 @dataclass(frozen=True)
@@ -261,7 +269,9 @@ def test_of_many_rows_some_are_fitted_to_choose_and_all_for_the_score(monkeypatc
     named = [({"1": features}, labels) for features, labels in (train, val)]
     rows = []
     monkeypatch.setattr(linear, "CHOICE_ROWS", 30)
-    monkeypatch.setattr(linear, "fit", lambda x, y, *more, fit=linear.fit: (rows.append(x), fit(x, y, *more))[1])
+    monkeypatch.setattr(
+        linear, "fit", lambda x, y, *more, fit=linear.fit, **named: (rows.append(x), fit(x, y, *more, **named))[1]
+    )
     result = linear.evaluate(*named, config.Linear((0.1, 0.01), 50), 0.1)
     assert all(torch.equal(x, train[0][:90:3]) for x in rows[:2])  # from all of the split, which may be sorted by class
     assert torch.equal(rows[2], train[0])

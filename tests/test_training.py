@@ -556,6 +556,26 @@ def test_progress_is_one_line_of_a_fixed_form(
     assert show(visible=False) == ""
 
 
+def test_checkpoints_that_take_long_come_less_often_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    monkeypatch.delenv("PECO_CHECKPOINT_SECONDS", raising=False)
+
+    def pause(took: float) -> float:
+        """Seconds from the end of writing one, which took so long, to the next."""
+        nonlocal now
+        rhythm, began = checkpoint.Rhythm(), now
+        rhythm.saved(took)
+        while not rhythm.due(1):
+            now += 1
+        return now - began
+
+    assert pause(took=0.1) == 120
+    assert pause(took=10) == 500  # two percent
+    monkeypatch.setenv("PECO_CHECKPOINT_SECONDS", "30")
+    assert pause(took=10) == 30
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("PECO_CHECKPOINT_SECONDS", "soon"), ("PECO_CHECKPOINT_STEPS", "-1"), ("PECO_METRICS_PORT", "http")],

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch.utils.data import get_worker_info
 
-from peco.data.loader import Batch, Fields, _Batches, _collate, _finish, _load
+from peco.data.loader import Batch, Batches, Fields, collate, finish, load
 from peco.data.order import GlobalOrder
+from peco.device import CPU
 from peco.errors import PecoError
 
 MakeIndexed = Callable[[int, int], Fields]  # (index, epoch) -> named arrays and numbers
@@ -30,6 +32,7 @@ class IndexLoader:
         seed: of the order.
         rank, world: this process among all.
         workers: loader processes.
+        device: where batches are wanted.
 
     Raises:
         PecoError: there is no sample, or the batch can't be shared out evenly.
@@ -45,19 +48,20 @@ class IndexLoader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         if count < 1:
             raise PecoError("no samples to train on: the split is empty")
         if batch_size % world:
             raise PecoError(f"optim.batch_size: {batch_size} is not allowed; expected a multiple of {world} processes")
         self._order = GlobalOrder((count,), lanes=1, buffer=count, seed=seed)
-        self._make, self._workers = make, workers
+        self._make, self._workers, self._device = make, workers, device
         self._batch_size, self._rank, self._world = batch_size, rank, world
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Batches of the steps [start_step, stop_step)."""
-        for batch in _load(_Parts(self, start_step, stop_step), self._workers):
-            yield {name: _finish(name, value) for name, value in batch.items()}
+        for batch in load(_Parts(self, start_step, stop_step), self._workers):
+            yield finish([batch], self._device)
 
     def part(self, step: int) -> list[tuple[int, int]]:
         """Index and epoch of each sample of this rank's part of a batch."""
@@ -68,10 +72,10 @@ class IndexLoader:
 
     def make(self, step: int) -> Batch:
         """This rank's part of a batch, before its pixels become floats."""
-        return _collate([self._make(index, epoch) for index, epoch in self.part(step)])
+        return collate([self._make(index, epoch) for index, epoch in self.part(step)])
 
 
-class _Parts(_Batches):
+class _Parts(Batches):
     """Parts of consecutive batches, those of worker w from the w-th on: the DataLoader takes workers in turn."""
 
     def __init__(self, loader: IndexLoader, start: int, stop: int) -> None:

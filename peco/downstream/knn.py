@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peco import config
+from peco.device import CPU
 from peco.downstream.splits import holdout_split
 
 QUERIES_AT_ONCE = 256
+CHOICE_QUERIES = 10_000  # at most about so many samples of the holdout are classified to choose
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,17 @@ def evaluate(
     val: tuple[Mapping[str, Tensor], Tensor],
     knn: config.Knn,
     holdout: float,
+    device: torch.device = CPU,
 ) -> KnnResult:
     """Choose block and number of neighbours on the holdout of train, then score val with all of train as neighbours.
+
+    The choice is made by at most about `CHOICE_QUERIES` samples of the holdout, evenly spaced.
 
     Args:
         train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
         knn: numbers of neighbours to try, temperature.
         holdout: share of train that the choice is made on.
+        device: where to search; it needs room for twice the features of one block.
 
     Returns:
         the score and what was chosen; between equals the first wins.
@@ -49,15 +55,20 @@ def evaluate(
         PecoError: train has fewer than 2 samples.
     """
     (train_features, train_labels), (val_features, val_labels) = train, val
-    fit, held = (torch.from_numpy(index) for index in holdout_split(len(train_labels), holdout))
+    fit, held = (torch.from_numpy(index) for index in holdout_split(train_labels.numpy(), holdout))
+    held = held[:: -(-len(held) // CHOICE_QUERIES)]
+
+    def accuracies(index_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, truth_M: Tensor) -> dict[int, float]:
+        index_ND, labels_N, queries_MD = (part.to(device) for part in (index_ND, labels_N, queries_MD))
+        predictions = classify(index_ND, labels_N, queries_MD, knn.neighbours, knn.temperature)
+        return {k: (predicted_M.cpu() == truth_M).double().mean().item() for k, predicted_M in predictions.items()}
+
     tried = {
-        block: _accuracies(
-            features[fit], train_labels[fit], features[held], train_labels[held], knn.neighbours, knn.temperature
-        )
+        block: accuracies(features[fit], train_labels[fit], features[held], train_labels[held])
         for block, features in train_features.items()
     }
     block, k = max(((b, k) for b in tried for k in knn.neighbours), key=lambda choice: tried[choice[0]][choice[1]])
-    scored = _accuracies(train_features[block], train_labels, val_features[block], val_labels, (k,), knn.temperature)
+    scored = accuracies(train_features[block], train_labels, val_features[block], val_labels)
     return KnnResult(accuracy=scored[k], block=block, neighbours=k, holdout_accuracy=tried[block][k], tried=tried)
 
 
@@ -73,7 +84,7 @@ def classify(
         temperature: of the weights.
 
     Returns:
-        predictions int64 (M,) by number of neighbours.
+        predictions int64 (M,) by number of neighbours, on the device of the features.
     """
     classes = int(labels_N.max()) + 1
     index_ND = F.normalize(features_ND, dim=1)
@@ -88,15 +99,3 @@ def classify(
             votes_mC = weight_mk.new_zeros(len(queries_mD), classes).scatter_add_(1, voted_mk[:, :k], weight_mk[:, :k])
             found[k].append(votes_mC.argmax(dim=1))
     return {k: torch.cat(parts) for k, parts in found.items()}
-
-
-def _accuracies(
-    features_ND: Tensor,
-    labels_N: Tensor,
-    queries_MD: Tensor,
-    truth_M: Tensor,
-    neighbours: tuple[int, ...],
-    temperature: float,
-) -> dict[int, float]:
-    predictions = classify(features_ND, labels_N, queries_MD, neighbours, temperature)
-    return {k: (predicted_M == truth_M).double().mean().item() for k, predicted_M in predictions.items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from peco import config
+from peco.device import CPU
 from peco.downstream.splits import holdout_split
 
 ROWS_AT_ONCE = 16384
@@ -29,6 +30,7 @@ class LinearResult:
     l2: float
     holdout_accuracy: float
     tried: dict[str, dict[float, float]]  # accuracy on the holdout by block and strength
+    converged: bool  # whether the final fit reached its minimum
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,14 @@ class Classifier:
     scale: Tensor  # (D,)
     weight: Tensor  # (D, C)
     bias: Tensor  # (C,)
+    converged: bool  # whether the gradient is below GRADIENT_TOLERANCE
 
     def predict(self, features_ND: Tensor) -> Tensor:
-        """Classes, int64 (N,)."""
+        """Classes, int64 (N,), on the CPU."""
         parts = [
-            ((rows.double() - self.mean) * self.scale @ self.weight + self.bias).argmax(dim=1)
+            ((rows.to(self.mean.device).double() - self.mean) * self.scale @ self.weight + self.bias)
+            .argmax(dim=1)
+            .cpu()
             for rows in torch.split(features_ND, ROWS_AT_ONCE)
         ]
         return torch.cat(parts)
@@ -58,6 +63,7 @@ def evaluate(
     val: tuple[Mapping[str, Tensor], Tensor],
     linear: config.Linear,
     holdout: float,
+    device: torch.device = CPU,
 ) -> LinearResult:
     """Choose block and L2 strength on the holdout of train, fit anew on all of train, score val.
 
@@ -67,6 +73,7 @@ def evaluate(
         train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
         linear: strengths to try, limit of iterations.
         holdout: share of train that the choice is made on.
+        device: where to fit; features go there a slice at a time.
 
     Returns:
         the score and what was chosen; between equals the first block and the greatest strength win.
@@ -75,7 +82,7 @@ def evaluate(
         PecoError: train has fewer than 2 samples.
     """
     (train_features, train_labels), (val_features, val_labels) = train, val
-    fit_rows, held = (torch.from_numpy(index) for index in holdout_split(len(train_labels), holdout))
+    fit_rows, held = (torch.from_numpy(index) for index in holdout_split(train_labels.numpy(), holdout))
     fit_rows = fit_rows[:: -(-len(fit_rows) // CHOICE_ROWS)]
     classes = int(max(train_labels.max(), val_labels.max())) + 1
     strengths = sorted(linear.l2, reverse=True)
@@ -84,21 +91,28 @@ def evaluate(
         tried[block] = {}
         start: Classifier | None = None
         for l2 in strengths:  # from strong to weak, each from the one before: fewer iterations in all
-            start = fit(features[fit_rows], train_labels[fit_rows], classes, l2, linear.max_iter, start)
+            start = fit(features[fit_rows], train_labels[fit_rows], classes, l2, linear.max_iter, start, device)
             tried[block][l2] = start.accuracy(features[held], train_labels[held])
     block, l2 = max(((b, s) for b in tried for s in strengths), key=lambda choice: tried[choice[0]][choice[1]])
-    final = fit(train_features[block], train_labels, classes, l2, linear.max_iter)
+    final = fit(train_features[block], train_labels, classes, l2, linear.max_iter, device=device)
     return LinearResult(
         accuracy=final.accuracy(val_features[block], val_labels),
         block=block,
         l2=l2,
         holdout_accuracy=tried[block][l2],
         tried=tried,
+        converged=final.converged,
     )
 
 
 def fit(
-    features_ND: Tensor, labels_N: Tensor, classes: int, l2: float, max_iter: int, start: Classifier | None = None
+    features_ND: Tensor,
+    labels_N: Tensor,
+    classes: int,
+    l2: float,
+    max_iter: int,
+    start: Classifier | None = None,
+    device: torch.device = CPU,
 ) -> Classifier:
     """Minimise mean cross entropy + l2 / 2 * |weights|^2 over standardised features by L-BFGS in float64; the bias is free.
 
@@ -107,22 +121,23 @@ def fit(
         labels_N: int64 in [0, classes).
         classes: C.
         l2: strength.
-        max_iter: limit of iterations.
+        max_iter: limit of iterations; a quarter more evaluations of the loss are allowed.
         start: where to start from instead of zero.
+        device: where to compute.
 
     Returns:
         the classifier; the same for the same input and number of threads.
     """
-    mean_D = features_ND.mean(dim=0, dtype=torch.float64)
+    mean_D = features_ND.mean(dim=0, dtype=torch.float64).to(device)
     squares_D = sum(
-        (((rows.double() - mean_D) ** 2).sum(dim=0) for rows in torch.split(features_ND, ROWS_AT_ONCE)),
+        (((rows.to(device).double() - mean_D) ** 2).sum(dim=0) for rows in torch.split(features_ND, ROWS_AT_ONCE)),
         torch.zeros_like(mean_D),
     )
     std_D = (squares_D / len(features_ND)).sqrt()
     scale_D = torch.where(std_D > 1e-8 * (1 + mean_D.abs()), 1 / std_D.clamp_min(1e-300), 0.0)
 
     # One tensor holds weights and, as its last row, the bias.
-    theta = features_ND.new_zeros(features_ND.shape[1] + 1, classes, dtype=torch.float64)
+    theta = torch.zeros(features_ND.shape[1] + 1, classes, dtype=torch.float64, device=device)
     if start is not None:
         theta[:-1], theta[-1] = start.weight, start.bias
     optimizer = torch.optim.LBFGS(
@@ -135,11 +150,12 @@ def fit(
         for rows, labels in zip(
             torch.split(features_ND, ROWS_AT_ONCE), torch.split(labels_N, ROWS_AT_ONCE), strict=True
         ):
+            rows, labels = rows.to(device), labels.to(device)
             x_nD = (rows.double() - mean_D) * scale_D
             log_p_nC = (x_nD @ theta[:-1] + theta[-1]).log_softmax(dim=1)
             loss -= log_p_nC.gather(1, labels[:, None]).sum()
             error_nC = log_p_nC.exp_()
-            error_nC[torch.arange(len(labels), device=labels.device), labels] -= 1
+            error_nC[torch.arange(len(labels), device=device), labels] -= 1
             gradient[:-1] += x_nD.T @ error_nC
             gradient[-1] += error_nC.sum(dim=0)
         gradient /= len(features_ND)
@@ -148,7 +164,10 @@ def fit(
         return loss / len(features_ND) + l2 / 2 * theta[:-1].square().sum()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Classifier(mean_D, scale_D, theta[:-1], theta[-1])
+    closure()  # for the gradient where it has ended
+    assert theta.grad is not None
+    converged = theta.grad.abs().max().item() <= GRADIENT_TOLERANCE
+    return Classifier(mean_D, scale_D, theta[:-1], theta[-1], converged)
 
 
 def colour_histogram(images: np.ndarray, bins: int = 8) -> Tensor:

@@ -21,13 +21,14 @@ class Labelled(Protocol):
         """Class names."""
 
 
-def holdout_split(n: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def holdout_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Divide train into a part to fit on and a part to choose on, so that val serves for nothing but the score.
 
-    The holdout is the end of the split in shard order, which was shuffled when the shards were written.
+    The holdout is the end of the split in shard order, which was shuffled when the shards were written. Shards that are streamed
+    keep their order: where the end lacks classes that evenly spaced samples have, these are the holdout.
 
     Args:
-        n: samples of train.
+        labels: int64 (n,), those of train.
         fraction: share of the holdout; at least one sample goes to each part.
 
     Returns:
@@ -36,10 +37,13 @@ def holdout_split(n: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         PecoError: fewer than 2 samples.
     """
+    n = len(labels)
     if n < 2:
         raise PecoError(f"train has {n} sample(s); evaluation needs at least 2: give more images")
     held = min(max(round(n * fraction), 1), n - 1)
-    return np.arange(n - held), np.arange(n - held, n)
+    end, spaced = np.arange(n - held, n), np.arange(held) * n // held
+    chosen = end if len(np.unique(labels[end])) >= len(np.unique(labels[spaced])) else spaced
+    return np.setdiff1d(np.arange(n), chosen), chosen
 
 
 def why_skipped(train: Labelled, val: Labelled) -> str | None:

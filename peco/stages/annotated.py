@@ -48,6 +48,7 @@ def fit_indexed(
         rank=dist.rank,
         world=dist.world,
         workers=run.workers,
+        device=dist.device,
     )
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)

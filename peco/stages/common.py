@@ -18,9 +18,11 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +33,7 @@ import torch
 from peco import config as parameters
 from peco import schema, workfiles
 from peco.config import Config
+from peco.device import uses_cuda
 from peco.errors import Interrupted, PecoError
 
 ARTIFACTS = Path("artifacts")
@@ -53,6 +56,7 @@ WORK_FORMAT = 1  # of checkpoints and other working files: raised where older on
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
 SAME_STOP_SECONDS = 1.0
 POLL_SECONDS = 0.5
+KEY_BYTES = 8
 LOST_PEER_SECONDS = 10.0
 
 
@@ -82,22 +86,27 @@ class StageRun:
             inputs: results of earlier stages, and data of the user's. Only rank 0 reads them, since they may be large.
             share: rank 0's bytes to all ranks.
         """
-        paths, key = list(inputs), bytes(8)
+        paths = list(inputs)
         for path in paths:
             _require(path)  # on all ranks, so that none waits for one that has failed
-        if is_main():
-            state = {
-                "format": WORK_FORMAT,
-                "params": schema.fingerprint(self.config),
-                "inputs": [content_hash(path) for path in paths],
-                "code": code_hash(),
-            }
-            key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[: len(key)]
-        folder = workfiles.folder(self.name.replace("@", "_"), share(key).hex())
-        # Ranks wait here and not in one collective, which has a timeout.
+        # Ranks wait in many short collectives, since a long one runs into its timeout.
+        hashing = _in_background(lambda: self._key(paths)) if is_main() else None
+        while not share(bytes([hashing is not None and bool(wait([hashing], POLL_SECONDS).done)]))[0]:
+            pass
+        key = share(hashing.result() if hashing else bytes(KEY_BYTES)).hex()
+        folder = workfiles.folder(self.name.replace("@", "_"), key)
         while not share(bytes([is_main() and workfiles.hold(folder)]))[0]:
             time.sleep(POLL_SECONDS)
         return folder
+
+    def _key(self, inputs: Iterable[Path]) -> bytes:
+        state = {
+            "format": WORK_FORMAT,
+            "params": schema.fingerprint(self.config),
+            "inputs": [content_hash(path) for path in inputs],
+            "code": code_hash(),
+        }
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[:KEY_BYTES]
 
     def metrics(self, values: dict[str, Any]) -> None:
         """Write the stage's metrics file; of an evaluation also its folder of pictures, empty unless it has some."""
@@ -128,6 +137,20 @@ def env_number(name: str) -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes results."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _in_background(work: Callable[[], bytes]) -> Future[bytes]:
+    """Start work beside this thread. A process that stops does not wait for it."""
+    future: Future[bytes] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _require(path: Path) -> None:
@@ -214,8 +237,11 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
     try:
         if threads := env_number("PECO_THREADS"):
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+        if (
+            not uses_cuda()
+        ):  # where equal bytes are promised; on GPUs it would cost speed, and attention would differ all the same
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         run = StageRun(name, schema.restrict(parameters.load(), params))
         try:
             main(run)

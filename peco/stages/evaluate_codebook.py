@@ -101,7 +101,7 @@ def main(run: common.StageRun) -> None:
     try:
         labelled_splits()
         probe = config.Linear(l2=cfg.codebook.l2, max_iter=cfg.codebook.max_iter)
-        metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout)
+        metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout, where)
     except common.Skipped as reason:
         metrics["linear_skipped"] = str(reason)
     listed: dict[str, Any] = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
@@ -215,6 +215,7 @@ def linear_scores(
     val: tuple[Images, Sequence[Tensor]],
     probe: config.Linear,
     holdout: float,
+    where: torch.device,
 ) -> dict[str, float]:
     """Accuracy on val of linear probes of token histograms, mean code vectors, and code vectors where they are."""
     metrics: dict[str, float] = {}
@@ -222,7 +223,9 @@ def linear_scores(
         sides = [(features(tokens[number], book.vectors_KD), images.labels) for images, tokens in (train, val)]
         for name in sides[0][0]:
             (ours, labels), (theirs, val_labels) = sides
-            result = linear.evaluate(({name: ours[name]}, labels), ({name: theirs[name]}, val_labels), probe, holdout)
+            result = linear.evaluate(
+                ({name: ours[name]}, labels), ({name: theirs[name]}, val_labels), probe, holdout, where
+            )
             metrics |= {f"{book.prefix}{name}_accuracy": result.accuracy, f"{book.prefix}{name}_l2": result.l2}
     return metrics
 

@@ -61,7 +61,13 @@ def main(run: common.StageRun) -> None:
         if averaged is not None:
             task.load_state_dict(averaged)
         batches = scan(
-            val, CenterView(size), batch_size=SCAN_BATCH, rank=dist.rank, world=dist.world, workers=run.workers
+            val,
+            CenterView(size),
+            batch_size=SCAN_BATCH,
+            rank=dist.rank,
+            world=dist.world,
+            workers=run.workers,
+            device=dist.device,
         )
         metrics[f"{prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
         details[f"{prefix}accuracy"] = dict(zip(train.classes, by_class, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peco import device
 from peco.downstream import knn
 from peco.publishing import staging
 from peco.stages import common
@@ -26,6 +27,7 @@ def main(run: common.StageRun) -> None:
             features(model, val, run.workers),
             run.config.evaluate.knn,
             run.config.evaluate.holdout,
+            device.choose(),
         )
         tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from peco import device
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
@@ -23,19 +24,23 @@ PICTURES = common.PICTURES / "linear"
 def main(run: common.StageRun) -> None:
     common.require_task(run, "linear")
     train, val = labelled_splits()
-    cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
+    cfg, holdout, where = run.config.evaluate.linear, run.config.evaluate.holdout, device.choose()
     metrics: dict[str, Any] = {}
-    tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
+    details: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
     for prefix, model in backbones(run.config.seed):
-        result = linear.evaluate(features(model, train, run.workers), features(model, val, run.workers), cfg, holdout)
-        tried[f"{prefix}holdout_accuracy"] = result.tried
+        result = linear.evaluate(
+            features(model, train, run.workers), features(model, val, run.workers), cfg, holdout, where
+        )
+        details |= {f"{prefix}holdout_accuracy": result.tried, f"{prefix}converged": result.converged}
         metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}l2": result.l2}
     simple = [image_statistics(split, run.workers) for split in (train, val)]
     for name in ("pixels", "histogram"):
         ours, theirs = (({name: found[name]}, labels) for found, labels in simple)
-        metrics[f"{name}_accuracy"] = linear.evaluate(ours, theirs, cfg, holdout).accuracy
+        result = linear.evaluate(ours, theirs, cfg, holdout, where)
+        metrics[f"{name}_accuracy"] = result.accuracy
+        details[f"{name}_converged"] = result.converged
     with staging(PICTURES) as folder:
-        write_details(folder, tried)
+        write_details(folder, details)
     run.metrics(metrics)
 
 

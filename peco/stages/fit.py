@@ -57,7 +57,14 @@ def fit(
         rank=dist.rank,
         world=dist.world,
         workers=run.workers,
+        device=dist.device,
     )
+    if loader.workers < run.workers and dist.rank == 0:
+        print(
+            f"{name or run.name}: {loader.workers} loader processes a rank instead of {run.workers}: they divide its "
+            f"{run.config.loader.lanes // dist.world} lanes (loader.lanes {run.config.loader.lanes})",
+            flush=True,
+        )
     folder = work / name if name else work
     folder.mkdir(parents=True, exist_ok=True)
     logs = MetricLog(name or run.name, folder / "metrics", dist)

@@ -182,10 +182,13 @@ def score(run: common.StageRun, dist: Dist) -> dict[str, float]:
     ):
         center = CenterView(whole_patches(model, run.config.loader.image_size))
         ours, theirs = (
-            extract(model.to(dist.device), scan(split, center, batch_size=SCAN_BATCH, workers=run.workers))
+            extract(
+                model.to(dist.device),
+                scan(split, center, batch_size=SCAN_BATCH, workers=run.workers, device=dist.device),
+            )
             for split in (train, val)
         )
-        scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT).accuracy
+        scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT, dist.device).accuracy
     return scores
 
 

@@ -32,5 +32,6 @@ def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
 
 def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
     """Features of every block of `model` for the evaluation views of a split."""
-    batches = scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers)
+    where = next(model.parameters()).device
+    batches = scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers, device=where)
     return extract(model, batches)

@@ -131,10 +131,10 @@ def score(
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
     split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
     count, l1, perceptual, psnr = 0, 0.0, 0.0, 0.0
-    for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers):
+    for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:
             break
-        x_BCHW = batch["image"].to(device)
+        x_BCHW = batch["image"]
         reconstruction_BCHW = tokenizer.reconstruct(x_BCHW)
         mse_B = (reconstruction_BCHW - x_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
         psnr += float((-10 * mse_B.log10()).sum())

@@ -30,7 +30,7 @@ from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "tokens")
-SCAN_BATCH = 64
+IMAGES_AT_ONCE = 256  # views of a batch, unless those of one sample are more
 POLL_SECONDS, LINE_SECONDS = 0.5, 30.0
 
 
@@ -111,12 +111,13 @@ def write_shard(
     start = int(train.starts[number])
     stop = start + train.shards[number].samples
     parts = []
-    for batch in scan(train, make, batch_size=SCAN_BATCH, workers=workers, start=start, stop=stop):
-        pixels = batch["pixels"].flatten(0, 1).to(device)
+    samples = max(1, IMAGES_AT_ONCE // make.count)
+    for batch in scan(train, make, batch_size=samples, workers=workers, start=start, stop=stop, device=device):
+        pixels = batch["pixels"].flatten(0, 1)
         x_BCHW = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
         tokens_Bhw = tokenizer.tokenize(x_BCHW)
         entries = np.empty((len(batch["pixels"]), make.count), dtype=entry_dtype(tokens_Bhw[0].numel()))
-        entries["view"] = batch["numbers"].numpy().view(views.VIEW_DTYPE)[..., 0]
+        entries["view"] = batch["numbers"].cpu().numpy().view(views.VIEW_DTYPE)[..., 0]
         entries["tokens"] = tokens_Bhw.cpu().numpy().reshape(*entries.shape, -1)
         parts.append(entries)
     part = target.with_suffix(".part")

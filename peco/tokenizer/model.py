@@ -14,6 +14,8 @@ from peco.errors import PecoError
 from peco.tokenizer.autoencoder import Decoder, Encoder
 from peco.tokenizer.quantizer import QuantizerOutput, VectorQuantizer
 
+IMAGES_AT_ONCE = 64
+
 
 class PerceptualTokenizer(nn.Module):
     """VQ-VAE of PeCo (arXiv 2111.12710, section 3.1); images are float32 BCHW in [0, 1].
@@ -59,12 +61,14 @@ class PerceptualTokenizer(nn.Module):
 
     @torch.no_grad()
     def tokenize(self, x_BCHW: Tensor) -> Tensor:
-        """Tokens (int64, Bhw) of images.
+        """Tokens (int64, Bhw) of images, `IMAGES_AT_ONCE` at a time, so that memory doesn't grow with their number.
 
         Raises:
             PecoError: height or width is no multiple of `factor`.
         """
-        return self.quantizer.encode(self._encode(x_BCHW))
+        return torch.cat(
+            [self.quantizer.encode(self._encode(x_bCHW)) for x_bCHW in torch.split(x_BCHW, IMAGES_AT_ONCE)]
+        )
 
     @torch.no_grad()
     def decode(self, tokens_Bhw: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0))
 
-        # This rank's share of the step. No buffers: DistributedDataParallel would overwrite them with rank 0's.
+        self._started = False  # on the host, since a look at `initialized` waits for the device
+        # This rank's share of the step. No buffers, since those are in the state and equal on all ranks.
         self._counts_K: Tensor | None = None
         self._sums_KD: Tensor | None = None
         self._vectors: list[Tensor] = []
@@ -91,8 +92,10 @@ class VectorQuantizer(nn.Module):
         B, D, h, w = z_BDhw.shape
         with torch.autocast(z_BDhw.device.type, enabled=False):
             z_ND = self._flatten(z_BDhw)
-            if self.training and not self.initialized:
-                self._start(z_ND.detach())
+            if self.training and not self._started:
+                if not self.initialized:
+                    self._start(z_ND.detach())
+                self._started = True
             tokens_N = _nearest(z_ND.detach(), self.codebook_KD)
             code_ND = self.codebook_KD[tokens_N]
             commitment = F.mse_loss(z_ND, code_ND)
@@ -153,7 +156,7 @@ class VectorQuantizer(nn.Module):
     def _collect(self, z_ND: Tensor, tokens_N: Tensor) -> None:
         if self._counts_K is None or self._sums_KD is None:
             self._counts_K, self._sums_KD = torch.zeros_like(self.histogram_K), torch.zeros_like(self.ema_sums_KD)
-        self._counts_K += torch.bincount(tokens_N, minlength=self.codes)
+        self._counts_K.index_add_(0, tokens_N, torch.ones_like(tokens_N))  # bincount waits for the device
         self._sums_KD.index_add_(0, tokens_N, z_ND)
         if self.restart_after:
             self._vectors.append(z_ND)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from peco.errors import PecoError
 
+PAUSE = 50  # so that writing takes no more than two percent of the time
+
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Replace the checkpoint at `path` atomically and durably: after a crash at any moment the old or the new one is there.
@@ -114,7 +116,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
 
 
 class Rhythm:
-    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS (120), and every PECO_CHECKPOINT_STEPS steps where that is set.
+    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS, and every PECO_CHECKPOINT_STEPS steps where that is set.
+
+    Unless they are given, the seconds are 120, and at least `PAUSE` times what it took to write the last one, since all ranks wait.
 
     Raises:
         PecoError: one of them isn't a number of at least 0.
@@ -122,16 +126,18 @@ class Rhythm:
 
     def __init__(self) -> None:
         self._seconds = _env_number("PECO_CHECKPOINT_SECONDS", 120.0)
+        self._pause = 0.0 if "PECO_CHECKPOINT_SECONDS" in os.environ else PAUSE
+        self._took = 0.0
         self._steps = _env_number("PECO_CHECKPOINT_STEPS", 0.0) or math.inf
         self._saved = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether to write one after `step` steps."""
-        return step % self._steps == 0 or time.monotonic() - self._saved >= self._seconds
+        return step % self._steps == 0 or time.monotonic() - self._saved >= max(self._seconds, self._pause * self._took)
 
-    def saved(self) -> None:
-        """One was written just now."""
-        self._saved = time.monotonic()
+    def saved(self, seconds: float) -> None:
+        """One was written just now, which took so long."""
+        self._saved, self._took = time.monotonic(), seconds
 
 
 def _env_number(key: str, default: float) -> float:

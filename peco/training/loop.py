@@ -81,12 +81,11 @@ def train(
 ) -> dict[str, Tensor] | None:
     """Train `task` in place, from the checkpoint in `work` where there is one.
 
-    A checkpoint is written every PECO_CHECKPOINT_SECONDS (120), every PECO_CHECKPOINT_STEPS where that is set, when SIGTERM or
-    SIGINT asks to stop, and after the last step.
+    A checkpoint is written when `checkpoint.Rhythm` says so, when SIGTERM or SIGINT asks to stop, and after the last step.
 
     Args:
         task: moved to `dist.device` and set to training mode.
-        loader_batches: (start, stop) to this rank's batches of the steps [start, stop), on the CPU.
+        loader_batches: (start, stop) to this rank's batches of the steps [start, stop), on `dist.device`.
         name: of the stage, for people.
         samples: samples in an epoch.
         optim: recipe; `batch_size` is that of all ranks together.
@@ -160,6 +159,7 @@ class _Run:
             print(f"{self.name}  goes on from step {step}/{self.total}", flush=True)
 
     def save(self) -> None:
+        began = time.monotonic()
         if self.dist.rank == 0:
             state = {
                 "step": self.step,
@@ -171,7 +171,7 @@ class _Run:
                 "restarts": self.restarts,
             }
             checkpoint.save(self.path, state)
-        self.rhythm.saved()
+        self.rhythm.saved(time.monotonic() - began)
         self.logs.exporter.saved()
 
     def loop(self, loader_batches: Callable[[int, int], Iterator[Batch]], stop: StopSignals) -> None:
@@ -187,7 +187,7 @@ class _Run:
         try:
             while self.step < total:
                 began = time.monotonic()
-                batch = {key: value.to(dist.device, non_blocking=True) for key, value in next(batches).items()}
+                batch = next(batches)
                 wait = time.monotonic() - began
                 values, stopping, due = self._step(model, batch, stop)
                 self._log(values)
@@ -217,7 +217,8 @@ class _Run:
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
-        wishes = torch.tensor([stop.requested, self.rhythm.due(step + 1)], dtype=torch.float64).to(self.dist.device)
+        due = self.dist.rank == 0 and self.rhythm.due(step + 1)  # rank 0 is the one that knows how long saving takes
+        wishes = torch.tensor([stop.requested, due], dtype=torch.float64).to(self.dist.device)
         shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
         means = (total_value / self.dist.world for total_value in shared[2:])
