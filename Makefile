@@ -33,7 +33,7 @@ params: setup ## write params.yaml: PRESET=… DATA=… SET="key=value …"
 repro: setup ## images to an evaluated backbone and a report; PRESET, DATA and SET as in `make params`
 	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data '$(DATA)') $(SET) &&) python -m pipelines.repro
 
-compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, a table a task; VARIANTS="peco pixel regression vqkd", SET="key=value …"
+compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, one table per task; VARIANTS="peco pixel regression vqkd", SET="key=value …"
 	$(if $(PRESET)$(DATA),$(error compare takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make compare`))
 	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET))
 
@@ -57,7 +57,7 @@ deps: setup ## bring the code dependencies in dvc.yaml up to date with the impor
 pipeline-compile: setup ## the graph as a Kubeflow pipeline: OUT=pipeline.yaml; REV and SET as for pipeline-submit
 	@python -m pipelines.submit compile $(if $(OUT),--out '$(OUT)') $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET))
 
-pipeline-local: setup ## run the commit through that very pipeline on this machine; GIT=…, REMOTE=… instead of those under .work/pipeline, NAME=… of the experiment
+pipeline-local: setup ## run that pipeline on this machine, for the commit that is checked out; GIT=…, REMOTE=… instead of those under .work/pipeline, NAME=… of the experiment
 	@python -m pipelines.local $(if $(GIT),--git '$(GIT)') $(if $(REMOTE),--remote '$(REMOTE)') $(if $(NAME_GIVEN),--name '$(NAME_GIVEN)')
 
 pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKEN): REV, SET, SWEEP, SCHEDULE, WAIT=1, FORCE=1 (docs/cluster.md)

@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line: status 0, 2 for an error the user can mend, 130 if interrupted."""
+    """Run the command line: status 0, 2 for an error the user can fix, 130 if interrupted."""
     args = parser().parse_args(argv)
     try:
         args.run(args)

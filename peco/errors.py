@@ -2,7 +2,7 @@
 
 
 class PecoError(Exception):
-    """Something the user can mend: the message is one line that says what is wrong and what to do."""
+    """Something the user can fix: the message is one line that says what is wrong and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))

@@ -31,7 +31,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Resources:
     """What a stage is given. Goes to `meta:` in dvc.yaml, no stage depends on it.
 
-    The first four shape the processes, on any machine. `processes: 0` means one a GPU, and one in all where there is none;
+    The first four shape the processes, on any machine. `processes: 0` means one per GPU, and one in all where there is none;
     `threads: 0` shares all cores between the processes. The order of floating-point sums depends on the number of threads, so
     presets that promise equal bytes fix it. The others are what is asked of a cluster; one machine gives what it has.
     """
@@ -80,6 +80,6 @@ class Resources:
 class ResourceKinds:
     """Resources by kind of stage."""
 
-    train: Resources  # perceptual_net, tokenizer, tokens, pretrain, evaluate@finetune
-    probe: Resources  # evaluate@knn, evaluate@linear: one process that computes features
+    train: Resources  # perceptual_net, tokenizer, tokens, pretrain, evaluate@{finetune,segmentation,detection}
+    probe: Resources  # evaluate@{knn,linear,agreement,codebook}: one process that computes features
     host: Resources  # shards, report: one process that needs no GPU

@@ -1,4 +1,4 @@
-"""`make compare`: PeCo, its variants and baselines over the same seeds, one table a task.
+"""`make compare`: PeCo, its variants and baselines over the same seeds, one table per task.
 
 Each variant and seed is a DVC experiment, run in a folder of its own, so the workspace is left alone and what an earlier run has
 computed is taken from the run-cache. The experiments stay: `dvc exp show` lists them, `dvc exp apply` brings one back.

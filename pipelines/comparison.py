@@ -90,7 +90,7 @@ def _budget(config: Config, metrics: Metrics) -> list[tuple[str, str]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The text, a table a task."""
+    """The text, one table per task."""
     budget = "; ".join(f"{stage.lower()}: {seen}" for stage, seen in comparison.budget)
     parts = [f"# {comparison.title}", comparison.lead, comparison.summary, f"Seen in training: {budget}."]
     for table in comparison.tables:

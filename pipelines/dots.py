@@ -12,7 +12,7 @@ SIDE = 22  # margin left and right
 LINE = 38  # height of a row: its name, and its dots below
 FLOOR = 26  # height of the axis with its numbers
 
-Series = tuple[str, Sequence[float], bool]  # name, a value a seed, whether it is the row to look at
+Series = tuple[str, Sequence[float], bool]  # name, one value per seed, whether it is the row to look at
 
 
 def dot_plot(rows: Sequence[Series], *, label: str) -> str:

@@ -2,7 +2,7 @@
 
 The stage runs as a TorchX component: here on TorchX's local scheduler, one process plainly, several through torchrun, or as a
 job on a cluster (pipelines/cluster/job.py). Its lines appear as they are written, a stop is passed on, its status is returned: 0,
-2 for what the user can mend, 128 + the signal for a stop, 1 for the rest.
+2 for an error that the user can fix, 128 + the signal for a stop, 1 for the rest.
 
 Environment:
     PECO_NPROC, PECO_NODES: processes on a node and nodes of a stage that trains (several nodes are simulated on this machine)

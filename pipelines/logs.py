@@ -41,8 +41,8 @@ class Tail:
 class Screen:
     """Shows lines as they come, and on a terminal redraws progress lines (those that begin with a carriage return) in place.
 
-    What a user can mend is one line that begins with `error: `. It is shown once, whichever and however many ranks print it, and
-    what the ranks still write to stderr after it is their end, not the cause: it stays in the log files.
+    An error that a user can fix is one line that begins with `error: `. It is shown once, whichever and however many ranks print
+    it, and what the ranks still write to stderr after it is their end, not the cause: it stays in the log files.
     """
 
     def __init__(self) -> None:

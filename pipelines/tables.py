@@ -1,4 +1,4 @@
-"""The metrics of experiments as tables: one a task, a row a point or baseline, mean and sample standard deviation over seeds."""
+"""The metrics of experiments as tables, one per task: a row for each point or baseline, mean and sample deviation over seeds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Task:
 @dataclass(frozen=True)
 class Cell:
     text: str
-    values: tuple[float, ...] = ()  # one a seed, as the column shows them
+    values: tuple[float, ...] = ()  # one per seed, as the column shows them
 
 
 @dataclass(frozen=True)

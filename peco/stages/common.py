@@ -216,7 +216,7 @@ def finished(work: Path) -> None:
 
 
 def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]) -> None:
-    """Run a stage as this process's work, and exit: 0, 2 for an error the user can mend, 143 if interrupted, 1 for a defect.
+    """Run a stage as this process's work, and exit: 0, 2 for an error the user can fix, 143 if interrupted, 1 for a defect.
 
     SIGTERM and SIGINT end it in the midst of things, what it was writing is removed. A training has its own way to stop.
     """

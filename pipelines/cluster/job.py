@@ -82,7 +82,7 @@ def run(
     Call it from the main thread: it handles the signals until the job has ended.
 
     Raises:
-        PecoError: something the user can mend: a variable is missing or wrong, the cluster refuses.
+        PecoError: something the user can fix: a variable is missing or wrong, the cluster refuses.
     """
     scheduler = env.get("PECO_SCHEDULER")
     if scheduler not in ("kubernetes", "slurm"):
