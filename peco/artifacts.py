@@ -80,7 +80,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     if not path.parent.is_dir():
-        raise PecoError(f"{directory}: no such model folder; run the stage that makes it or mend the path")
+        raise PecoError(f"{directory}: no such model folder; run the stage that makes it or fix the path")
     try:
         config = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:

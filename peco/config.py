@@ -389,7 +389,7 @@ def load(path: str | Path = "params.yaml") -> Config:
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file; `make params` writes it") from None
     except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that and run again") from None
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that and run again") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PecoError(f"{path}: not valid YAML: {error}") from None
     return parse(raw)

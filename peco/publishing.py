@@ -57,7 +57,7 @@ def staging(final: Path) -> Iterator[Path]:
         if block and not _is_refusal(error, tmp):
             raise
         reason = "disk full" if error.errno in _FULL else f"could not be written: {error}"
-        raise PecoError(f"{final}: {reason}; nothing was changed there, mend that and run again") from error
+        raise PecoError(f"{final}: {reason}; nothing was changed there, fix that and run again") from error
     finally:
         with contextlib.suppress(OSError):
             _remove(tmp)

@@ -257,7 +257,7 @@ def ablate(ablation: str, seeds: Sequence[int], settings: Sequence[str], jobs: i
     print(f"\n{comparison.markdown(found)}\nAlso in {' and '.join(map(str, written))}.")
     if run.failed:
         print(
-            f"error: {len(run.failed)} of {len(planned)} experiments failed; mend that, and the same command runs them again",
+            f"error: {len(run.failed)} of {len(planned)} experiments failed; fix that, and the same command runs them again",
             file=sys.stderr,
         )
     return 2 if run.failed else 0

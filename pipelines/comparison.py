@@ -133,7 +133,7 @@ def write(comparison: Comparison, stem: Path) -> list[Path]:
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
         except OSError as error:
-            raise PecoError(f"{path}: can't be written ({error.strerror}); mend that and run again") from None
+            raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
         written.append(path)
     return written
 

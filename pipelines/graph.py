@@ -96,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file; run this from the root of the repository") from None
     except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that and run again") from None
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that and run again") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PecoError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):

@@ -68,7 +68,7 @@ def write(values: dict[str, Any], path: Path = PARAMS) -> None:
         part.write_text(render(values), encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
-        raise PecoError(f"{path}: can't be written ({error.strerror}); mend that and run again") from None
+        raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
     finally:
         part.unlink(missing_ok=True)
 

@@ -105,12 +105,12 @@ def main(
             watch = _Watch(stage)
             _fetch(place)
             if run_dvc(["repro", "--single-item", "--pull", stage], cwd=place.path, show=watch):
-                raise PecoError("not finished; the reason stands above. Mend it and retry: it goes on from there")
+                raise PecoError("not finished; the reason stands above. Fix it and retry: it goes on from there")
             entry = place.entry()
             reproduced = time.time()
             if run_dvc(["push", "--run-cache", stage], cwd=place.path, show=_show):
                 raise PecoError(
-                    "finished, but its results can't be pushed; the reason stands above. Mend it and retry: it only pushes"
+                    "finished, but its results can't be pushed; the reason stands above. Fix it and retry: it only pushes"
                 )
             numbers = _numbers(place)
             for name, value in numbers.items():
@@ -230,7 +230,7 @@ def _fetch(place: Workspace) -> None:
     targets = place.fetched()
     if targets and run_dvc(["pull", "--force", *targets], cwd=place.path, show=_show):
         raise PecoError(
-            f"its inputs ({', '.join(targets)}) can't be fetched; the reason stands above. Mend it and retry"
+            f"its inputs ({', '.join(targets)}) can't be fetched; the reason stands above. Fix it and retry"
         )
 
 

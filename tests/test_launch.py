@@ -29,8 +29,8 @@ stages:
   evaluate: {foreach: [knn], do: {cmd: x}}
   unknown: {cmd: x}
 """
-# What every stage will do: an error that the user can mend is one line and status 2.
-MENDABLE = """
+# What every stage will do: an error that the user can fix is one line and status 2.
+FIXABLE = """
 import sys
 from peco.errors import PecoError
 def main():
@@ -215,12 +215,12 @@ def test_nodes_are_simulated(repo: Callable[..., Path]) -> None:
 
 
 def test_what_the_user_can_mend_is_one_line_and_status_2(repo: Callable[..., Path]) -> None:
-    status, out, err = launch(repo(tokenizer=MENDABLE))
+    status, out, err = launch(repo(tokenizer=FIXABLE))
     assert (status, out, err) == (2, "", "error: data: missing; get some\n")
 
 
 def test_ranks_that_fail_because_another_did_say_nothing(repo: Callable[..., Path]) -> None:
-    one = MENDABLE.replace(
+    one = FIXABLE.replace(
         "def main():", "import os, time\ndef main():\n    if os.environ['RANK'] == '0':\n        time.sleep(1); 1 / 0"
     )
     late = one.replace("time.sleep(1); 1 / 0", "signal.signal(signal.SIGTERM, lambda *_: 1 / 0); time.sleep(60)")

@@ -290,7 +290,7 @@ class Broken:
         if sample.index == self.at:
             if self.fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise PecoError(f"sample {sample.index} is broken; mend it")
+            raise PecoError(f"sample {sample.index} is broken; fix it")
         return {"index": sample.index}
 
 
@@ -303,11 +303,11 @@ def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int)
         for batch in batches:
             found.extend(batch["index"].tolist())
 
-    with pytest.raises(PecoError, match=r"^sample 9 is broken; mend it$"):
+    with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
         read(scan(train, Broken(9), batch_size=4, workers=workers))
     assert found == list(range(8))  # what lies before comes first
     loader = TrainLoader(train, Broken(9), batch_size=8, seed=0, lanes=8, buffer=4, workers=workers)
-    with pytest.raises(PecoError, match=r"^sample 9 is broken; mend it$"):
+    with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
         read(loader.batches(0, 3))
 
 

@@ -331,7 +331,7 @@ def test_views_of_another_size(bapps: Path, tmp_path: Path) -> None:
 
 def test_a_broken_image(bapps: Path, tmp_path: Path) -> None:
     save(bapps / "val" / "cnn" / "p0" / "000001.png", b"no image")
-    with pytest.raises(PecoError, match=r"val/cnn/p0/000001\.png: not an image of a known format; mend or remove"):
+    with pytest.raises(PecoError, match=r"val/cnn/p0/000001\.png: not an image of a known format; fix or remove"):
         TwoAfc(bapps, tmp_path / "work").images(1, 48)
 
 

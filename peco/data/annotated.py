@@ -101,5 +101,5 @@ def upright_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise PecoError(f"{path}: no such image; add it or remove its annotation") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise PecoError(f"{path}: can't be read as an image ({error}); mend or remove it and its annotation") from None
+        raise PecoError(f"{path}: can't be read as an image ({error}); fix or remove it and its annotation") from None
     return (height, width) if turned else (width, height)

@@ -122,7 +122,7 @@ class _Tar:
             self._file.seek(offset)
             return self._file.read(size)
         except OSError as error:
-            raise PecoError(f"{self._path}: can't be read ({error.strerror}); mend that and run again") from None
+            raise PecoError(f"{self._path}: can't be read ({error.strerror}); fix that and run again") from None
 
 
 class _Zip:

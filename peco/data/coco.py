@@ -174,7 +174,7 @@ class _Split:
     def _require_category(self, entry: Mapping[str, Any], where: str) -> None:
         category = _get(entry, "category_id", int, where)
         if category not in self.known:
-            raise PecoError(f"{where}: category_id {category} is not among the categories; add it there or mend it")
+            raise PecoError(f"{where}: category_id {category} is not among the categories; add it there or fix it")
 
     def _region(self, entry: Mapping[str, Any], size: tuple[int, int], where: str) -> Region | None:
         segmentation = entry.get("segmentation")
@@ -191,7 +191,7 @@ class _Split:
                     "expected the same"
                 )
             return Rle(_counts(segmentation["counts"], size[0] * size[1], where))
-        raise PecoError(f"{where}: segmentation is neither polygons nor run lengths; mend it")
+        raise PecoError(f"{where}: segmentation is neither polygons nor run lengths; fix it")
 
 
 def _is_number(value: object) -> bool:
@@ -205,7 +205,7 @@ def _counts(found: list[Any] | str, pixels: int, where: str) -> tuple[int, ...]:
     except ValueError:
         counts = ()
     if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != pixels:
-        raise PecoError(f"{where}: the run lengths of its mask don't make up the image's {pixels} pixels; mend them")
+        raise PecoError(f"{where}: the run lengths of its mask don't make up the image's {pixels} pixels; fix them")
     return counts
 
 

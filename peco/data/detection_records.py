@@ -113,7 +113,7 @@ class RecordedSet:
         try:
             return decode(path.read_bytes())
         except (PecoError, OSError) as error:
-            raise PecoError(f"{path}: can't be read: {error}; mend or remove image and annotation") from None
+            raise PecoError(f"{path}: can't be read: {error}; fix or remove image and annotation") from None
 
     def objects(self, i: int) -> Objects:
         """The objects of image i.
@@ -169,11 +169,11 @@ def _inside(annotation: Annotation, width: int, height: int) -> tuple[float, flo
     x0, y0, x1, y1 = annotation.box
     shown = ", ".join(f"{value:g}" for value in annotation.box)
     if not all(map(math.isfinite, annotation.box)) or x1 < x0 or y1 < y0:
-        raise PecoError(f"{annotation.where}: the box x0, y0, x1, y1 = {shown} is none; mend or remove it")
+        raise PecoError(f"{annotation.where}: the box x0, y0, x1, y1 = {shown} is none; fix or remove it")
     if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
         raise PecoError(
             f"{annotation.where}: the box x0, y0, x1, y1 = {shown} lies outside the image of {width} x {height} pixels; "
-            "mend or remove it"
+            "fix or remove it"
         )
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
     positive = np.float32(x1) > np.float32(x0) and np.float32(y1) > np.float32(y0)
@@ -194,7 +194,7 @@ def image_size(path: Path, where: str) -> tuple[int, int]:
     except PecoError:
         if os.path.exists(path):
             raise
-        # Who asks for an image that isn't there is what has to be mended, and only the caller knows it.
+        # Who asks for an image that isn't there is what has to be fixed, and only the caller knows it.
         raise PecoError(f"{where}: the image {path} is missing; fetch it or remove its annotation") from None
 
 

@@ -75,9 +75,9 @@ class MaskFolder:
         try:
             return decode(path.read_bytes())
         except OSError as error:
-            raise PecoError(f"{path}: can't be read ({error.strerror}); mend that and run again") from None
+            raise PecoError(f"{path}: can't be read ({error.strerror}); fix that and run again") from None
         except PecoError as error:
-            raise PecoError(f"{path}: {error}; mend or remove it and its mask") from None
+            raise PecoError(f"{path}: {error}; fix or remove it and its mask") from None
 
     def mask(self, i: int) -> NDArray[np.int32]:
         return self._class_of[_read_mask(self._pairs[i][1])]
@@ -111,13 +111,11 @@ def open_folder(root: Path, ignore: int | None) -> tuple[MaskFolder, MaskFolder]
             wrong = next((int(i) for i in found if int(i) not in names and i != ignore), None)
             if wrong is not None:
                 raise PecoError(
-                    f"{mask}: class index {wrong} is out of range, {unknown}; mend the mask or the list, or set "
+                    f"{mask}: class index {wrong} is out of range, {unknown}; fix the mask or the list, or set "
                     "evaluate.segmentation.ignore to an index that means no class"
                 )
     if not set(names) - {ignore}:
-        raise PecoError(
-            f"{root}: no class is left beside the ignored index {ignore}; mend evaluate.segmentation.ignore"
-        )
+        raise PecoError(f"{root}: no class is left beside the ignored index {ignore}; fix evaluate.segmentation.ignore")
     train, val = (_keep(pairs[split], used[split], names, ignore, folders[split][1]) for split in SPLITS)
     return train, val
 
@@ -237,7 +235,7 @@ def _read_mask(path: Path) -> NDArray[np.int64]:
         with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "BMP", "TIFF", "GIF")) as image:
             mode, values = image.mode, np.asarray(image)
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise PecoError(f"{path}: can't be read as a mask ({error}); mend or remove it and its image") from None
+        raise PecoError(f"{path}: can't be read as a mask ({error}); fix or remove it and its image") from None
     if values.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise PecoError(
             f"{path}: an image of mode {mode}; expected one channel with the index of a class in each pixel"

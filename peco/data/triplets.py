@@ -133,7 +133,7 @@ class TwoAfc:
             try:
                 pictures.append(decode(self._archive.read(name)))
             except PecoError as error:
-                raise PecoError(f"{self.path}: {name}: {error}; mend or remove the triplet") from None
+                raise PecoError(f"{self.path}: {name}: {error}; fix or remove the triplet") from None
             if pictures[-1].size != pictures[0].size:
                 sizes = [f"{picture.width}x{picture.height}" for picture in (pictures[0], pictures[-1])]
                 raise PecoError(

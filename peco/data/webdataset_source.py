@@ -71,7 +71,7 @@ class WebDatasetSource:
                         file.seek(offset)
                         image = file.read(size)
                 except OSError as error:
-                    raise PecoError(f"{url}: can't be read ({error.strerror}); mend that and run again") from None
+                    raise PecoError(f"{url}: can't be read ({error.strerror}); fix that and run again") from None
                 yield RawSample(split, f"{Path(url).name}/{entry.key}", image, self._number(entry.label))
 
     def _build_index(self) -> dict[str, list[tuple[str, _Entry]]]:
@@ -126,7 +126,7 @@ class WebDatasetSource:
         if self.classes:
             raise PecoError(
                 f"{self._path}: label {label} is not among the {len(self.classes)} classes named for these tars; "
-                "mend classes.txt (or `classes` in the list)"
+                "fix classes.txt (or `classes` in the list)"
             )
         raise PecoError(
             f"{self._path}: label {label} is no class number, and streamed tars need all class names beforehand; "

@@ -72,7 +72,7 @@ def _names(content: dict[str, Any], path: Path) -> _Names:
         raise PecoError(f"{path}: names is {found!r}; expected a list of names, or numbers to names")
     count = content.get("nc", len(found))
     if count != len(found):
-        raise PecoError(f"{path}: nc is {count}, but there are {len(found)} names; mend one")
+        raise PecoError(f"{path}: nc is {count}, but there are {len(found)} names; fix one")
     numbers = sorted(found)
     return _Names(tuple(str(found[n]) for n in numbers), {n: i for i, n in enumerate(numbers)}, path)
 
@@ -135,9 +135,9 @@ def _parse(line: str, where: str, size: tuple[int, int], names: _Names) -> Annot
     except ValueError:
         finite = False
     if not finite:
-        raise PecoError(f"{where}: {line.strip()!r} holds something else than numbers; mend it")
+        raise PecoError(f"{where}: {line.strip()!r} holds something else than numbers; fix it")
     if number not in names.index:
-        raise PecoError(f"{where}: class {number:g} is not among the names of {names.path}; add it there or mend it")
+        raise PecoError(f"{where}: class {number:g} is not among the names of {names.path}; add it there or fix it")
     label, (width, height) = names.index[int(number)], size
     if len(values) == 4:
         cx, cy, w, h = values

@@ -258,7 +258,7 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
     except Exception as error:
         if stop.requested:  # a rank whose peers have left fails in whatever it does with them
             raise KeyboardInterrupt from None
-        if cause := _mendable(error):
+        if cause := _fixable(error):
             _say(f"error: {name}: {cause}")
             return EXIT_ERROR
         if _lost_peer(error):
@@ -274,7 +274,7 @@ def _lost_peer(error: Exception) -> bool:
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _mendable(error: Exception) -> str | None:
+def _fixable(error: Exception) -> str | None:
     """What to tell the user about an error that isn't peco's own; None for a defect."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full while writing {error.filename or 'results'}: free space and run again"

@@ -90,7 +90,7 @@ def _readable(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); mend that, or delete it to start anew") from None
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that, or delete it to start anew") from None
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -212,7 +212,7 @@ class _Run:
         if reason := pods.stuck(current):
             self.stuck_since = self.stuck_since or now
             if now - self.stuck_since >= STUCK_SECONDS:
-                return f"job {self.job.name} can't start: {reason}; mend that and run again"
+                return f"job {self.job.name} can't start: {reason}; fix that and run again"
         else:
             self.stuck_since = None
         if current and all(pods.has_started(pod) for pod in current):

@@ -64,7 +64,7 @@ def load(params: bytes, where: str) -> Any:
     try:
         return yaml.safe_load(params.decode())
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise PecoError(f"{where}: not valid YAML; mend it") from None
+        raise PecoError(f"{where}: not valid YAML; fix it") from None
 
 
 def _parse(params: object, found: Revision) -> config.Config:
