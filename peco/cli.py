@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,15 +40,17 @@ def reconstruct(args: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from peco.tokenizer.loss import psnr
+
     tokenizer, size = open_tokenizer(args.model, args.size)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, (_, x_BCHW) in zip(png_names(args.images), load_images(args.images, size), strict=True):
         decoded_BCHW = tokenizer.reconstruct(x_BCHW)
-        psnr = -10 * math.log10(max(1e-10, float((decoded_BCHW - x_BCHW).square().mean())))
+        (decibels,) = psnr(decoded_BCHW, x_BCHW).tolist()
         both_HWC = torch.cat([x_BCHW, decoded_BCHW], dim=3)[0].permute(1, 2, 0).mul(255).round().byte()
         Image.fromarray(both_HWC.numpy()).save(folder / name)
-        print(f"{folder / name}  PSNR {psnr:.1f} dB", flush=True)
+        print(f"{folder / name}  PSNR {decibels:.1f} dB", flush=True)
 
 
 def embed(args: argparse.Namespace) -> None:

@@ -33,7 +33,9 @@ from peco.downstream.frechet import frechet_distance
 from peco.errors import PecoError
 from peco.stages import common, evaluate_codebook, perceptual_net
 from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer.loss import psnr
 from peco.tokenizer.model import PerceptualTokenizer
+from peco.tokenizer.quantizer import nearest, usage_and_perplexity
 from pipelines.params import compose_params
 
 CFG = config.parse(compose_params("smoke", ["evaluate.codebook.images=24"]))
@@ -50,7 +52,7 @@ def randoms(*shape: int, seed: int = 0) -> Tensor:
 def test_psnr_by_its_formula() -> None:
     x = randoms(3, 3, 8, 8)
     y = x + torch.tensor([0.1, 0.01, 0.0]).view(-1, 1, 1, 1)
-    assert codebook.psnr(x, y).tolist() == pytest.approx([20, 40, 100], abs=1e-3)  # the last one is the ceiling
+    assert psnr(x, y).tolist() == pytest.approx([20, 40, 100], abs=1e-3)  # the last one is the ceiling
 
 
 @settings(max_examples=20, deadline=None)
@@ -115,13 +117,13 @@ def some_tokens(images: int = 12, side: int = 6, codes: int = 20, seed: int = 0)
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40).filter(any))
 def test_usage_and_perplexity(counts: list[int]) -> None:
-    usage, perplexity = codebook.usage_and_perplexity(np.array(counts))
+    usage, perplexity = usage_and_perplexity(np.array(counts))
     assert usage == pytest.approx(sum(count > 0 for count in counts) / len(counts))
     assert perplexity == pytest.approx(np.exp(scipy.stats.entropy(counts)))
 
 
 def test_no_token_no_perplexity() -> None:
-    assert codebook.usage_and_perplexity(np.zeros(4)) == (0, 0)
+    assert usage_and_perplexity(np.zeros(4)) == (0, 0)
 
 
 def test_features_of_tokens() -> None:
@@ -219,14 +221,14 @@ def test_kmeans_is_that_of_scipy() -> None:
     expected, labels = scipy.cluster.vq.kmeans2(patches.numpy(), start, iter=codebook.KMEANS_ITERS, minit="matrix")
     book = codebook.fit_patches(patches, 10, 2, seed=5)
     np.testing.assert_allclose(book.vectors_KD, expected, atol=1e-9)
-    changed = (codebook.nearest(patches, book.vectors_KD).numpy() != labels).mean()
+    changed = (nearest(patches, book.vectors_KD).numpy() != labels).mean()
     assert changed < 0.02  # scipy's labels are those before its last move
 
 
 def test_kmeans_takes_fewer_patches_than_codes() -> None:
     patches = randoms(3, 12)
     book = codebook.fit_patches(patches, 8, 2, seed=0)
-    assert sorted(set(codebook.nearest(patches, book.vectors_KD).tolist())) == [0, 1, 2]
+    assert sorted(set(nearest(patches, book.vectors_KD).tolist())) == [0, 1, 2]
     assert book.vectors_KD.isfinite().all()
 
 

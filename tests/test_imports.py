@@ -50,4 +50,6 @@ def test_every_room_is_listed() -> None:
 @pytest.mark.parametrize("room", ["data", "perceptual", "tokenizer", "mim", "downstream"])
 def test_what_models_are_made_of_knows_nothing_of_processes(room: str) -> None:
     for path in modules(room):
-        assert not [name for name in imported(ast.parse(path.read_text())) if name.startswith("torch.distributed")], path
+        assert not [name for name in imported(ast.parse(path.read_text())) if name.startswith("torch.distributed")], (
+            path
+        )

@@ -16,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peco.errors import PecoError
+from peco.tokenizer.quantizer import nearest
 
 GRID_SIDE = 4  # cells along a side of `grid_features`
 SHUFFLES = 99  # of the labels: a code counts as telling if it beats all of them, a chance of 1 % for the whole codebook
 KMEANS_ITERS = 20
-_CHUNK = 2**24  # entries of a distance matrix held at once
 _SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # pixels; an 11 x 11 window
-
-
-def usage_and_perplexity(histogram_K: Tensor | np.ndarray) -> tuple[float, float]:
-    """Share of the codes that occur, and exp(entropy) of their distribution, from counts; perplexity 0 where nothing occurs."""
-    counts_K = torch.as_tensor(histogram_K).double()
-    p_K = counts_K / counts_K.sum().clamp_min(1)
-    return float((counts_K > 0).double().mean()), float(torch.special.entr(p_K).sum().exp()) if counts_K.any() else 0.0
 
 
 # Features of tokens, for linear probes
@@ -141,12 +134,6 @@ def _entropy(p: Tensor) -> Tensor:
 # Reconstructions
 
 
-def psnr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB (B,); at most 100."""
-    mse_B = (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-    return -10 * mse_B.log10()
-
-
 def ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """Structural similarity of each pair of images in [0, 1], float64 (B,).
 
@@ -233,14 +220,6 @@ def fit_patches(patches_MD: Tensor, codes: int, factor: int, seed: int) -> Patch
 def patches_of(x_BCHW: Tensor, factor: int) -> Tensor:
     """The patches of images, row by row, (B h w, 3 factor^2), each in the order that `pixel_shuffle` takes it."""
     return F.pixel_unshuffle(x_BCHW, factor).permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def nearest(x_MD: Tensor, vectors_KD: Tensor) -> Tensor:
-    """Code of the least Euclidean distance, int64 (M,); the lowest of several."""
-    square_K = vectors_KD.square().sum(dim=1)
-    rows = max(1, _CHUNK // len(vectors_KD))
-    # |x - c|^2 without |x|^2, which is the same for all codes
-    return torch.cat([torch.addmm(square_K, x, vectors_KD.T, alpha=-2).argmin(dim=1) for x in torch.split(x_MD, rows)])
 
 
 def spread(count: int, limit: int) -> list[int]:

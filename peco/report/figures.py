@@ -21,13 +21,14 @@ from peco import artifacts, config
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
-from peco.downstream.codebook import spread, usage_and_perplexity
+from peco.downstream.codebook import spread
 from peco.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, patchify, unpatchify
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
+from peco.tokenizer.quantizer import usage_and_perplexity
 
 SCAN_BATCH = 64
 MASK_GREY = 0.5

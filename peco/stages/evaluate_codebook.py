@@ -30,6 +30,8 @@ from peco.stages import common
 from peco.stages.details import write_details
 from peco.stages.splits import labelled_splits
 from peco.tokenizer import io
+from peco.tokenizer.loss import psnr
+from peco.tokenizer.quantizer import usage_and_perplexity
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.codebook", "evaluate.codebook")
 PICTURES = common.METRICS / "pictures" / "codebook"
@@ -143,7 +145,7 @@ def usage_scores(books: Sequence[Book], tokens: Sequence[Tensor]) -> dict[str, A
     metrics: dict[str, Any] = {}
     for book, tokens_Nhw in zip(books, tokens, strict=True):
         histogram_K = torch.bincount(tokens_Nhw.flatten(), minlength=len(book.vectors_KD))
-        usage, perplexity = codebook.usage_and_perplexity(histogram_K)
+        usage, perplexity = usage_and_perplexity(histogram_K)
         metrics |= {f"{book.prefix}usage": usage, f"{book.prefix}perplexity": perplexity}
         if not book.prefix:
             order = torch.argsort(histogram_K, descending=True, stable=True)[:GALLERY].tolist()
@@ -165,7 +167,7 @@ def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], image
         scores["original"].append(features(x_BCHW)[-1].mean(dim=(2, 3)).cpu())
         for book, tokens_Bhw in zip(books, parts, strict=True):
             y_BCHW = book.decode(tokens_Bhw.to(images.device))
-            scores[f"{book.prefix}psnr"].append(codebook.psnr(x_BCHW, y_BCHW).cpu())
+            scores[f"{book.prefix}psnr"].append(psnr(x_BCHW, y_BCHW).cpu())
             scores[f"{book.prefix}ssim"].append(codebook.ssim(x_BCHW, y_BCHW).cpu())
             scores[f"{book.prefix}frechet"].append(features(y_BCHW)[-1].mean(dim=(2, 3)).cpu())
     joined = {name: torch.cat(found) for name, found in scores.items()}

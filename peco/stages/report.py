@@ -16,10 +16,10 @@ import numpy as np
 from peco import config, device, schema
 from peco.data import views
 from peco.data.shards import ShardSet, decode, load_index, open_shards
-from peco.downstream.codebook import psnr
 from peco.publishing import publish
 from peco.report import figures, page, transfer
 from peco.stages import common
+from peco.tokenizer.loss import psnr
 
 PARAMS = (
     "preset",

@@ -21,7 +21,7 @@ from peco.stages.fit import fit, publish_metrics, seed_everything
 from peco.tokenizer import io
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
-from peco.tokenizer.loss import TokenizerLoss
+from peco.tokenizer.loss import TokenizerLoss, psnr
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Task
@@ -130,18 +130,17 @@ def score(
 ) -> dict[str, float]:
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
     split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
-    count, l1, perceptual, psnr = 0, 0.0, 0.0, 0.0
+    count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
     for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:
             break
         x_BCHW = batch["image"]
         reconstruction_BCHW = tokenizer.reconstruct(x_BCHW)
-        mse_B = (reconstruction_BCHW - x_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-        psnr += float((-10 * mse_B.log10()).sum())
+        decibels += float(psnr(reconstruction_BCHW, x_BCHW).sum())
         l1 += float((reconstruction_BCHW - x_BCHW).abs().mean(dim=(1, 2, 3)).sum())
         perceptual += float(distance(reconstruction_BCHW, x_BCHW)) * len(x_BCHW)
         count += len(x_BCHW)
-    return {"val_psnr": psnr / count, "val_l1": l1 / count, "val_perceptual": perceptual / count}
+    return {"val_psnr": decibels / count, "val_l1": l1 / count, "val_perceptual": perceptual / count}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ each other's files, not in a collective: these have a timeout, and shards may be
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from peco.publishing import staging
 from peco.stages import common
 from peco.tokenizer import io
 from peco.tokenizer.model import PerceptualTokenizer
+from peco.tokenizer.quantizer import usage_and_perplexity
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "tokens")
@@ -132,8 +132,8 @@ def code_usage(store: TokenStore) -> dict[str, float]:
     for shard in store.shards.shards:
         entries = np.load(store.folder / shard_file(shard.name), mmap_mode="r")
         histogram_K += np.bincount(entries["tokens"].ravel(), minlength=store.codes)
-    p = histogram_K[histogram_K > 0] / histogram_K.sum()
-    return {"usage": len(p) / store.codes, "perplexity": math.exp(-(p * np.log(p)).sum())}
+    usage, perplexity = usage_and_perplexity(histogram_K)
+    return {"usage": usage, "perplexity": perplexity}
 
 
 if __name__ == "__main__":

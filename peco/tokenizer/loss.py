@@ -1,4 +1,4 @@
-"""Training objective of the tokenizer (PeCo, arXiv 2111.12710, equations 2 and 3)."""
+"""Training objective of the tokenizer (PeCo, arXiv 2111.12710, equations 2 and 3), and the usual score of a reconstruction."""
 
 from __future__ import annotations
 
@@ -44,3 +44,9 @@ class TokenizerLoss(nn.Module):
             parts["perceptual"] = self.perceptual(reconstruction_BCHW, x_BCHW)
             total = total + self.weight * parts["perceptual"]
         return total, {name: value.detach() for name, value in parts.items()}
+
+
+def psnr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB (B,); at most 100."""
+    mse_B = (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
+    return -10 * mse_B.log10()

@@ -96,7 +96,7 @@ class VectorQuantizer(nn.Module):
                 if not self.initialized:
                     self._start(z_ND.detach())
                 self._started = True
-            tokens_N = _nearest(z_ND.detach(), self.codebook_KD)
+            tokens_N = nearest(z_ND.detach(), self.codebook_KD)
             code_ND = self.codebook_KD[tokens_N]
             commitment = F.mse_loss(z_ND, code_ND)
             z_q_ND = z_ND + (code_ND - z_ND).detach()
@@ -109,7 +109,7 @@ class VectorQuantizer(nn.Module):
         """Tokens (int64, Bhw) of encoder outputs; changes no state."""
         B, _, h, w = z_BDhw.shape
         with torch.autocast(z_BDhw.device.type, enabled=False):
-            return _nearest(self._flatten(z_BDhw), self.codebook_KD).view(B, h, w)
+            return nearest(self._flatten(z_BDhw), self.codebook_KD).view(B, h, w)
 
     def lookup(self, tokens_Bhw: Tensor) -> Tensor:
         """Codes (float32, BDhw) of tokens."""
@@ -139,13 +139,9 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def epoch_usage(self) -> tuple[float, float]:
         """Share of codes used and perplexity exp(entropy) of the tokens since the last call, over all ranks; then reset."""
-        counts_K = self.histogram_K.double()
-        total = counts_K.sum().clamp(min=1)
-        p_K = counts_K / total
-        usage = float((counts_K > 0).double().mean())
-        perplexity = float(torch.special.entr(p_K).sum().exp()) if usage else 0.0
+        found = usage_and_perplexity(self.histogram_K)
         self.histogram_K.zero_()
-        return usage, perplexity
+        return found
 
     def _flatten(self, z_BDhw: Tensor) -> Tensor:
         return self._project(z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.dim).float())
@@ -180,7 +176,7 @@ class VectorQuantizer(nn.Module):
         self.initialized.fill_(True)
 
     def _cluster(self, z_ND: Tensor, codebook_KD: Tensor) -> tuple[Tensor, Tensor]:
-        tokens_N = _nearest(z_ND, codebook_KD)
+        tokens_N = nearest(z_ND, codebook_KD)
         counts_K = torch.bincount(tokens_N, minlength=self.codes).float()
         return counts_K, torch.zeros_like(codebook_KD).index_add_(0, tokens_N, z_ND)
 
@@ -200,7 +196,14 @@ class VectorQuantizer(nn.Module):
         self.idle_steps_K[dead] = 0
 
 
-def _nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
+def usage_and_perplexity(histogram_K: Tensor | np.ndarray) -> tuple[float, float]:
+    """Share of the codes that occur, and exp(entropy) of their distribution, from counts; perplexity 0 where nothing occurs."""
+    counts_K = torch.as_tensor(histogram_K).double()
+    p_K = counts_K / counts_K.sum().clamp_min(1)
+    return float((counts_K > 0).double().mean()), float(torch.special.entr(p_K).sum().exp()) if counts_K.any() else 0.0
+
+
+def nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index (int64) of the code with the least Euclidean distance, the lowest index where several tie."""
     square_K = codebook_KD.square().sum(1)
     rows = max(1, _CHUNK // len(codebook_KD))
