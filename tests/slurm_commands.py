@@ -1,6 +1,7 @@
 """Stand-ins for sbatch, srun, squeue, sacct, scancel and sinfo, as far as the workflow may notice: they really run the script.
 
-`install` puts them into a folder for the PATH; a job is a folder of files below `$FAKE_SLURM`.
+`install` puts them into a folder for the PATH; a job is a folder of files below `$FAKE_SLURM`. A test leaves files there, too:
+`full`: jobs wait, and none ever runs; `purged`: squeue has forgotten the jobs that have ended; `unaccounted`: sacct knows none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ SBATCH = {
     *("ntasks-per-node", "cpus-per-task", "mem", "gpus-per-node"),
 }
 SRUN = {"output", "error", "wait", "kill-on-bad-exit", "export"}
+# By the daemon that is asked: slurmctld or slurmdbd.
+AWAY = {
+    "squeue": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+    "scancel": "scancel: error: slurm_kill_job2() failed: Unable to contact slurm controller (connect failure)",
+    "sacct": "sacct: error: slurm_persist_conn_open_without_init: failed",
+}
 
 
 def install(folder: Path) -> None:
@@ -27,6 +34,25 @@ def install(folder: Path) -> None:
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} {name} "$@"\n')
         script.chmod(0o755)
+
+
+def away(*commands: str) -> None:
+    """From now on these commands don't reach their daemon, and all others do."""
+    (root() / "away").write_text(" ".join(commands))
+
+
+def calls(command: str) -> list[str]:
+    """The arguments of each call of a command so far."""
+    path = root() / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.partition(" ")[2] for line in lines if line.split()[0] == command]
+
+
+def turn(job: Path, state: str) -> None:
+    """The job gets into this state; whoever looks sees the one or the other."""
+    part = job / f"state.{os.getpid()}"
+    part.write_text(state)
+    part.replace(job / "state")
 
 
 def root() -> Path:
@@ -61,7 +87,7 @@ def sbatch(words: list[str]) -> None:
     (job / "names").write_text("\n".join(group["job-name"] for group in groups))
     (job / "options").write_text(repr(groups))
     pending = (root() / "full").exists()
-    (job / "state").write_text("PENDING" if pending else "RUNNING")
+    turn(job, "PENDING" if pending else "RUNNING")
     if not pending:
         with (job / "log").open("wb") as log:
             subprocess.Popen(
@@ -76,7 +102,7 @@ def watch(words: list[str]) -> None:
     code = subprocess.run(["bash", str(job / "script")], env=env, check=False).returncode
     (job / "code").write_text(str(code))
     if (job / "state").read_text() == "RUNNING":
-        (job / "state").write_text("FAILED" if code else "COMPLETED")
+        turn(job, "FAILED" if code else "COMPLETED")
 
 
 def srun(words: list[str]) -> None:
@@ -103,12 +129,12 @@ def srun(words: list[str]) -> None:
 
 
 def squeue(words: list[str]) -> None:
-    if (root() / "away").exists():
-        sys.exit("slurm_load_jobs error: Unable to contact slurm controller")
     found, _ = options(words, {"noheader", "me", "name", "format", "jobs"})
     for job in jobs():
         state = (job / "state").read_text()
         if state not in ("PENDING", "RUNNING"):
+            if (root() / "purged").exists() and found.get("jobs") == job.name:
+                sys.exit("slurm_load_jobs error: Invalid job id specified")
             continue
         names = (job / "names").read_text().split()
         if found.get("jobs", job.name) != job.name or found.get("name", names[0]) not in names:
@@ -118,10 +144,10 @@ def squeue(words: list[str]) -> None:
 
 
 def sacct(words: list[str]) -> None:
-    if (root() / "away").exists():
-        sys.exit("sacct: error: slurm_persist_conn_open_without_init: failed")
     found, _ = options(words, {"noheader", "parsable2", "allocations", "jobs", "format"})
     assert found["format"] == "State,ExitCode"
+    if (root() / "unaccounted").exists():
+        return
     job = root() / found["jobs"]
     code = (job / "code").read_text() if (job / "code").exists() else "0"
     state = (job / "state").read_text()
@@ -135,7 +161,7 @@ def scancel(words: list[str]) -> None:
         file.write(f"{found.get('signal', 'end')}\n")
     tasks = (job / "tasks").read_text().split() if (job / "tasks").exists() else []
     if "signal" not in found:
-        (job / "state").write_text("CANCELLED")
+        turn(job, "CANCELLED")
     for pid in map(int, tasks):
         try:
             os.kill(pid, signal.SIGTERM if "signal" in found else signal.SIGKILL)
@@ -153,6 +179,10 @@ def sinfo(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    with (root() / "calls").open("a") as file:
+        file.write(" ".join(sys.argv[1:]) + "\n")
+    if (root() / "away").exists() and sys.argv[1] in (root() / "away").read_text().split():
+        sys.exit(AWAY[sys.argv[1]])
     {
         "sbatch": sbatch,
         "watch": watch,

@@ -72,8 +72,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a stage; `beside` is called again and again meanwhile, and true from it is a stop. Status, stdout, stderr."""
+
     def start(
-        given: Resources = ONE, source: str = "print('done')", stop: Callable[[], bool] | None = None
+        given: Resources = ONE, source: str = "print('done')", beside: Callable[[], bool] = lambda: False
     ) -> tuple[int, str, str]:
         (root / "peco/stages/tokenizer.py").write_text(source)
         stage = Stage("tokenizer", ("x",), (), (), (), {}, generated=False)
@@ -82,17 +84,17 @@ def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         def watch() -> None:
             deadline = time.monotonic() + 25
             while not over.wait(0.05):
-                if (stop and stop()) or time.monotonic() > deadline:
+                if beside() or time.monotonic() > deadline:
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
 
-        beside = threading.Thread(target=watch)
-        beside.start()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
         try:
             status = cluster.run(stage, components.tokenizer, given, Screen(), os.environ)
         finally:
             over.set()
-            beside.join()
+            watcher.join()
         return status, *capsys.readouterr()
 
     return start
@@ -133,16 +135,24 @@ def test_a_second_attempt_follows_the_job_that_runs(
 ) -> None:
     source = "import time\nfrom pathlib import Path\nprint('begun', flush=True)\nwhile not Path('go').exists(): time.sleep(0.02)"
     monkeypatch.setattr(slurm, "PATIENCE_SECONDS", 0.0)
-    # The first attempt loses sight of it: the controller is away for too long.
-    beside = threading.Thread(target=lambda: (time.sleep(1.5), (root / "away").touch()))
-    beside.start()
+
+    def lose_sight() -> bool:
+        if (root / "101/tasks").exists():
+            slurm_commands.away("squeue", "sacct")
+        return False
+
     with pytest.raises(PecoError, match="job 101 is left as it is"):
-        run(source=source)
-    beside.join()
-    (root / "away").unlink()
-    threading.Timer(1.5, (root / "go").touch).start()
+        run(source=source, beside=lose_sight)
+    slurm_commands.away()
     capsys.readouterr()
-    status, out, err = run(source=source)
+    looks = len(slurm_commands.calls("squeue"))
+
+    def let_go() -> bool:
+        if len(slurm_commands.calls("squeue")) > looks + 1:  # the second attempt has found it, and follows
+            (root / "go").touch()
+        return False
+
+    status, out, err = run(source=source, beside=let_go)
     assert (status, out) == (0, "begun\n")
     assert f"job 101 ({NAME}) is there already (RUNNING): following it" in err
     assert len(slurm_commands.jobs()) == 1
@@ -165,7 +175,7 @@ signal.signal(signal.SIGTERM, stop)
 Path("ready").touch()
 time.sleep(60)
 """
-    status, out, err = run(source=source, stop=(root / "ready").exists)
+    status, out, err = run(source=source, beside=(root / "ready").exists)
     assert (status, out) == (143, "saved\n")
     assert "stopping job 101" in err
     assert (root / "101/cancelled").read_text() == "TERM\n"
@@ -173,7 +183,7 @@ time.sleep(60)
 
 def test_a_stop_takes_a_waiting_job_from_the_queue(root: Path, run: Run) -> None:
     (root / "full").touch()
-    status, _, _ = run(stop=(root / "101").exists)
+    status, _, _ = run(beside=(root / "101").exists)
     assert status == 143
     assert (root / "101/state").read_text() == "CANCELLED"
 
@@ -183,10 +193,10 @@ def test_a_preempted_job_says_that_it_goes_on(root: Path, run: Run) -> None:
 
     def preempt() -> bool:
         if (root / "101/options").exists():
-            (root / "101/state").write_text("PREEMPTED")
+            slurm_commands.turn(root / "101", "PREEMPTED")
         return False
 
-    status, _, err = run(stop=preempt)
+    status, _, err = run(beside=preempt)
     assert status == 1
     assert "was preempted; run again, it goes on from the last checkpoint" in err
 
