@@ -150,8 +150,8 @@ def sacct(words: list[str]) -> None:
         return
     job = root() / found["jobs"]
     code = (job / "code").read_text() if (job / "code").exists() else "0"
-    state = (job / "state").read_text()
-    print(f"{state} by 1000|0:15" if state == "CANCELLED" else f"{state}|{code}:0")
+    for state in (job / "state").read_text().split():  # parts of a job of several nodes may differ
+        print(f"{state} by 1000|0:15" if state == "CANCELLED" else f"{state}|{code}:0")
 
 
 def scancel(words: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -68,6 +69,54 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         for pid in (job / "tasks").read_text().split() if (job / "tasks").exists() else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
+
+
+class Clock:
+    """Time as the workflow sees it: waiting takes none, and what a test has planned comes about meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # seconds
+        self._planned: list[tuple[float, Callable[[], object]]] = []
+        self._reads = 0
+
+    def at(self, seconds: float, *actions: Callable[[], object]) -> None:
+        self._planned += [(seconds, action) for action in actions]
+
+    def monotonic(self) -> float:
+        self._reads += 1
+        assert self._reads < 100, "it goes round without a pause"
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self._reads = 0
+        self.now = round(self.now + max(seconds, 0.001), 3)
+        while self._planned and self._planned[0][0] <= self.now:
+            self._planned.pop(0)[1]()
+
+
+@pytest.fixture
+def clock(root: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Slurm is full, so a job does nothing but what the test says; it is submitted, or looked for, at 0."""
+    found = Clock()
+    for module in (slurm, cluster):
+        monkeypatch.setattr(module, "time", found)
+    monkeypatch.setattr(slurm, "POLL_SECONDS", 5.0)
+    (root / "full").touch()
+    return found
+
+
+def turn(state: str) -> Callable[[], object]:
+    """The one job gets into this state."""
+    return lambda: slurm_commands.turn(slurm_commands.root() / "101", state)
+
+
+def lose(*commands: str) -> Callable[[], object]:
+    """Only these commands don't reach Slurm."""
+    return lambda: slurm_commands.away(*commands)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
@@ -205,3 +254,129 @@ def test_without_slurm_it_is_one_line(root: Path, run: Run, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(root))
     with pytest.raises(PecoError, match="squeue: not found"):
         run()
+
+
+# Daemons that are away
+
+
+def test_a_controller_that_is_away_is_waited_for_while_accounting_knows_the_job(
+    root: Path, run: Run, clock: Clock
+) -> None:
+    clock.at(10, turn("RUNNING"), lose("squeue"))
+    clock.at(200, lose(), turn("COMPLETED"), (root / "purged").touch)
+    status, _, err = run()
+    assert status == 0
+    _, told = err.splitlines()
+    assert told.startswith("tokenizer: Slurm doesn't answer (squeue: slurm_load_jobs error: Unable to contact")
+
+
+def test_a_job_that_ends_while_the_controller_is_away_has_ended(run: Run, clock: Clock) -> None:
+    clock.at(10, turn("RUNNING"), lose("squeue"))
+    clock.at(20, turn("TIMEOUT"))
+    status, _, err = run()
+    assert status == 1 and "ran into time_limit" in err
+    assert clock.now < 30
+
+
+def test_a_job_of_two_nodes_has_ended_when_both_have(run: Run, clock: Clock) -> None:
+    clock.at(10, turn("RUNNING"), lose("squeue"))
+    clock.at(20, turn("COMPLETED RUNNING"))
+    clock.at(60, turn("COMPLETED TIMEOUT"))
+    status, _, err = run(Resources(nodes=2, threads=1))
+    assert status == 1 and "ran into time_limit" in err
+
+
+def test_accounting_that_is_late_is_waited_for(root: Path, run: Run, clock: Clock) -> None:
+    clock.at(10, turn("COMPLETED"), (root / "unaccounted").touch)
+    clock.at(30, (root / "unaccounted").unlink)
+    assert run()[0] == 0
+
+
+def test_without_accounting_an_end_is_not_known(root: Path, run: Run, clock: Clock) -> None:
+    """How long the controller was away before doesn't count."""
+    clock.at(10, turn("RUNNING"), lose("squeue", "sacct"))
+    clock.at(200, lose(), turn("COMPLETED"), (root / "unaccounted").touch)
+    with pytest.raises(PecoError, match="job 101: neither squeue nor sacct knows it"):
+        run()
+    assert 230 < clock.now < 250
+
+
+@pytest.mark.parametrize("commands", [("squeue",), ("squeue", "sacct")])
+def test_a_controller_that_stays_away_leaves_the_job_as_it_is(
+    run: Run, clock: Clock, commands: tuple[str, ...]
+) -> None:
+    clock.at(10, turn("RUNNING"), lose(*commands))
+    with pytest.raises(PecoError, match=r"Slurm doesn't answer \(.*\); job 101 is left as it is: run again"):
+        run()
+    assert 310 < clock.now < 330
+    assert slurm_commands.calls("scancel") == []
+
+
+def test_a_controller_that_is_away_at_the_start_is_waited_for(run: Run, clock: Clock) -> None:
+    slurm_commands.away("squeue")
+    clock.at(100, lose())
+    clock.at(120, turn("COMPLETED"))
+    status, _, err = run()
+    assert status == 0
+    assert "Slurm doesn't answer" in err and f"job 101 ({NAME}) submitted" in err
+
+
+def test_a_controller_that_stays_away_at_the_start_gets_no_job(run: Run, clock: Clock) -> None:
+    slurm_commands.away("squeue")
+    with pytest.raises(PecoError, match=r"Slurm doesn't answer \(squeue: .*\); nothing was submitted"):
+        run()
+    assert clock.now > 300
+    assert slurm_commands.jobs() == []
+
+
+def test_a_stop_before_the_controller_answers_submits_nothing(run: Run, clock: Clock) -> None:
+    slurm_commands.away("squeue")
+    clock.at(20, interrupt)
+    assert run()[0] == 130
+    assert slurm_commands.jobs() == []
+
+
+def test_a_stop_reaches_a_job_when_the_controller_is_back(root: Path, run: Run, clock: Clock) -> None:
+    clock.at(10, turn("RUNNING"))
+    clock.at(20, lose("squeue", "scancel"), interrupt)
+    clock.at(120, lose())
+    clock.at(123, turn("FAILED"))
+    status, _, err = run()
+    assert status == 130
+    assert (root / "101/cancelled").read_text() == "TERM\n"
+    assert "may still run" not in err
+
+
+def test_a_stop_that_cannot_be_passed_on_tells_how_to_end_the_job(root: Path, run: Run, clock: Clock) -> None:
+    clock.at(10, turn("RUNNING"))
+    clock.at(20, lose("squeue", "sacct", "scancel"), interrupt)
+    status, _, err = run()
+    assert status == 130
+    assert 320 < clock.now < 340
+    assert re.search(r"tokenizer: Slurm doesn't answer \(.*\): job 101 may still run; end it by `scancel 101`\n$", err)
+    assert not (root / "101/cancelled").exists()
+
+
+def test_a_second_signal_does_not_wait_for_the_controller(run: Run, clock: Clock) -> None:
+    clock.at(10, turn("RUNNING"))
+    clock.at(20, lose("squeue", "sacct", "scancel"), interrupt)
+    clock.at(25, interrupt)
+    status, _, err = run()
+    assert status == 130
+    assert clock.now < 26
+    assert slurm_commands.calls("scancel")[-1] == "101"
+    assert "job 101 may still run" in err
+
+
+def test_slurm_is_asked_now_and_then_and_not_more_often_after_a_stop(
+    root: Path, run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PECO_GRACE_SECONDS", "60")
+    looks: list[int] = []
+    clock.at(10, turn("RUNNING"))
+    clock.at(100, lose("squeue"), lambda: looks.append(len(slurm_commands.calls("squeue"))), interrupt)
+    assert run()[0] == 130
+    assert 160 < clock.now < 163
+    assert looks[0] <= 22  # 100 seconds of one every 5, and the one at the start
+    assert len(slurm_commands.calls("squeue")) - looks[0] <= 62  # 60 of one a second
+    assert slurm_commands.calls("scancel") == ["--signal=TERM 101", "101"]

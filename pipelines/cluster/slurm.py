@@ -7,9 +7,12 @@ variables (SBATCH_ACCOUNT, SBATCH_CONSTRAINT, …) it takes from there.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from torchx.runner import Runner
 from torchx.specs import Resource, macros
@@ -19,9 +22,11 @@ from peco.errors import PecoError
 from pipelines.cluster.job import Job, Output, Stops, failure
 from pipelines.logs import Screen, Tail
 
+T = TypeVar("T")
+
 POLL_SECONDS = 5.0
-PATIENCE_SECONDS = 300.0  # with a controller that doesn't answer
-LATE_SECONDS = 30.0  # files of a shared file system, and accounting, may be late
+PATIENCE_SECONDS = 300.0  # with Slurm's daemons, which may be away
+LATE_SECONDS = 30.0  # accounting may be late by so much
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 LIVE = (*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -36,6 +41,10 @@ def run(job: Job, screen: Screen, stops: Stops) -> int:
     return _Run(job, screen, stops).run()
 
 
+class _NoAnswer(Exception):
+    """Slurm doesn't say at present, and may later: one line on why."""
+
+
 class _Run:
     def __init__(self, job: Job, screen: Screen, stops: Stops) -> None:
         self.job, self.screen, self.stops = job, screen, stops
@@ -46,7 +55,10 @@ class _Run:
         self.tails: list[tuple[str, Tail]] = []
 
     def run(self) -> int:
-        self.id = self._find() or self._submit()
+        found = self._find()
+        if not found and self.stops.first:
+            return 128 + self.stops.first  # nothing was started
+        self.id = found or self._submit()
         for node in range(self.role.num_replicas):
             for end in ("out", "err"):
                 path = self.folder / f"slurm-{self.id}-{node}.{end}"
@@ -54,9 +66,10 @@ class _Run:
         return self._follow()
 
     def _find(self) -> str | None:
-        """Number of the job of this name that waits or runs."""
-        listing = _slurm("squeue", "--noheader", "--me", f"--name={self.job.name}-0", "--format=%i %T")
-        for line in listing.splitlines():
+        """Number of the job of this name that waits or runs; None, too, where a stop was asked for before Slurm said."""
+        command = ("squeue", "--noheader", "--me", f"--name={self.job.name}-0", "--format=%i %T")
+        listing = self._patiently(lambda: _slurm(*command), "nothing was submitted: run again")
+        for line in (listing or "").splitlines():
             number, _, state = line.strip().partition(" ")
             if state in LIVE:
                 number = number.split("+")[0]  # a part of a job of several nodes
@@ -92,69 +105,131 @@ class _Run:
         return number
 
     def _follow(self) -> int:
-        asked = 0.0
-        status = 0
+        state, code = "RUNNING", 0  # while Slurm says nothing else
         while True:
-            state, code = self._state()
-            self._show(last=state not in LIVE)
-            if state not in LIVE:
+            if found := self._state():
+                state, code = found
+                self._show(last=state not in LIVE)
+                if state not in LIVE:
+                    break
+            if self.stops.first:
+                self._cancel(state)
                 break
-            if self.stops.first and not asked:
-                asked = time.monotonic()
-                self._note(f"stopping job {self.id}, which saves what it has; a second signal ends it at once")
-                # A job that waits takes no signal but its end; one that runs gets its own grace, not the cluster's.
-                _slurm("scancel", *(() if state in WAITING else ("--signal=TERM",)), self.id)
-            if asked and (self.stops.again or time.monotonic() - asked > self.job.grace):
-                _slurm("scancel", self.id)
-                return 128 + (self.stops.first or 0)
-            self.stops.wait(POLL_SECONDS if not asked else min(POLL_SECONDS, 1.0), through=bool(asked))
+            self.stops.wait(POLL_SECONDS)
         if self.stops.first:
             return 128 + self.stops.first
-        if state != "COMPLETED":
-            status = self._failed(state, code)
-        return status
+        return 0 if state == "COMPLETED" else self._failed(state, code)
 
-    def _state(self) -> tuple[str, int]:
-        """State and exit status of the job; a controller that doesn't answer is asked again."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        late = time.monotonic() + LATE_SECONDS
+    def _state(self) -> tuple[str, int] | None:
+        """State and exit status of the job, as soon as Slurm tells them; None where a stop was asked for before.
+
+        Raises:
+            PecoError: it doesn't tell for too long.
+        """
+        unknown_since: float | None = None
         while True:
-            try:
-                # An ended job is unknown to squeue, as an error or as no line.
-                states = _slurm("squeue", "--noheader", f"--jobs={self.id}", "--format=%T", tolerant=True).split()
-                if live := [state for state in states if state in LIVE]:
-                    return live[0], 0
-                known = self._accounted()
-                if known and known[0] not in LIVE:
-                    return known
-                if time.monotonic() > late and not states:
-                    raise PecoError(f"job {self.id}: neither squeue nor sacct knows it; is accounting switched on?")
-            except subprocess.CalledProcessError as error:
-                if time.monotonic() > deadline:
-                    raise PecoError(
-                        f"Slurm doesn't answer ({error}); job {self.id} is left as it is: run again to follow it"
-                    ) from None
+            found = self._patiently(self._look, f"job {self.id} is left as it is: run again to follow it")
+            if found or self.stops.first:
+                return found
+            unknown_since = unknown_since or time.monotonic()
+            if time.monotonic() - unknown_since > LATE_SECONDS:
+                raise PecoError(f"job {self.id}: neither squeue nor sacct knows it; is accounting switched on?")
             self.stops.wait(POLL_SECONDS)
 
+    def _look(self) -> tuple[str, int] | None:
+        """State and exit status of the job; None where both squeue and sacct answer and neither knows it.
+
+        Raises:
+            _NoAnswer: Slurm's daemons don't answer, or accounting doesn't know yet how the job ended.
+        """
+        away: _NoAnswer | None = None
+        states: list[str] = []
+        try:
+            states = _slurm("squeue", "--noheader", f"--jobs={self.id}", "--format=%T").split()
+        except _NoAnswer as error:
+            away = error
+        if live := [state for state in states if state in LIVE]:
+            return live[0], 0
+        known = self._accounted()  # by the other daemon, which may be there while squeue's is away
+        if known and known[0] not in LIVE:
+            return known
+        if away:
+            raise away
+        if known or states:
+            raise _NoAnswer(f"sacct doesn't know yet how job {self.id} ended")
+        return None
+
     def _accounted(self) -> tuple[str, int] | None:
-        """State and exit status of the part that failed first, or of the first."""
-        command = [
-            "sacct",
-            "--noheader",
-            "--parsable2",
-            "--allocations",
-            f"--jobs={self.id}",
-            "--format=State,ExitCode",
-        ]
+        """State and exit status of a part that goes on, or else of the one that failed first, or of the first.
+
+        Raises:
+            _NoAnswer: the daemon doesn't answer.
+        """
         found = []
-        for line in _slurm(*command, raising=True).splitlines():
+        options = ("--noheader", "--parsable2", "--allocations", f"--jobs={self.id}", "--format=State,ExitCode")
+        for line in _slurm("sacct", *options).splitlines():
             state, _, code = line.partition("|")
             number, _, ended_by = code.partition(":")
             found.append(
                 (state.split()[0].rstrip("+"), int(number or 0) or (128 + int(ended_by) if int(ended_by or 0) else 0))
             )
-        bad = [part for part in found if part[0] not in (*LIVE, "COMPLETED", "CANCELLED")]
-        return next(iter(bad or found), None)
+        live = [part for part in found if part[0] in LIVE]
+        bad = [part for part in found if part[0] not in ("COMPLETED", "CANCELLED")]
+        return next(iter(live or bad or found), None)
+
+    def _patiently(self, ask: Callable[[], T], otherwise: str) -> T | None:
+        """Ask until Slurm answers; None where a stop is asked for before it does.
+
+        Raises:
+            PecoError: it doesn't answer for too long; `otherwise` is what the user is told to do.
+        """
+        begun = time.monotonic()
+        told = False
+        while True:
+            try:
+                return ask()
+            except _NoAnswer as error:
+                waited = time.monotonic() - begun
+                if waited > PATIENCE_SECONDS:
+                    raise PecoError(f"Slurm doesn't answer ({error}); {otherwise}") from None
+                if waited > LATE_SECONDS and not told:
+                    self._note(f"Slurm doesn't answer ({error}); asking again for up to {PATIENCE_SECONDS:.0f} s")
+                    told = True
+            self.stops.wait(POLL_SECONDS)
+            if self.stops.first:
+                return None
+
+    def _cancel(self, state: str) -> None:
+        """Have the job save what it has and wait for its end; end it after its grace, or at a second signal.
+
+        Args:
+            state: the job's, as far as it is known.
+        """
+        self._note(f"stopping job {self.id}, which saves what it has; a second signal ends it at once")
+        saved_by: float | None = None  # the end of its grace; none while it has not been told
+        until = time.monotonic() + PATIENCE_SECONDS  # for scancel to get through
+        while state in LIVE:
+            now, hurried = time.monotonic(), self.stops.again
+            over = hurried or (saved_by is not None and now > saved_by)
+            if over or saved_by is None:
+                try:
+                    # A job that waits takes no signal but its end; one that runs gets its own grace, not the cluster's.
+                    _slurm("scancel", *(() if over or state in WAITING else ("--signal=TERM",)), self.id)
+                    if over:
+                        return
+                    saved_by = now + self.job.grace
+                    until = saved_by + PATIENCE_SECONDS
+                except _NoAnswer as error:
+                    if hurried or now > until:
+                        self._note(
+                            f"Slurm doesn't answer ({error}): job {self.id} may still run; end it by `scancel {self.id}`"
+                        )
+                        return
+            self.stops.wait(POLL_SECONDS if saved_by is None else min(POLL_SECONDS, 1.0), through=True)
+            with contextlib.suppress(_NoAnswer):  # what counts is that scancel gets through
+                if found := self._look():
+                    state = found[0]
+            self._show(last=state not in LIVE)
 
     def _failed(self, state: str, code: int) -> int:
         again = "run again, it goes on from the last checkpoint"
@@ -190,16 +265,19 @@ def _scheduler(name: str, **_: object) -> object:
     return create_scheduler(name)
 
 
-def _slurm(command: str, *arguments: str, tolerant: bool = False, raising: bool = False) -> str:
-    """What one of Slurm's commands prints. An error is a PecoError, nothing (`tolerant`), or passed on (`raising`)."""
+def _slurm(command: str, *arguments: str) -> str:
+    """What one of Slurm's commands prints; nothing where it doesn't know the job (any more).
+
+    Raises:
+        PecoError: there is no such command.
+        _NoAnswer: it failed.
+    """
     try:
-        done = subprocess.run([command, *arguments], capture_output=True, text=True, check=not tolerant)
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise PecoError(f"{command}: not found; PECO_SCHEDULER=slurm needs Slurm's commands on the PATH") from None
-    except subprocess.CalledProcessError as error:
-        if raising:
-            raise
-        raise PecoError(f"{command}: {' '.join(error.stderr.split()) or f'status {error.returncode}'}") from None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise _NoAnswer(f"{command}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}")
     return done.stdout
 
 
