@@ -40,14 +40,13 @@ from peco.errors import PecoError
 from peco.resources import Resources
 from pipelines import components, resources
 from pipelines.graph import Stage, load_graph
-from pipelines.logs import Screen, Tail
+from pipelines.logs import Screen, Tail, drop_old
 from pipelines.processes import STOP_SIGNALS, handling, stop_with_parent
 
 POLL_SECONDS = 0.1
 # One Ctrl-C can arrive twice: from the terminal and from a parent that passes it on.
 SAME_STOP_SECONDS = 1.0
 RANKLESS_SECONDS = 10.0
-KEPT_LOGS = 5  # runs of a stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,7 +106,7 @@ def _share_work_folder() -> None:
 def _launch_here(stage: Stage, component: Callable[..., AppDef], screen: Screen, *, single: bool) -> int:
     given = here(stage, os.environ, single=single)
     logs = workfiles.root() / "logs" / stage.role
-    _drop_old_logs(logs)
+    drop_old(logs)
     workfiles.remove_finished(keep=stage.role)  # DVC starts a stage when it has recorded the one before
     several: dict[str, Any] = {} if single else {"j": f"{given.nodes}x{given.processes}", "port": _free_port()}
     env = {
@@ -152,13 +151,6 @@ def _number(env: Mapping[str, str], name: str, default: int, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise PecoError(f"{name}={text}: not allowed; expected an integer, at least {least}")
     return int(text)
-
-
-def _drop_old_logs(logs: Path) -> None:
-    """Make room for the logs of one more run of the stage."""
-    runs = sorted(logs.glob("*/"), key=lambda run: run.stat().st_mtime)
-    for run in runs[: max(0, len(runs) - KEPT_LOGS + 1)]:
-        shutil.rmtree(run, ignore_errors=True)
 
 
 def _grace() -> float:

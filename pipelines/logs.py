@@ -1,13 +1,38 @@
-"""Following a job's log files and showing them on the terminal."""
+"""Following a job's log files and showing them on the terminal; which of them are kept."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+KEPT = 5  # runs of a stage
+_SLURM = re.compile(r"slurm-(\d+)(-\d+)?\.(out|err|log)")
+
+
+def drop_old(logs: Path) -> None:
+    """Make room for the logs of one more run of the stage: a run has a folder of its own, or on Slurm a few files."""
+    runs: dict[str, list[tuple[float, Path]]] = collections.defaultdict(list)
+    for path in logs.glob("*"):
+        match = _SLURM.fullmatch(path.name)
+        with contextlib.suppress(FileNotFoundError):  # another launcher with the same work folder drops it, too
+            found = path.stat()
+            if match or stat.S_ISDIR(found.st_mode):
+                runs[match[1] if match else path.name].append((found.st_mtime, path))
+    for run in sorted(runs.values(), key=max)[: max(0, len(runs) - KEPT + 1)]:
+        for _, path in run:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @dataclass(frozen=True)

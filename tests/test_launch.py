@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.graph import Stage
 from pipelines.launch import gpus, here
-from pipelines.logs import Line, Screen
+from pipelines.logs import Line, Screen, drop_old
 from pipelines.params import compose_params, render
 
 ROOT = Path(__file__).parent.parent
@@ -166,6 +166,24 @@ def test_the_last_five_runs_keep_their_logs(repo: Callable[..., Path]) -> None:
     assert launch(folder)[0] == 0
     kept = sorted(path.name for path in runs.iterdir())
     assert len(kept) == 5 and kept[:4] == ["old3", "old4", "old5", "old6"]
+
+
+def test_logs_that_another_launcher_drops_meanwhile_do_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(7):
+        (tmp_path / f"old{number}").mkdir()
+        os.utime(tmp_path / f"old{number}", (number, number))
+    stat = Path.stat
+
+    def late(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "old0":
+            shutil.rmtree(path, ignore_errors=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", late)
+    drop_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old3", "old4", "old5", "old6"]
 
 
 def test_finished_work_of_other_stages_goes_and_their_own_stays(repo: Callable[..., Path]) -> None:

@@ -207,6 +207,21 @@ def test_a_second_attempt_follows_the_job_that_runs(
     assert len(slurm_commands.jobs()) == 1
 
 
+def test_the_last_five_runs_keep_their_logs_here_and_on_slurm(root: Path, run: Run) -> None:
+    logs = root / ".work/logs/tokenizer"
+    for number in range(1, 8):
+        (logs / f"here{number}").mkdir(parents=True)
+        os.utime(logs / f"here{number}", (number, number))
+        for end in (".log", "-0.out", "-0.err", "-1.out", "-1.err"):
+            (logs / f"slurm-{number}{end}").touch()
+            os.utime(logs / f"slurm-{number}{end}", (number + 0.5, number + 0.5))
+    (logs / "notes.txt").touch()
+    assert run()[0] == 0
+    kept = {path.name.split("-0")[0].split("-1.")[0].removesuffix(".log") for path in logs.iterdir()}
+    assert kept == {"here6", "slurm-6", "here7", "slurm-7", "slurm-101", "notes.txt"}
+    assert len(list(logs.glob("slurm-7*"))) == 5
+
+
 def test_a_job_that_has_ended_is_not_followed(root: Path, run: Run) -> None:
     assert run(source="raise SystemExit(1)")[0] == 1
     assert run()[0] == 0

@@ -20,7 +20,7 @@ from torchx.specs import Resource, macros
 from peco import workfiles
 from peco.errors import PecoError
 from pipelines.cluster.job import Job, Output, Stops, failure
-from pipelines.logs import Screen, Tail
+from pipelines.logs import Screen, Tail, drop_old
 
 T = TypeVar("T")
 
@@ -85,6 +85,7 @@ class _Run:
             if "," in value:
                 raise PecoError(f"{name}={value}: Slurm takes no comma in a variable; change it")
         self.folder.mkdir(parents=True, exist_ok=True)
+        drop_old(self.folder)
         try:
             runner = Runner("peco", {"slurm": _scheduler})
             request = runner.dryrun(self.job.app, "slurm", {k: v for k, v in config.items() if v})
