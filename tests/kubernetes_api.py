@@ -54,11 +54,14 @@ class KubernetesApi:
         self.requests: list[tuple[str, str, Any]] = []
         self.faults: list[str] = []  # requests that no client should make
         self.forbidden: set[tuple[str, str]] = set()  # verb and resource
+        self.conflicts = 0  # updates to come that find the job changed meanwhile
         self.down = False
+        self.missed: list[str] = []  # requests while it was down
         self.cuts = 0  # each cuts every log that is being followed
         self.execute = False
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.saving = 0.0  # seconds that a pod takes to end after SIGTERM
+        self._endings: list[threading.Timer] = []
         self.lock = threading.RLock()
         self.definitions = load_definitions(os.environ.get("PECO_TEST_SCHEMAS"))
         self._stamp = 0
@@ -77,6 +80,8 @@ class KubernetesApi:
     def __exit__(self, *_: object) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for ending in self._endings:
+            ending.cancel()
         for process in self.processes.values():
             process.kill()
             process.wait()
@@ -251,7 +256,8 @@ class KubernetesApi:
                     self._event(event)
                 self._settle()
 
-        threading.Timer(self.saving, gone).start()
+        self._endings.append(threading.Timer(self.saving, gone))
+        self._endings[-1].start()
 
     def _settle(self) -> None:
         alive = [p for p in self.pods.values() if p["status"]["phase"] not in ("Succeeded", "Failed")]
@@ -359,6 +365,9 @@ class KubernetesApi:
         return job
 
     def _put_status(self, job: Json, body: Json) -> Json:
+        if self.conflicts:
+            self.conflicts -= 1
+            self._touch(job)
         if body["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise Answer(409, "the object has been modified; please apply your changes to the latest version")
         job["status"] = copy.deepcopy(body["status"])
@@ -420,6 +429,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length)
         if fake.down:
+            fake.missed.append(f"{self.command} {parts.path}")
             self.close_connection = True
             return
         try:

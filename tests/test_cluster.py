@@ -519,6 +519,7 @@ def test_a_stop_cancels_the_job_and_waits_for_its_pods(api: KubernetesApi, run: 
 
 def test_a_second_signal_ends_the_waiting(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "SAME_STOP_SECONDS", 0.0)
+    monkeypatch.setenv("PECO_GRACE_SECONDS", "120")
     api.saving = 60
 
     def scenario() -> None:
@@ -527,9 +528,70 @@ def test_a_second_signal_ends_the_waiting(api: KubernetesApi, run: Run, monkeypa
         api.wait_for(lambda: api.jobs[NAME]["status"]["state"]["phase"] == "Aborted")
         os.kill(os.getpid(), signal.SIGINT)
 
-    started = time.monotonic()
     assert run(scenario)[0] == 128 + signal.SIGINT
-    assert time.monotonic() - started < 4
+    assert len(api.pods) == 2  # they still save
+
+
+def test_a_stop_meets_a_job_that_changes_at_the_same_time(api: KubernetesApi, run: Run) -> None:
+    api.conflicts = 1
+
+    def scenario() -> None:
+        api.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    status, _, err = run(scenario)
+    assert status == 128 + signal.SIGTERM
+    assert "may still run" not in err
+    assert api.jobs[NAME]["status"]["state"]["phase"] == "Aborted"
+
+
+MANY = 50  # more attempts than anybody should make
+
+
+def updates(api: KubernetesApi) -> int:
+    return sum(verb.startswith("PUT") for verb in api.verbs())
+
+
+def missed(api: KubernetesApi) -> int:
+    """Requests while the API was down, other than for a log."""
+    return sum(not path.endswith("/log") for path in api.missed)
+
+
+def test_a_stop_gives_up_on_a_job_that_changes_all_the_time(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PECO_GRACE_SECONDS", "0")
+    api.conflicts = MANY
+
+    def scenario() -> None:
+        api.start()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    status, _, err = run(scenario)
+    assert status == 128 + signal.SIGTERM
+    assert f"job {NAME} may still run" in err
+    assert 1 < updates(api) < 10
+
+
+@pytest.mark.parametrize("trouble", ["conflicts", "away"])
+def test_a_second_signal_ends_the_attempts_to_abort(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(cluster, "SAME_STOP_SECONDS", 0.0)
+    monkeypatch.setenv("PECO_GRACE_SECONDS", "60")
+
+    def scenario() -> None:
+        api.start()
+        api.conflicts = MANY
+        api.down = trouble == "away"
+        os.kill(os.getpid(), signal.SIGINT)
+        api.wait_for(lambda: missed(api) > 2 if api.down else updates(api) > 0)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    status, _, err = run(scenario)
+    assert status == 128 + signal.SIGINT
+    assert f"job {NAME} may still run" in err
+    assert missed(api) + updates(api) < 10
 
 
 # The API

@@ -65,7 +65,13 @@ class Api:
         self._stops, self._patience = stops, patience
 
     def call(
-        self, what: str, action: Callable[[], T], *, passing: tuple[int, ...] = (), through: float | None = None
+        self,
+        what: str,
+        action: Callable[[], T],
+        *,
+        passing: tuple[int, ...] = (),
+        again: tuple[int, ...] = (408, 429),
+        through: float | None = None,
     ) -> T:
         """Do it.
 
@@ -73,12 +79,13 @@ class Api:
             what: the right that is needed: "create jobs.batch.volcano.sh".
             action: the call.
             passing: statuses that are an answer for the caller: the ApiException is passed on.
-            through: go on although a stop was asked for, for so many seconds.
+            again: statuses below 500 that another attempt may not meet.
+            through: go on although a stop was asked for, for so many seconds or until a second one.
 
         Raises:
             PecoError: the cluster refuses.
             Unreachable: it didn't answer for too long.
-            Stopped: a stop was asked for while it didn't answer.
+            Stopped: a stop was asked for while it didn't answer, or with `through` a second one.
         """
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
@@ -91,16 +98,17 @@ class Api:
             except ApiException as error:
                 if error.status in passing:
                     raise
-                if error.status and error.status < 500 and error.status not in (408, 429):
+                if error.status and error.status < 500 and error.status not in again:
                     raise self.refused(what, error) from None
                 reason = f"{error.status} {error.reason}"
             except (HTTPError, OSError) as error:
                 reason = str(error)
+            reason = " ".join(reason.split())
             if time.monotonic() + delay > deadline:
-                raise Unreachable(" ".join(reason.split()))
+                raise Unreachable(reason)
             self._stops.wait(delay, through=through is not None)
-            if through is None and self._stops.first:
-                raise Stopped
+            if self._stops.first if through is None else self._stops.again:
+                raise Stopped(reason)
             delay = min(2 * delay, LONGEST_DELAY)
 
     def get(self, path: str, what: str, **query: str) -> dict[str, Any]:

@@ -283,17 +283,14 @@ class _Run:
         from kubernetes.client.exceptions import ApiException
 
         def abort() -> None:
-            while True:
-                try:
-                    self.runner.cancel(f"kubernetes://peco/{self.at.namespace}:{self.job.name}")
-                    return
-                except ApiException as error:
-                    if error.status == 404:
-                        return
-                    if error.status != 409:  # the job has changed meanwhile
-                        raise
+            try:
+                self.runner.cancel(f"kubernetes://peco/{self.at.namespace}:{self.job.name}")
+            except ApiException as error:
+                if error.status != 404:
+                    raise
 
-        self.api.call(f"update {PLURAL}/status.{GROUP}", abort, through=through)
+        # 409: the job has changed between TorchX's reading and writing.
+        self.api.call(f"update {PLURAL}/status.{GROUP}", abort, again=(408, 409, 429), through=through)
 
     def _note(self, text: str) -> None:
         self.screen.note(f"{self.job.stage}: {text}")
