@@ -57,6 +57,7 @@ class KubernetesApi:
         self.conflicts = 0  # updates to come that find the job changed meanwhile
         self.down = False
         self.missed: list[str] = []  # requests while it was down
+        self.unreadable = ""  # why the API can't get at any log
         self.cuts = 0  # each cuts every log that is being followed
         self.execute = False
         self.processes: dict[str, subprocess.Popen[str]] = {}
@@ -387,6 +388,8 @@ class KubernetesApi:
         found = self._one(self.pods, pod, "pods")
         if query.get("container") != found["spec"]["containers"][0]["name"]:
             raise self._fault(400, f"log: no container {query.get('container')}")
+        if self.unreadable:
+            raise Answer(500, self.unreadable)
         if found["status"]["phase"] == "Pending":
             raise Answer(400, "container is waiting to start: ContainerCreating")
         return self._follow(pod, query.get("sinceTime", ""), self.cuts)

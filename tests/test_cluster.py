@@ -41,6 +41,7 @@ GIVEN = Resources(
     time_limit="2h",
 )
 ONE = Resources(threads=2)
+TROUBLE = 'Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: i/o timeout'
 Result = tuple[int, str, str]
 Run = Callable[..., Result]
 
@@ -79,8 +80,19 @@ def stage(name: str = "tokenizer") -> Stage:
 
 
 @pytest.fixture
-def run(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Run:
+def notes() -> list[str]:
+    """The launcher's own lines, as soon as they are on the screen."""
+    return []
+
+
+@pytest.fixture
+def run(api: KubernetesApi, notes: list[str], capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a stage while `scenario` goes on beside it; status, stdout, stderr."""
+
+    class Noted(Screen):
+        def note(self, text: str) -> None:
+            super().note(text)
+            notes.append(text)
 
     def follow(scenario: Callable[[], object] = lambda: None, given: Resources = GIVEN) -> Result:
         failed: list[BaseException] = []
@@ -99,7 +111,7 @@ def run(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Run:
         late = threading.Timer(90, lambda: os.kill(os.getpid(), signal.SIGTERM))
         late.start()
         try:
-            status = cluster.run(stage(), components.tokenizer, given, Screen(), os.environ)
+            status = cluster.run(stage(), components.tokenizer, given, Noted(), os.environ)
         finally:
             over.set()
             late.cancel()
@@ -336,13 +348,43 @@ def test_lines_of_all_ranks_appear_once_whatever_the_connection_does(api: Kubern
         for pod in (first, second):
             api.end(pod)
 
-    status, out, _ = run(scenario)
+    status, out, err = run(scenario)
     lines = out.splitlines()
-    assert status == 0
+    assert (status, err) == (0, f"tokenizer: job {NAME} created in namespace peco\n")
     for rank in (0, 4):
         assert [line for line in lines if line.startswith(f"[{rank}]")] == [f"[{rank}] step {n}" for n in range(60)]
     assert lines.count("[1] the same") == 60
     assert len(lines) == 180
+
+
+def test_a_log_that_cannot_be_read_is_told_once_and_shown_when_it_can(
+    api: KubernetesApi, run: Run, notes: list[str]
+) -> None:
+    api.unreadable = TROUBLE
+
+    def reads() -> int:
+        return sum(path.endswith("/log") for _, path, _ in api.requests)
+
+    def scenario() -> None:
+        [pod] = api.start()
+        api.say(pod, "step 1")
+        api.wait_for(lambda: len(notes) > 1)
+        before = reads()
+        api.wait_for(lambda: reads() > before + 10)
+        api.unreadable = ""
+        api.end(pod)
+
+    status, out, err = run(scenario, ONE)
+    assert (status, out) == (0, "step 1\n")
+    [_, told] = err.splitlines()
+    assert told.startswith(f"tokenizer: the log of pod {NAME}-tokenizer-0-0 can't be read (500: {TROUBLE})")
+
+
+def test_a_log_that_can_never_be_read_is_told_at_the_end(api: KubernetesApi, run: Run) -> None:
+    api.unreadable = TROUBLE
+    status, out, err = run(lambda: complete(api), ONE)
+    assert (status, out) == (0, "")
+    assert err.count(f"can't be read (500: {TROUBLE})") == 1
 
 
 def test_one_process_has_no_rank(api: KubernetesApi, run: Run) -> None:

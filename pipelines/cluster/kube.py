@@ -56,6 +56,15 @@ def connect() -> Any:
     return Client(configuration)
 
 
+def said(error: Any) -> str:
+    """What the API says of an ApiException, in one line."""
+    try:
+        message = str(json.loads(error.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = str(error.reason)
+    return " ".join(message.split())
+
+
 class Api:
     """Calls that are repeated, ever more slowly, while the API can't be reached."""
 
@@ -131,10 +140,7 @@ class Api:
 
     def refused(self, what: str, error: Any) -> PecoError:
         """An ApiException as a line for the user."""
-        try:
-            message = str(json.loads(error.body)["message"])
-        except (ValueError, KeyError, TypeError):
-            message = str(error.reason)
+        message = said(error)
         where = f"in namespace {self.namespace}"
         if error.status == 401:
             return PecoError(

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pipelines.cluster.kube import said
+
 RETRY_SECONDS = 2.0
+TRIES = 5  # in a row that fail, before it is a trouble
 # Without a line for so long the connection may be dead: it is made anew.
 SILENCE_SECONDS = 60
 # The two streams of a container are stamped apart, so lines may come out of order by a little.
@@ -30,15 +33,19 @@ class PodLog(threading.Thread):
         self._pod, self._container = pod, container
         self.finished = threading.Event()  # the container has ended: what the log holds now is all
         self.refused: Exception | None = None
+        self.trouble: str | None = None  # why the log can't be read, where it couldn't for a while; it is tried on
         self._newest: datetime | None = None
         self._recent: Counter[tuple[datetime, str]] = Counter()  # lines of the last moments
 
     def run(self) -> None:
         from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import ReadTimeoutError
 
+        failed = 0  # in a row
         while True:
             finished = self.finished.is_set()
             whole = False
+            why = ""
             try:
                 self._read(last=finished)
                 whole = True
@@ -48,8 +55,14 @@ class PodLog(threading.Thread):
                 if error.status in (401, 403):
                     self.refused = error
                     return
+                why = f"{error.status}: {said(error)}"
+            except ReadTimeoutError:
+                pass  # a pod that says nothing
             except Exception as error:  # a broken connection has many names, and none of them ends the job
-                self.trouble = error
+                why = " ".join(str(error).split()) or type(error).__name__
+            failed = failed + 1 if why else 0
+            if failed >= TRIES:
+                self.trouble = why
             if finished and whole:
                 return
             self.finished.wait(RETRY_SECONDS) if not finished else time.sleep(RETRY_SECONDS / 4)

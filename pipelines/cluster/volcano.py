@@ -50,6 +50,7 @@ class _Run:
         self.output = Output(screen, several=job.app.roles[0].entrypoint == "bash")
         self.lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self.logs: dict[str, PodLog] = {}
+        self.unread: set[str] = set()  # pods of which was told that their log can't be read
         self.seen: dict[str, pods.Pod] = {}  # each pod as it was last
         self.waiting_since = time.monotonic()
         self.noted = self.waiting_since + FIRST_NOTE_SECONDS - NOTE_SECONDS
@@ -193,9 +194,12 @@ class _Run:
     def _show(self) -> None:
         while not self.lines.empty():
             self.output.add(*_one(self.lines.get()))
-        for log in self.logs.values():
+        for name, log in self.logs.items():
             if log.refused:
                 raise self.api.refused("get pods/log", log.refused)
+            if log.trouble and name not in self.unread:
+                self.unread.add(name)
+                self._note(f"the log of pod {name} can't be read ({log.trouble}); its lines are shown once it can")
 
     def _drain(self, names: list[str]) -> None:
         """Show what is still to come from these pods, which have ended."""
