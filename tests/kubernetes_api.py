@@ -54,6 +54,7 @@ class KubernetesApi:
         self.requests: list[tuple[str, str, Any]] = []
         self.faults: list[str] = []  # requests that no client should make
         self.forbidden: set[tuple[str, str]] = set()  # verb and resource
+        self.waiting: Json = {}  # of the status of pods that don't run yet
         self.conflicts = 0  # updates to come that find the job changed meanwhile
         self.down = False
         self.missed: list[str] = []  # requests while it was down
@@ -187,7 +188,7 @@ class KubernetesApi:
                 pod["metadata"]["name"] = f"{name}-{task['name']}-{index}"
                 pod["metadata"]["labels"]["volcano.sh/job-name"] = name
                 pod["metadata"]["namespace"] = NAMESPACE
-                pod["status"] = {"phase": "Pending"}
+                pod["status"] = {"phase": "Pending"} | copy.deepcopy(self.waiting)
                 self.pods[pod["metadata"]["name"]] = pod
                 self.logs[pod["metadata"]["name"]] = []
 

@@ -511,14 +511,20 @@ def test_a_job_that_someone_else_deletes_or_aborts_ends_the_stage(api: Kubernete
 # Waiting
 
 
-def test_a_job_that_waits_says_why(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volcano, "FIRST_NOTE_SECONDS", 0.1)
+def test_a_job_that_waits_says_why(
+    api: KubernetesApi, run: Run, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(volcano, "FIRST_NOTE_SECONDS", 0.0)
     reason = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+    api.waiting = {"conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
+
+    def looks() -> int:
+        return sum(path.endswith("/pods") for _, path, _ in api.requests)
 
     def scenario() -> None:
-        api.job()
-        api.condition(conditions=[{"type": "PodScheduled", "status": "False", "message": reason}])
-        time.sleep(0.4)
+        api.wait_for(lambda: len(notes) > 1)
+        before = looks()
+        api.wait_for(lambda: looks() > before + 3)
         complete(api)
 
     status, _, err = run(scenario)
@@ -645,7 +651,7 @@ def test_an_api_that_is_away_for_a_while_is_waited_for(api: KubernetesApi, run: 
         api.say(first, "[0]: before")
         api.down = True
         api.cuts += 1
-        time.sleep(0.5)
+        api.wait_for(lambda: missed(api))
         api.say(first, "[0]: meanwhile")
         api.down = False
         for pod in (first, second):

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 from kfp_api import DOCUMENT, Contract, KfpApi, moment, serve, task
+from urllib3.util import retry
 
 from pipelines import step, submit
 from pipelines.graph import Graph
@@ -653,9 +654,10 @@ def test_a_kubeflow_that_is_not_there_or_not_for_us_is_refused(
     api.token, api.namespaces = "secret", {"team"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    started = time.monotonic()
+    waits: list[float] = []  # seconds, between the attempts of the client
+    monkeypatch.setattr(retry, "time", SimpleNamespace(sleep=waits.append))
     assert message in refused(api, capsys)
-    assert time.monotonic() - started < 10
+    assert sum(waits) < 10
 
 
 @pytest.mark.parametrize(
