@@ -707,7 +707,7 @@ def test_two_nodes_meet_and_the_rank_that_raises_is_named(
     status, out, err = run(api.start, Resources(nodes=2, processes=1, threads=1))
     assert status == 1
     assert {"[0] of 2", "[1] of 2"} <= set(out.splitlines())
-    assert "rank 1 of pod" in err and err.splitlines()[-1] == "  ValueError: no"
+    assert "rank 1 of pod" in err and "  ValueError: no" in err.splitlines()  # torchrun mixes stdout and stderr
     api.wait_for(lambda: all(process.poll() is not None for process in api.processes.values()))
 
 
