@@ -144,17 +144,8 @@ def gpus(env: Mapping[str, str]) -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
 
 
-def _number(env: Mapping[str, str], name: str, default: int, least: int) -> int:
-    text = env.get(name)
-    if not text:
-        return default
-    if not text.isdecimal() or int(text) < least:
-        raise PecoError(f"{name}={text}: not allowed; expected an integer, at least {least}")
-    return int(text)
-
-
 def _grace() -> float:
-    return float(_number(os.environ, "PECO_GRACE_SECONDS", 60, 0))
+    return float(resources.whole_number(os.environ, "PECO_GRACE_SECONDS", 60))
 
 
 def _cores() -> int:

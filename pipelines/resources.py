@@ -59,7 +59,7 @@ def _value(key: str, text: str, name: str) -> Any:
     return schema.build(kind, text if is_text or not text.isdecimal() else int(text), f"{name} (environment)")
 
 
-def number(env: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
+def whole_number(env: Mapping[str, str], name: str, default: int, least: int = 0) -> int:
     """A whole number from the environment; an empty variable counts as unset.
 
     Raises:

@@ -42,7 +42,7 @@ from ruamel.yaml import YAML
 
 from peco.errors import PecoError
 from pipelines.graph import Stage, load_graph
-from pipelines.resources import number
+from pipelines.resources import whole_number
 
 Entry = dict[str, Any]  # of dvc.lock, for one stage
 REMOTE = "pipeline"
@@ -338,7 +338,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _end_leftovers(mark: str) -> None:
     """End what a killed step left running on this machine (Linux; elsewhere there is no way to tell)."""
-    deadline = time.monotonic() + number(os.environ, "PECO_GRACE_SECONDS", 60)
+    deadline = time.monotonic() + whole_number(os.environ, "PECO_GRACE_SECONDS", 60)
     asked: set[int] = set()
     while found := _marked(mark):
         late = time.monotonic() >= deadline

@@ -35,6 +35,7 @@ from peco.errors import PecoError
 from peco.resources import Resources
 from pipelines.graph import Stage
 from pipelines.logs import Line, Screen
+from pipelines.resources import whole_number
 
 METRICS_PORT = 8001
 # What a stage itself reads, and what reading from a bucket needs beside credentials. No secret is among them.
@@ -147,19 +148,7 @@ def _value(values: Any, key: str) -> Any:
 
 
 def _grace(env: Mapping[str, str]) -> int:
-    return number(env, "PECO_GRACE_SECONDS", 60)
-
-
-def number(env: Mapping[str, str], name: str, default: int) -> int:
-    """A whole number from the environment.
-
-    Raises:
-        PecoError: it is none.
-    """
-    text = env.get(name) or str(default)
-    if not text.isdecimal():
-        raise PecoError(f"{name}={text}: not allowed; expected an integer, at least 0")
-    return int(text)
+    return whole_number(env, "PECO_GRACE_SECONDS", 60)
 
 
 def build_app(

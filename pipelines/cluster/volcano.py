@@ -10,11 +10,12 @@ from typing import Any
 from torchx.runner import Runner
 
 from pipelines.cluster import pods
-from pipelines.cluster.job import Job, Output, Stops, failure, number
+from pipelines.cluster.job import Job, Output, Stops, failure
 from pipelines.cluster.kube import Api, Stopped, Unreachable
 from pipelines.cluster.podlog import PodLog
 from pipelines.cluster.volcano_job import GROUP, PLURAL, VERSION, Place, adjust, options, place
 from pipelines.logs import Screen
+from pipelines.resources import whole_number
 
 POLL_SECONDS = 2.0
 NOTE_SECONDS = 300.0  # between two words on why a job still waits
@@ -33,7 +34,7 @@ def run(job: Job, screen: Screen, stops: Stops, env: Mapping[str, str]) -> int:
         PecoError: a variable is missing or wrong, or the cluster refuses.
     """
     at = place(env)
-    api = Api(at.namespace, stops, number(env, "PECO_API_PATIENCE_SECONDS", 300))
+    api = Api(at.namespace, stops, whole_number(env, "PECO_API_PATIENCE_SECONDS", 300))
     return _Run(job, at, api, screen, stops).run()
 
 
