@@ -28,10 +28,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 params: setup ## write params.yaml: PRESET=… DATA=… SET="key=value …"
-	@python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data '$(DATA)') $(SET)
+	@python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data "$$DATA") $(SET)
 
 repro: setup ## images to an evaluated backbone and a report; PRESET, DATA and SET as in `make params`
-	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data '$(DATA)') $(SET) &&) python -m pipelines.repro
+	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data "$$DATA") $(SET) &&) python -m pipelines.repro
 
 compare: setup ## PeCo, pixel codebook and random initialisation over SEEDS, one table per task; VARIANTS="peco pixel regression vqkd", SET="key=value …"
 	$(if $(PRESET)$(DATA),$(error compare takes the params.yaml that stands; run `make params PRESET=… DATA=…` first, then `make compare`))

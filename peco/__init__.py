@@ -23,6 +23,7 @@ def load_backbone(directory: str | Path, **overrides: Any) -> Any:
 
     Args:
         directory: the folder; plain `timm.create_model("local-dir:DIR", pretrained=True)` reads it too.
+            Like any timm model it takes normalised images: `2 * x - 1` for x in [0, 1], as its `pretrained_cfg` says.
         overrides: arguments of `timm.create_model`, as `num_classes` or `img_size`.
 
     Raises:

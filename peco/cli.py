@@ -45,6 +45,9 @@ def reconstruct(args: argparse.Namespace) -> None:
     tokenizer, size = open_tokenizer(args.model, args.size)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
+    for out in (folder / name for name in png_names(args.images)):
+        if any(out.exists() and Path(image).exists() and out.samefile(image) for image in args.images):
+            raise PecoError(f"{out}: is one of the images and would be overwritten; name another folder (-o)")
     for name, (_, x_BCHW) in zip(png_names(args.images), load_images(args.images, size), strict=True):
         decoded_BCHW = tokenizer.reconstruct(x_BCHW)
         (decibels,) = psnr(decoded_BCHW, x_BCHW).tolist()

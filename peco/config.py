@@ -12,14 +12,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 
 from peco import consistency, schema
 from peco.errors import PecoError
 from peco.resources import ResourceKinds
-from peco.schema import Count, Fraction, Natural, NonNegative, Positive, Range
+from peco.schema import Count, Fraction, Natural, NonNegative, Pattern, Positive, Range
+
+RandAugment = Annotated[
+    str,
+    Pattern(
+        r"rand(-(m|n|mmax)\d+|-inc[01]|-(p|mstd)\d+(\.\d+)?|-t(weights|3a|original)?)*",
+        "timm's notation, such as rand-m9-mstd0.5-inc1, or null",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -265,7 +273,7 @@ class Finetune:
     mixup: NonNegative
     cutmix: NonNegative
     label_smoothing: Fraction
-    rand_augment: str | None  # timm's config string, e.g. rand-m9-mstd0.5-inc1
+    rand_augment: RandAugment | None
     crop_scale: tuple[Fraction, Fraction]
     random_erase: Fraction
     optim: Optim
@@ -378,6 +386,16 @@ class Config:
     resources: ResourceKinds
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML in which no key may come twice: PyYAML would take the last, DVC refuses."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {twice} is there twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path = "params.yaml") -> Config:
     """Read and validate a parameter file.
 
@@ -385,7 +403,7 @@ def load(path: str | Path = "params.yaml") -> Config:
         PecoError: the file is missing or not YAML, or a key, type or value is wrong.
     """
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file; `make params` writes it") from None
     except OSError as error:

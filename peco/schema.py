@@ -42,6 +42,9 @@ class Pattern:
     words: str
 
 
+# As YAML 1.2 writes numbers, by which DVC does: `1e-05` is one there and a text for PyYAML, which reads YAML 1.1.
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
+
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(1e-12)]
@@ -88,8 +91,9 @@ def build(kind: Any, value: object, key: str = "") -> Any:
     if origin is tuple:
         return _build_tuple(typing.get_args(kind), value, key)
     if kind is float:
-        hint = _number_hint(value) if isinstance(value, str) else ""
-        require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number" + hint)
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            value = float(value)
+        require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
         number = float(cast(float, value))
         require(number == number and abs(number) != float("inf"), key, value, "a finite number")
         return number
@@ -120,17 +124,6 @@ def _build_tuple(arms: tuple[Any, ...], value: object, key: str) -> tuple[Any, .
         arms = arms[:1] * len(value)
     require(len(value) == len(arms), key, value, f"a list of {len(arms)} items")
     return tuple(build(arm, item, f"{key}[{i}]") for i, (arm, item) in enumerate(zip(arms, value, strict=True)))
-
-
-def _number_hint(text: str) -> str:
-    """How to write a number that YAML takes for text (`1e-3`); empty where it is none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return ""
-    shown = f"{number:e}"  # 1.000000e-03
-    mantissa, _, exponent = shown.partition("e")
-    return f"; write {float(mantissa)}e{int(exponent):+d}" if number == number and abs(number) != float("inf") else ""
 
 
 def require(ok: bool, key: str, value: object, allowed: str) -> None:

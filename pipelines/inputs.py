@@ -184,11 +184,15 @@ def _dvc_add(arguments: list[str], path: Path, root: Path) -> None:
     """`dvc add`, with DVC's own progress on a terminal: large inputs take their time."""
     terminal = sys.stderr.isatty()
     print(f"Taking {path} into DVC; every file is read once", file=sys.stderr)
-    command = [sys.executable, "-m", "dvc", "add", *([] if terminal else ["--quiet"]), *arguments]
-    result = subprocess.run(command, cwd=root, stderr=None if terminal else subprocess.PIPE, text=True, check=False)
+    command = [sys.executable, "-m", "dvc", "add", *arguments]
+    pipe = None if terminal else subprocess.PIPE
+    result = subprocess.run(
+        command, cwd=root, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace", check=False
+    )
     if result.returncode:
-        lines = [line for line in (result.stderr or "").splitlines() if line.strip()]
-        raise PecoError(f"{path}: DVC can't take it: {lines[0] if lines else 'its reason stands above'}")
+        lines = [line for line in (result.stderr or "").splitlines() if line.startswith("ERROR: ")]
+        reason = "; ".join(line.removeprefix("ERROR: ") for line in lines)
+        raise PecoError(f"{path}: DVC can't take it: {reason or 'its reason stands above'}")
 
 
 def _kind(path: Path, data: str) -> str:
@@ -310,7 +314,7 @@ def _list(name: str, text: str, data: str, root: Path) -> Input:
         return Input("webdataset", DATA / name, text)
     if target.is_file() and target.read_bytes() == text.encode():
         return Input("webdataset", DATA / name, None)
-    raise PecoError(f"{data}: {DATA / name} is another list; remove or rename that one")
+    raise PecoError(f"{data}: {DATA / name} is another list; `rm {DATA / name}` if it is not needed, or rename it")
 
 
 def _is_there(target: Path, content: Path | dict[str, Path], data: str, root: Path) -> bool:

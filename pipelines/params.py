@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peco import config, schema
 from peco.errors import PecoError
 from pipelines import inputs
+from pipelines.architectures import check_architectures
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
 PARAMS = Path("params.yaml")
@@ -143,9 +144,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.data:
             found = inputs.look(args.data)
             values = compose_params(preset, [*found.overrides, *args.overrides])
+            check_architectures(config.parse(values))
             inputs.take(found)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
+            check_architectures(config.parse(values))
             path = Path(values["dataset"]["path"])
             inputs.require_present(path)
             if not path.exists():
@@ -160,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; params.yaml is as it was", file=sys.stderr)
         return 130
-    print(f"params.yaml: preset {preset}, images from {values['dataset']['path']}", file=sys.stderr)
+    print(f"params.yaml: preset {values['preset']}, images from {values['dataset']['path']}", file=sys.stderr)
     return 0
 
 

@@ -83,12 +83,15 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
 
+    # DVC runs `python …`, which must be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if show else {}
     with handling(forward):
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dvc", *arguments],
                 cwd=cwd,
+                env={**os.environ, "PATH": path},
                 text=True,
                 errors="replace",
                 process_group=0,

@@ -11,6 +11,7 @@ from pathlib import Path
 from peco import config, workfiles
 from peco.errors import PecoError
 from pipelines import inputs
+from pipelines.architectures import check_architectures
 from pipelines.processes import Stopped, run_dvc
 
 REPORT = Path("reports/report.html")
@@ -33,6 +34,19 @@ def _times(lines: list[str]) -> list[tuple[str, float]]:
     return times
 
 
+def _check_lock(path: Path) -> None:
+    """Refuse a dvc.lock that is empty, as a power failure can leave it: DVC's own message tells no way out.
+
+    Raises:
+        PecoError: it is.
+    """
+    if path.exists() and not path.read_bytes().strip(b"\0 \n"):
+        raise PecoError(
+            f"{path}: is empty; `git checkout {path}` brings back a committed one, else delete it: what is in DVC's cache is taken "
+            "from there"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Arguments are passed on to `dvc repro`.
 
@@ -44,10 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     before = len(_lines(file))
     start = time.monotonic()
     try:
-        for key, path in inputs.tracked(config.load()).items():
+        parameters = config.load()
+        check_architectures(parameters)
+        for key, path in inputs.tracked(parameters).items():
             if key == "dataset.path" or not arguments:  # a target may need no more, and DVC may be told to pull
                 inputs.require_there(key, path)
                 inputs.require_present(path)
+        _check_lock(Path("dvc.lock"))
         status = run_dvc(["repro", *arguments])
     except Stopped as stop:
         status = stop.status

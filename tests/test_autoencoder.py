@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,6 +126,20 @@ def test_many_images_are_tokenized_in_the_memory_of_a_few() -> None:
     tokens = model.tokenize(x_BCHW)
     assert seen == [IMAGES_AT_ONCE, 3]
     assert torch.equal(tokens, torch.cat([model.tokenize(x_BCHW[:5]), model.tokenize(x_BCHW[5:])]))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(1, 3, 16, 16, dtype=torch.uint8),
+        torch.zeros(1, 1, 16, 16),
+        torch.zeros(3, 16, 16),
+        np.zeros((1, 3, 16, 16)),
+    ],
+)
+def test_what_are_no_images_is_refused(images: Any) -> None:
+    with pytest.raises(PecoError, match=r"^tokenizer: expected images as float32 \(B, 3, H, W\) in \[0, 1\], got "):
+        tokenizer(8, 16).tokenize(images)
 
 
 def test_a_size_that_does_not_divide_is_refused() -> None:

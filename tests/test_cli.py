@@ -72,6 +72,18 @@ def test_tokens_of_another_size(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.shape(json.loads(line)["tokens"]) == (2 * GRID, 2 * GRID)
 
 
+def test_an_image_is_never_overwritten_by_its_reconstruction(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("photo.png", "other.jpg", "other.png"):
+        (tmp_path / name).write_bytes((folder / "wide.png").read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for images in (["photo.png"], ["other.jpg", "other.png"]):
+        assert cli.main(["reconstruct", *(str(tmp_path / name) for name in images), "-o", str(tmp_path)]) == 2
+        assert capsys.readouterr().err.endswith("would be overwritten; name another folder (-o)\n")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_reconstructions_stand_beside_their_originals_each_in_a_file_of_its_own(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -364,6 +364,12 @@ def test_without_labels_the_rest_still_runs(tmp_path: Path, monkeypatch: pytest.
     assert all(path.name.startswith("frequent") for path in evaluate_codebook.PICTURES.glob("*.png"))
 
 
+def test_of_one_image_there_is_no_frechet_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = run_in(make_folder(tmp_path, {"train": 9, "val": 1}, classes=()), monkeypatch)
+    assert metrics["frechet_skipped"] == "one image has no covariance"
+    assert "frechet" not in metrics and metrics["psnr"] > 0
+
+
 def test_without_val_train_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = run_in(make_folder(tmp_path, {"train": 20}), monkeypatch)
     assert (metrics["split"], metrics["images"]) == ("train", 20)

@@ -244,6 +244,16 @@ def test_a_wrong_override_leaves_the_images_alone(
     assert "pretrain.optim.lr" in line
 
 
+def test_architectures_are_checked_before_anything_is_taken_in(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = folder(tmp_path / "photos", PHOTOS)
+    for wrong in ("pretrain.vit.arch=beit_nonsense", "perceptual_net.vit.arch=vit_nonsense"):
+        line = refusal(project, capsys, "--preset", "cifar", "--data", str(photos), wrong)
+        assert line.startswith(f"error: {wrong.partition('=')[0]}: '{wrong.partition('=')[2]}' is not allowed")
+    assert params.main(["perceptual_net.vit.arch=vit_tiny_patch16_224"]) == 0
+
+
 def test_what_dvc_refuses_leaves_nothing(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +261,8 @@ def test_what_dvc_refuses_leaves_nothing(
     shutil.rmtree(project / ".dvc")
     before = snapshot(project)
     assert params.main(["--preset", "cifar", "--data", str(photos)]) == 2
-    assert "DVC can't take it" in capsys.readouterr().err.splitlines()[-1]
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: data/photos: DVC can't take it: you are not inside of a DVC repository")
     assert snapshot(project) == before
 
 

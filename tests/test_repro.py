@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,26 @@ def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
     (project / "params.yaml").unlink()
     assert repro.main([]) == 2
     assert not (project / "called").exists()
+
+
+def test_what_dvc_or_a_stage_could_only_say_late_is_said_at_once(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "dvc.lock").touch()
+    assert repro.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: dvc.lock: is empty; `git checkout dvc.lock` brings back")
+    (project / "dvc.lock").unlink()
+    (project / "params.yaml").write_text(render(compose_params("smoke", ["pretrain.vit.arch=beit_nonsense"])))
+    assert repro.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: pretrain.vit.arch: 'beit_nonsense' is not allowed")
+    assert not (project / "called").exists()
+
+
+def test_dvc_runs_stages_with_this_python(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "dvc.py").write_text("import shutil\nopen('called', 'w').write(shutil.which('python'))")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert repro.main([]) == 0
+    assert (project / "called").read_text() == str(Path(sys.executable).parent / "python")
 
 
 @pytest.mark.parametrize("status", [7, 0])

@@ -453,9 +453,23 @@ def test_tars_behind_addresses(served: str, tmp_path: Path) -> None:
     check_two_splits(opened("webdataset", tmp_path / "list.txt"))
 
 
+def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of S3's client are of classes of their own."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(PecoError, match=r"^s3://bucket/a\.tar: can't be read .*credentials.*; fetch or write it anew$"):
+        list(opened("webdataset", "s3://bucket/a.tar").samples())
+
+
 def test_addresses_that_fail(served: str, tmp_path: Path) -> None:
     for url in (f"{served}/train-7.tar", "pipe:false", "nosuch://x/train.tar"):
         assert "can't be read as a WebDataset tar" in message(lambda url=url: list(opened("webdataset", url).samples()))
+    assert "(the server gives no such file)" in message(
+        lambda: list(opened("webdataset", f"{served}/no.tar").samples())
+    )
     late = f"pipe:cat {tmp_path}/wds/train-0.tar; exit 3"  # everything came, and yet the program failed
     assert "can't be read as a WebDataset tar" in message(lambda: list(opened("webdataset", late).samples()))
 

@@ -292,7 +292,7 @@ def test_settings_change_params_as_dvc_does_and_name_the_run(project: Project, a
 def test_a_name_that_can_not_say_all_ends_in_a_hash(project: Project, api: KfpApi) -> None:
     run(
         "--set",
-        "evaluate.finetune.rand_augment='rand m9/x'",
+        "perceptual_net.timm.model='vit m9/x'",
         *(f"{part}.optim.lr=0.000125" for part in ("tokenizer", "pretrain")),
     )
     name = api.runs[0]["display_name"]

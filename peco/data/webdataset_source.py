@@ -29,6 +29,13 @@ from peco.data.raw import IMAGE_EXTENSIONS, SPLITS, RawSample, extension, hashed
 from peco.errors import PecoError
 
 _EXPECTED = "expected a folder of .tar files, a glob or brace pattern, an address, or a file that lists them"
+# What curl's exit statuses mean.
+_CURL = {
+    6: "there is no such host",
+    7: "the server can't be reached",
+    22: "the server gives no such file",
+    28: "no answer in time",
+}
 _MAX_NUMBER = 1_000_000  # from here on, labels without names are no class numbers
 
 
@@ -156,8 +163,16 @@ class WebDatasetSource:
                 yield from self._entry(url, key, members)
                 while not random_access and file.read(1 << 20):
                     pass  # to the end, so that a program behind a pipe ends well and its failure shows
-        except DAMAGE as error:
-            raise PecoError(f"{url}: can't be read as a WebDataset tar ({error}); fetch or write it anew") from None
+        except PecoError:
+            raise
+        except Exception as error:
+            if not (
+                _is_address(url) or isinstance(error, DAMAGE)
+            ):  # clients of object stores have no common class of errors
+                raise
+            raise PecoError(
+                f"{url}: can't be read as a WebDataset tar ({_reason(error)}); fetch or write it anew"
+            ) from None
 
     def _entry(self, url: str, key: str, members: dict[str, tuple[tarfile.TarInfo, bytes | None]]) -> Iterator[_Entry]:
         images = [kind for kind in members if extension("x." + kind) in IMAGE_EXTENSIONS]
@@ -332,7 +347,11 @@ def _opened(url: str) -> IO[bytes]:
         return cast(IO[bytes], gopen(url, "rb"))
     import fsspec  # type: ignore[import-untyped]  # webdataset has no s3
 
-    try:
-        return cast(IO[bytes], fsspec.open(url, "rb").open())
-    except (ValueError, ImportError) as error:
-        raise OSError(str(error)) from None
+    return cast(IO[bytes], fsspec.open(url, "rb").open())
+
+
+def _reason(error: Exception) -> str:
+    """Why, in the user's words: webdataset reads http by curl, and tells no more than curl's status."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    status = re.search(r"'curl'.* exit (\d+)", text)
+    return _CURL.get(int(status[1]), f"curl ends with status {status[1]}") if status else text

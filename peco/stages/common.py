@@ -250,10 +250,10 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
                 print(f"{name}: skipped: {reason}")
                 run.metrics({"skipped": str(reason)})
     except Interrupted as error:
-        _say(f"{name}: {error}")
+        _say(f"{name}: {_without(name, error)}")
         return EXIT_INTERRUPTED
     except PecoError as error:
-        _say(f"error: {name}: {error}")
+        _say(f"error: {name}: {_without(name, error)}")
         return EXIT_ERROR
     except Exception as error:
         if stop.requested:  # a rank whose peers have left fails in whatever it does with them
@@ -267,6 +267,11 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
         traceback.print_exc()
         return 1
     return 0
+
+
+def _without(name: str, error: PecoError) -> str:
+    """The message without the stage's name, which a training has that is the stage's only one."""
+    return str(error).removeprefix(f"{name}: ")
 
 
 def _lost_peer(error: Exception) -> bool:

@@ -155,7 +155,7 @@ def usage_scores(books: Sequence[Book], tokens: Sequence[Tensor]) -> dict[str, A
     return metrics
 
 
-def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images) -> dict[str, float]:
+def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images) -> dict[str, Any]:
     """What comes back from tokens: PSNR in dB and SSIM, means over images, and the Fréchet distance.
 
     The last is in the mean over positions of the last block's features of the perceptual network.
@@ -172,10 +172,11 @@ def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], image
             scores[f"{book.prefix}frechet"].append(features(y_BCHW)[-1].mean(dim=(2, 3)).cpu())
     joined = {name: torch.cat(found) for name, found in scores.items()}
     original_ND = joined.pop("original")
-    return {
-        name: frechet_distance(original_ND, values) if name.endswith("frechet") else float(values.double().mean())
-        for name, values in joined.items()
-    }
+    distances = {name: joined.pop(name) for name in list(joined) if name.endswith("frechet")}
+    found: dict[str, Any] = {name: float(values.double().mean()) for name, values in joined.items()}
+    if len(original_ND) < 2:
+        return found | {"frechet_skipped": "one image has no covariance"}
+    return found | {name: frechet_distance(original_ND, values) for name, values in distances.items()}
 
 
 def class_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images, seed: int) -> dict[str, Any]:

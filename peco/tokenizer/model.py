@@ -53,8 +53,9 @@ class PerceptualTokenizer(nn.Module):
             detach: keep the decoder's gradient from the codes and the encoder.
 
         Raises:
-            PecoError: height or width is no multiple of `factor`.
+            PecoError: no float32 images, or height or width is no multiple of `factor`.
         """
+        self._check(x_BCHW)
         quantized = self.quantizer(self._encode(x_BCHW))
         z_q_BDhw = quantized.z_q_BDhw
         return self._decode(z_q_BDhw.detach() if detach else z_q_BDhw), quantized
@@ -64,8 +65,9 @@ class PerceptualTokenizer(nn.Module):
         """Tokens (int64, Bhw) of images, `IMAGES_AT_ONCE` at a time, so that memory doesn't grow with their number.
 
         Raises:
-            PecoError: height or width is no multiple of `factor`.
+            PecoError: no float32 images, or height or width is no multiple of `factor`.
         """
+        self._check(x_BCHW)
         return torch.cat(
             [self.quantizer.encode(self._encode(x_bCHW)) for x_bCHW in torch.split(x_BCHW, IMAGES_AT_ONCE)]
         )
@@ -79,16 +81,26 @@ class PerceptualTokenizer(nn.Module):
         """Images after tokenizing and decoding, BCHW in [0, 1].
 
         Raises:
-            PecoError: height or width is no multiple of `factor`.
+            PecoError: no float32 images, or height or width is no multiple of `factor`.
         """
         return self.decode(self.tokenize(x_BCHW))
 
-    def _encode(self, x_BCHW: Tensor) -> Tensor:
+    def _check(self, x_BCHW: Tensor) -> None:
+        if not (
+            isinstance(x_BCHW, Tensor)
+            and x_BCHW.dtype == torch.float32
+            and x_BCHW.shape[1:2] == (3,)
+            and x_BCHW.ndim == 4
+        ):
+            given = f"{x_BCHW.dtype} {tuple(x_BCHW.shape)}" if isinstance(x_BCHW, Tensor) else type(x_BCHW).__name__
+            raise PecoError(f"tokenizer: expected images as float32 (B, 3, H, W) in [0, 1], got {given}")
         H, W = x_BCHW.shape[-2:]
         if H % self.factor or W % self.factor:
             raise PecoError(
                 f"tokenizer: an image of {H}x{W} pixels does not divide into tokens of {self.factor} pixels; resize it"
             )
+
+    def _encode(self, x_BCHW: Tensor) -> Tensor:
         z_BDhw: Tensor = self.encoder(2 * x_BCHW - 1)
         return z_BDhw
 
