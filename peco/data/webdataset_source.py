@@ -166,13 +166,11 @@ class WebDatasetSource:
         except PecoError:
             raise
         except Exception as error:
-            if not (
-                _is_address(url) or isinstance(error, DAMAGE)
-            ):  # clients of object stores have no common class of errors
+            # The clients of object stores have no common class of errors.
+            if not (_is_address(url) or isinstance(error, DAMAGE)):
                 raise
-            raise PecoError(
-                f"{url}: can't be read as a WebDataset tar ({_reason(error)}); fetch or write it anew"
-            ) from None
+            reason = _reason(error)
+            raise PecoError(f"{url}: can't be read as a WebDataset tar ({reason}); fetch or write it anew") from None
 
     def _entry(self, url: str, key: str, members: dict[str, tuple[tarfile.TarInfo, bytes | None]]) -> Iterator[_Entry]:
         images = [kind for kind in members if extension("x." + kind) in IMAGE_EXTENSIONS]

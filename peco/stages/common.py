@@ -237,9 +237,8 @@ def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], 
     try:
         if threads := env_number("PECO_THREADS"):
             torch.set_num_threads(threads)
-        if (
-            not uses_cuda()
-        ):  # where equal bytes are promised; on GPUs it would cost speed, and attention would differ all the same
+        # Where equal bytes are promised; on GPUs it would cost speed, and attention would differ all the same.
+        if not uses_cuda():
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         run = StageRun(name, schema.restrict(parameters.load(), params))
