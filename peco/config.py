@@ -24,7 +24,7 @@ from peco.schema import Count, Fraction, Natural, NonNegative, Pattern, Positive
 RandAugment = Annotated[
     str,
     Pattern(
-        r"rand(-(m|n|mmax)\d+|-inc[01]|-(p|mstd)\d+(\.\d+)?|-t(weights|3a|original)?)*",
+        r"rand(-(m|n|mmax)\d+|-inc[01]|-(p|mstd)\d+(\.\d+)?|-t(weights|3aw?))*",
         "timm's notation, such as rand-m9-mstd0.5-inc1, or null",
     ),
 ]

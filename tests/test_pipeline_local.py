@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from test_chain import STAGES, Checkout
 
+from pipelines import local
+from pipelines.processes import alone
+
 pytestmark = pytest.mark.chain
 
 BUCKET = "s3://peco-test/store"
@@ -133,6 +136,15 @@ def test_the_pipeline_computes_every_stage(first: tuple[Local, Run]) -> None:
     assert local.alive() == []
     noise = re.search(r"KFP Executor|executor_input| - INFO - |git add|site-packages", run.output)
     assert noise is None, noise
+
+
+def test_a_second_call_beside_one_that_runs_is_refused(
+    first: tuple[Local, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(first[0].path)
+    with alone("pipeline-local"):
+        assert local.main([]) == 2
+    assert capsys.readouterr().err == "error: another `make pipeline-local` runs here; wait for its end\n"
 
 
 def test_two_processes_train_and_say_so(first: tuple[Local, Run]) -> None:
