@@ -65,4 +65,4 @@ pipeline-submit: setup ## send it to Kubeflow (KFP_HOST, KFP_NAMESPACE, KFP_TOKE
 	  $(if $(SCHEDULE),--schedule '$(SCHEDULE)') $(if $(WAIT),--wait) $(if $(FORCE),--force)
 
 k8s-check: setup ## render k8s/ and validate it, offline; PECO_TEST_SCHEMAS=… with the CRDs
-	@python -m pipelines.k8s_check
+	@python -m k8s.check

@@ -3,8 +3,8 @@
     python -m benchmarks.agreement --tokenizer PeCo=DIR --tokenizer pixels=DIR --perceptual DIR --images photos.tar
 
 Triplets are generated from the images of a folder or archive, at the tokenizers' size, exactly as the stage `evaluate@agreement`
-does (`peco/data/triplets.py`): the same images give the same triplets. Tables in markdown: the share of right answers of every
-method for each pair of movement and damage, ties counted half, and the difference of the first tokenizer to each other one.
+does (`peco/evaluate/agreement/triplets.py`): the same images give the same triplets. Tables in markdown: the share of right answers
+of every method for each pair of movement and damage, ties counted half, and the difference of the first tokenizer to each other one.
 Intervals are 95 %, by bootstrap over images; those of differences are paired, as both tokenizers answer the same questions.
 """
 
@@ -19,15 +19,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
-from peco import artifacts, device
+from peco.core import artifacts, device
+from peco.core.errors import PecoError
 from peco.data import views
-from peco.data.archives import is_hidden, open_archive
-from peco.data.raw import IMAGE_EXTENSIONS, extension, hashed
-from peco.data.shards import decode
-from peco.data.triplets import PAIRS, Matched, generate
-from peco.downstream import agreement
-from peco.errors import PecoError
+from peco.data.images import decode
+from peco.evaluate.agreement import scores as agreement
+from peco.evaluate.agreement.triplets import PAIRS, Matched, generate
 from peco.perceptual.features import FeatureNet
+from peco.sources.archives import is_hidden, open_archive
+from peco.sources.base import IMAGE_EXTENSIONS, extension, hashed
 from peco.tokenizer import io
 
 Scores = dict[str, np.ndarray]  # (R, P) by method

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from peco.core.errors import PecoError
 from peco.data.shards import load_index, open_shards
-from peco.errors import PecoError
 from peco.report.figures import Painting, load_models, paint_predictions, read_images
-from peco.stages import common
+from peco.runtime import paths
 
 WIDTH, LABELS, GAP = 1100, 116, 4  # pixels: of the picture, about; of the labels; between images
 ROWS = (("original", 0), ("reconstruction", 3), ("masked", 1), ("prediction", 2))  # and where a painting has it
@@ -27,11 +27,11 @@ ROWS = (("original", 0), ("reconstruction", 3), ("masked", 1), ("prediction", 2)
 
 def paintings(count: int) -> list[Painting]:
     """Masked predictions of the first images of val (of train, where there is none)."""
-    models = load_models(common.TOKENIZER, common.BACKBONE)
-    split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
+    models = load_models(paths.TOKENIZER, paths.BACKBONE)
+    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
     if models.target != "tokens":
         raise PecoError(
-            f"{common.BACKBONE}: predicts pixels, so there are no tokens to paint; take one that predicts tokens"
+            f"{paths.BACKBONE}: predicts pixels, so there are no tokens to paint; take one that predicts tokens"
         )
     ours, theirs = (read_images(split, size, count)[0] for size in (models.tokenizer_size, models.backbone_size))
     return paint_predictions(models, ours, theirs)

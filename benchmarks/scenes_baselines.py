@@ -11,7 +11,7 @@ untrained network gives away for free, and the last that the labels can be learn
 * small CNN: trained from scratch with flips and shifts by up to 4 pixels.
 
 Images and probes are the workflow's own: train has the scenes from 0 on, val those from `VAL_START` on, and block and L2
-strength are chosen on a holdout of train (`peco.downstream.linear`). A seed sets the images, the weights and the order of the
+strength are chosen on a holdout of train (`peco.probes.linear`). A seed sets the images, the weights and the order of the
 examples alike.
 """
 
@@ -27,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
-from peco.data.scenes import CLASSES, render
-from peco.data.sources import VAL_START
-from peco.downstream import linear
-from peco.downstream.features import extract
+from peco.core.params import parse_params
 from peco.mim.model import build_backbone
+from peco.probes import linear
+from peco.probes.features import extract
+from peco.sources.open import VAL_START
+from peco.sources.scenes import CLASSES, render
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("tiny", []))
+CFG = parse_params(compose_params("tiny", []))
 SIZE = CFG.loader.image_size
 BATCH = 64
 PEAK_LR = 2e-3

@@ -13,7 +13,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     """Read a tokenizer folder: a `peco.tokenizer.model.PerceptualTokenizer` in eval mode.
 
     Raises:
-        peco.errors.PecoError: the folder is missing, damaged or of another kind.
+        peco.core.errors.PecoError: the folder is missing, damaged or of another kind.
     """
     return importlib.import_module("peco.tokenizer.io").load(directory)
 
@@ -27,6 +27,6 @@ def load_backbone(directory: str | Path, **overrides: Any) -> Any:
         overrides: arguments of `timm.create_model`, as `num_classes` or `img_size`.
 
     Raises:
-        peco.errors.PecoError: the folder is missing, damaged or doesn't fit the arguments.
+        peco.core.errors.PecoError: the folder is missing, damaged or doesn't fit the arguments.
     """
-    return importlib.import_module("peco.artifacts").load_timm(directory, **overrides)
+    return importlib.import_module("peco.core.artifacts").load_timm(directory, **overrides)

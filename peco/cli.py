@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peco.errors import PecoError
+from peco.core.errors import PecoError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from peco.tokenizer.loss import psnr
+    from peco.core.image_metrics import psnr
 
     tokenizer, size = open_tokenizer(args.model, args.size)
     folder = Path(args.output)
@@ -60,8 +60,8 @@ def embed(args: argparse.Namespace) -> None:
     """A JSON line an image: its path and the mean patch token of a block."""
     import torch
 
-    from peco import artifacts
-    from peco.downstream.features import extract
+    from peco.core import artifacts
+    from peco.probes.features import extract
 
     artifacts.section(args.model, "backbone")
     model: Any = artifacts.load_timm(args.model)
@@ -77,7 +77,7 @@ def embed(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """What a model folder holds."""
-    from peco import artifacts
+    from peco.core import artifacts
 
     config = artifacts.describe(args.folder)
     tensors = artifacts.load_tensors(Path(args.folder) / artifacts.WEIGHTS)
@@ -98,7 +98,7 @@ def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, 
     Raises:
         PecoError: the folder is missing, damaged or no tokenizer's; the size does not divide into tokens.
     """
-    from peco import artifacts
+    from peco.core import artifacts
     from peco.tokenizer import io
 
     tokenizer = io.load(folder)
@@ -118,7 +118,7 @@ def load_images(paths: Sequence[str], size: int) -> Iterator[tuple[str, Tensor]]
     import torch
 
     from peco.data import views
-    from peco.data.shards import decode
+    from peco.data.images import decode
 
     for path in paths:
         try:

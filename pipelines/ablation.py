@@ -1,7 +1,7 @@
 """`make ablation NAME=…`: a grid of experiments over seeds through DVC's queue, and tables of what came out.
 
 What is finished on this commit is not run again, what waits is left in the queue, what failed or died is queued anew: so the same
-command goes on after an interruption of whatever kind. `pipelines/grids.py` has the grids.
+command goes on after an interruption of whatever kind. `pipelines/experiments/grids.py` has the grids.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 
-from peco.errors import PecoError
-from pipelines import comparison, experiments, expqueue, grids
-from pipelines.experiments import Experiment, State
-from pipelines.grids import Point
-from pipelines.processes import alone, handling
-from pipelines.tables import Metrics
+from peco.core.errors import PecoError
+from peco.core.stopping import StopSignals
+from pipelines.experiments import expqueue, grids
+from pipelines.experiments import page as comparison
+from pipelines.experiments import run as experiments
+from pipelines.experiments.grids import Point
+from pipelines.experiments.run import Experiment, State
+from pipelines.experiments.tables import Metrics
+from pipelines.workflow.processes import single_instance
 
 POLL_SECONDS = 0.5
 QUIET_SECONDS = 5.0
@@ -48,7 +50,7 @@ class Run:
         Raises:
             PecoError: an experiment can't be queued, or is no longer the one that was planned, or the worker of the queue died.
         """
-        with handling(self._note):
+        with StopSignals(self._note):
             self._wait_for_others()
             left = self._enqueue()
             if left and not self.stopped:
@@ -156,7 +158,7 @@ class Run:
             with contextlib.suppress(OSError):  # the terminal was closed
                 print("\nstopping; what runs saves its work. Another signal ends it at once.", file=sys.stderr)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: signal.Signals) -> None:
         """Signals only leave a note: DVC must not be torn out of its work, as it puts the user's changes aside for a moment."""
         self.stopped = self.stopped or signal.Signals(number)
         self._stop()
@@ -240,7 +242,7 @@ def ablate(ablation: str, seeds: Sequence[int], settings: Sequence[str], jobs: i
     start = experiments.state()
     planned = plan(ablation, seeds, settings)
     experiments.check_inputs(next(iter(planned.values())).config)
-    with alone("ablation"):
+    with single_instance("ablation"):
         run = Run(planned, start, jobs)
         run.run()
         done = experiments.finished(start.commit) & planned.keys()

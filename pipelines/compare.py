@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from peco.errors import PecoError
-from pipelines import comparison, experiments, grids
-from pipelines.processes import Stopped, alone
-from pipelines.tables import Metrics
+from peco.core.errors import PecoError
+from pipelines.experiments import grids
+from pipelines.experiments import page as comparison
+from pipelines.experiments import run as experiments
+from pipelines.experiments.tables import Metrics
+from pipelines.workflow.processes import Stopped, single_instance
 
 STEM = Path("reports/compare")
 
@@ -33,7 +35,7 @@ def compare(variants: Sequence[str], seeds: Sequence[int], settings: Sequence[st
     experiments.check_inputs(standing)
     results: dict[grids.Point, list[Metrics]] = {point: [] for point in reversed(points)}  # PeCo's row is the last
     names = [experiments.name("compare", each, start.changes) for each in planned]
-    with alone("compare"):
+    with single_instance("compare"):
         for number, (name, experiment) in enumerate(zip(names, planned, strict=True), 1):
             ran = name in experiments.finished(start.commit)
             print(f"== {number} of {len(planned)}: {name}{' ran before' if ran else ''}", flush=True)

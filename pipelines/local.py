@@ -4,7 +4,7 @@
 
 It runs the commit that is checked out, from a git repository into a DVC remote, by default both below `.work/pipeline`. Ctrl-C or
 SIGTERM ends all that it has started; what is done is kept, and a second call goes on. Variables: those of the launcher (PECO_NPROC
-is 2 unless set, and the machine's cores are shared out) and of `pipelines.workspace`.
+is 2 unless set, and the machine's cores are shared out) and of `pipelines.kfp.workspace`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 import psutil  # type: ignore[import-untyped]
 
-from peco.errors import PecoError
-from pipelines import step, workspace
-from pipelines.graph import Graph, load_graph
-from pipelines.processes import alone, handling
-from pipelines.step import Outcome
-from pipelines.workspace import git
+from peco.core.errors import PecoError
+from peco.core.stopping import StopSignals
+from pipelines.kfp import step, workspace
+from pipelines.kfp.step import Outcome
+from pipelines.workflow.git import git, without_secrets
+from pipelines.workflow.graph import Graph, load_graph
+from pipelines.workflow.processes import single_instance
 
 BASE = Path(".work/pipeline")
 ORIGIN, REMOTE, REPORT, LOG = BASE / "origin.git", BASE / "remote", BASE / "report.html", BASE / "kfp.log"
@@ -50,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--remote", default="", help=f"DVC remote (default: $PECO_REMOTE or {REMOTE})")
     parser.add_argument("--name", default="", help="name of the experiment (default: local-COMMIT)")
     arguments = parser.parse_args(argv)
-    stops = _Stops()
+    stop = StopSignals(_forward_stop)
     try:
-        with handling(stops), alone("pipeline-local"):
+        with stop, single_instance("pipeline-local"):
             status = _run(arguments.git, arguments.remote, arguments.name)
     except PecoError as error:
         status = 2
-        if stops.number is None:
+        if stop.first is None:
             print(f"error: {error}", file=sys.stderr)
-    if stops.number is not None:
-        status = 128 + stops.number
+    if stop.first:
+        status = stop.status
     if status not in (0, 2):
         how = "Not finished" if status == 1 else "Stopped"
         print(f"\n{how}. What was done is kept: the same command goes on from there.", file=sys.stderr)
@@ -128,7 +128,7 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[st
     warnings.filterwarnings("ignore", module=r"kfp\.")
     from kfp import local
 
-    from pipelines.kubeflow import Target, build
+    from pipelines.kfp.compile import Target, build
 
     asked = Target.from_env(os.environ)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -168,7 +168,7 @@ def _keep_report(graph: Graph) -> None:
     """Put the page of the stage that writes one where it can be found and opened."""
     for stage in graph.stages.values():
         if any(out.endswith(".html") for out in stage.outs):
-            for page in (BASE / "outputs").glob(f"*/{stage.role.replace('_', '-')}/page"):
+            for page in (BASE / "outputs").glob(f"*/{stage.name.label}/page"):
                 shutil.copyfile(page, REPORT)
                 print(f"\nThe report is in {REPORT}")
 
@@ -179,32 +179,24 @@ def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
     return [
         ["dvc", "remote", "add", "--local", "--force", known, remote],
         *([["dvc", "remote", "modify", "--local", known, "endpointurl", endpoint]] if endpoint else []),
-        ["dvc", "exp", "pull", "--remote", known, workspace.without_secrets(repository), name],
+        ["dvc", "exp", "pull", "--remote", known, without_secrets(repository), name],
         ["dvc", "exp", "show"],
         ["dvc", "exp", "diff", "HEAD", name],
     ]
 
 
-class _Stops:
-    """Passes a stop on to the step that runs; between steps it ends the run."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    def __call__(self, number: int, _: FrameType | None) -> None:
-        if self.number is not None:
-            return
-        self.number = number
-        # kfp's runner knows no stops: it reads on until the step has ended, and takes that for a failure. What runs below a step in
-        # a process group of its own is the step's to stop.
-        running = False
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getpgid(child.pid) == os.getpgrp():
-                    child.send_signal(signal.SIGTERM)
-                    running = True
-        if not running:
-            raise PecoError("stopped")
+def _forward_stop(_: signal.Signals) -> None:
+    """Forward a stop to the step that runs; between steps end the run."""
+    # kfp's runner knows no stops: it keeps reading until the step has ended, and takes that for a failure. What runs below a step
+    # in a process group of its own is the step's to stop.
+    running = False
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(child.pid) == os.getpgrp():
+                child.send_signal(signal.SIGTERM)
+                running = True
+    if not running:
+        raise PecoError("stopped")
 
 
 class _Screen(io.TextIOBase):

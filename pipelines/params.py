@@ -20,10 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from peco import config, schema
-from peco.errors import PecoError
-from pipelines import inputs
-from pipelines.architectures import check_architectures
+from peco.core import schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from pipelines.workflow import inputs
+from pipelines.workflow.architectures import check_architectures
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
 PARAMS = Path("params.yaml")
@@ -48,7 +49,7 @@ def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
         raw: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise PecoError(f"can't compose {' '.join(overrides) or preset}: {str(error).splitlines()[0]}") from None
-    order = list(schema.to_dict(config.parse(raw)))
+    order = list(schema.to_dict(parse_params(raw)))
     return {name: raw[name] for name in order}
 
 
@@ -144,11 +145,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.data:
             found = inputs.look(args.data)
             values = compose_params(preset, [*found.overrides, *args.overrides])
-            check_architectures(config.parse(values))
+            check_architectures(parse_params(values))
             inputs.take(found)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
-            check_architectures(config.parse(values))
+            check_architectures(parse_params(values))
             path = Path(values["dataset"]["path"])
             inputs.require_present(path)
             if not path.exists():

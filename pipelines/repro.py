@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from peco import config, workfiles
-from peco.errors import PecoError
-from pipelines import inputs
-from pipelines.architectures import check_architectures
-from pipelines.processes import Stopped, run_dvc
+from peco.core import workfiles
+from peco.core.errors import PecoError
+from peco.core.params import load_params
+from pipelines.workflow import inputs
+from pipelines.workflow.architectures import check_architectures
+from pipelines.workflow.processes import Stopped, run_dvc
 
 REPORT = Path("reports/report.html")
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     before = len(_lines(file))
     start = time.monotonic()
     try:
-        parameters = config.load()
+        parameters = load_params()
         check_architectures(parameters)
         for key, path in inputs.tracked(parameters).items():
             if key == "dataset.path" or not arguments:  # a target may need no more, and DVC may be told to pull

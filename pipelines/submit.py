@@ -8,8 +8,8 @@ made of the commit and the parameters, by which a run that was submitted before 
 
 Environment:
     KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: where runs are started, and as whom
-        (see pipelines/submission/kfp_client.py)
-    PECO_IMAGE: image of steps and jobs; pipelines/kubeflow.py lists what else says where they run
+        (see pipelines/kfp/client.py)
+    PECO_IMAGE: image of steps and jobs; pipelines/kfp/compile.py lists what else says where they run
     GIT_REMOTE: the git remote that the cluster reads (origin)
     PECO_REMOTE, PECO_REMOTE_ENDPOINT: the DVC remote, where it is another one than the repository's
     SWEEP_LIMIT: points that a sweep may have (100)
@@ -30,15 +30,16 @@ from typing import Any
 
 import yaml
 
-from peco import config
-from peco.errors import PecoError
-from pipelines.graph import Graph, load_graph
-from pipelines.submission import overrides, revision, schedule
-from pipelines.submission.follow import Followed, follow
-from pipelines.submission.kfp_client import Kubeflow, NoAnswerError, RefusedError
-from pipelines.submission.plan import Point, free_name, graph_of, inputs, load, plan
-from pipelines.submission.revision import Revision
-from pipelines.submission.schedule import Schedule
+from peco.core.errors import PecoError
+from peco.core.params import load_params, parse_params
+from pipelines.kfp import revision, schedule
+from pipelines.kfp.client import Kubeflow, NoAnswerError, RefusedError
+from pipelines.kfp.follow import Followed, follow
+from pipelines.kfp.plan import Point, free_name, graph_of, inputs, load, plan
+from pipelines.kfp.revision import Revision
+from pipelines.kfp.schedule import Schedule
+from pipelines.workflow import overrides
+from pipelines.workflow.graph import Graph, load_graph
 
 SETTLE_SECONDS = 2.0  # after which a run whose answer was lost can be found
 OVER = ("FAILED", "CANCELED", "CANCELING")  # such a run may be submitted again
@@ -165,7 +166,7 @@ def compiled(graph: Graph, env: Mapping[str, str]) -> str:
     Raises:
         PecoError: the graph or the environment asks for what can't be.
     """
-    from pipelines import kubeflow
+    from pipelines.kfp import compile as kubeflow
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
@@ -186,14 +187,14 @@ def compile_pipeline(out: Path, rev: str | None, settings: Sequence[str], env: M
         PecoError: a parameter or setting is wrong, or the file can't be written.
     """
     if rev is None and not settings:
-        config.load()
+        load_params()
         graph = load_graph()
     else:
         sha = None if rev is None else revision.commit(rev)
         params, stages = (_file(sha, name) for name in ("params.yaml", "dvc.yaml"))
         [point] = overrides.points(settings, [], limit=1)
         changed = overrides.apply(params.decode(), point)
-        config.parse(load(changed.encode(), "params.yaml" if rev is None else f"params.yaml of {rev}"))
+        parse_params(load(changed.encode(), "params.yaml" if rev is None else f"params.yaml of {rev}"))
         graph = graph_of(stages, changed)
     try:
         out.write_text(compiled(graph, env), encoding="utf-8")

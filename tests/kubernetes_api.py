@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
-from pipelines.k8s_check import load_definitions, violations
+from k8s.check import load_definitions, violations
 
 Json = dict[str, Any]
 NAMESPACE = "peco"

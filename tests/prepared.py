@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from peco import config
-from peco.data.raw import RawSample
-from peco.data.writing import write_shards
-from peco.stages import common, perceptual_net
+from peco.core.params import parse_params
+from peco.runtime import paths
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
+from peco.stages import perceptual_net
 from pipelines.params import compose_params, write
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +53,12 @@ class Gradients:
 def prepare(folder: Path, *overrides: str, steps: int = 12) -> Path:
     """Make the folder: parameters (`smoke`, `steps` steps of the tokenizer, `overrides`), shards, a perceptual network."""
     values = compose_params("smoke", [f"tokenizer.optim.epochs={steps * BATCH / COUNTS['train']}", *overrides])
-    cfg = config.parse(values)
+    cfg = parse_params(values)
     folder.mkdir(parents=True, exist_ok=True)
     write(values, folder / "params.yaml")
     shutil.copy(ROOT / "dvc.yaml", folder)
     dataset = dataclasses.replace(cfg.dataset, samples_per_shard=20)
-    write_shards(Gradients(), folder / common.SHARDS, dataset, work=folder / "work", workers=1)
+    write_shards(Gradients(), folder / paths.SHARDS, dataset, work=folder / "work", workers=1)
     torch.manual_seed(0)
     net = perceptual_net.build_vit(cfg.perceptual_net.vit, cfg.loader.image_size, "avg")
     here = Path.cwd()

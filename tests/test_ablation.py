@@ -19,10 +19,14 @@ import psutil
 import pytest
 from cheap_project import FILES, ROOT, make
 
-from peco import config
-from peco.errors import PecoError
-from pipelines import ablation, comparison, experiments, expqueue, grids, processes
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from pipelines import ablation
+from pipelines.experiments import expqueue, grids
+from pipelines.experiments import page as comparison
+from pipelines.experiments import run as experiments
 from pipelines.params import compose_params, render
+from pipelines.workflow import processes
 
 COMMAND = [sys.executable, "-m", "pipelines.ablation", "adversarial", "--seeds", "0"]
 
@@ -40,14 +44,14 @@ def test_every_point_of_every_grid_is_valid(preset: str, tmp_path: Path, monkeyp
 
 
 def test_a_group_becomes_the_values_in_which_it_differs() -> None:
-    cfg = config.parse(compose_params("tiny", []))
+    cfg = parse_params(compose_params("tiny", []))
     points = {point.key: point.settings for point in grids.ABLATIONS["perceptual_net"].points(cfg)}
     assert points["stands"] == ()
     assert points["resnet50"] == (
         "perceptual_net.source=timm", "perceptual_net.blocks=[2,3,4,5]", "perceptual_net.timm.model=resnet50.tv_in1k",
         "perceptual_net.timm.pretrained=true", "perceptual_net.timm.revision=78f3ecfdb38e06d9b8397f662e7ab8fee96026fa",
     )  # fmt: skip
-    standing = config.parse(compose_params("tiny", ["perceptual_net=resnet50"]))
+    standing = parse_params(compose_params("tiny", ["perceptual_net=resnet50"]))
     points = {point.key: point.settings for point in grids.ABLATIONS["perceptual_net"].points(standing)}
     assert points["resnet50"] == ()
     assert points["vgg16"] == (
@@ -94,7 +98,7 @@ def test_names_follow_parameters_and_code(tmp_path: Path, monkeypatch: pytest.Mo
     assert first == list(ablation.plan("weight", [0], []))
     assert first[0].startswith("ablation-weight-tiny-0-0-")
     assert not set(first) & set(ablation.plan("weight", [0], ["pretrain.optim.epochs=1"]))
-    monkeypatch.setattr(experiments, "changes", lambda: "diff --git a/peco/config.py …")
+    monkeypatch.setattr(experiments, "changes", lambda: "diff --git a/peco/core/config.py …")
     assert not set(first) & set(ablation.plan("weight", [0], []))
 
 
@@ -119,7 +123,7 @@ def planned(monkeypatch: pytest.MonkeyPatch, finished: set[str]) -> dict[str, ex
     monkeypatch.setattr(experiments, "finished", lambda commit: finished)
     monkeypatch.setattr(experiments, "state", lambda: START)
     monkeypatch.setattr(experiments, "queue", lambda name, settings: None)
-    cfg = config.parse(compose_params("tiny", []))
+    cfg = parse_params(compose_params("tiny", []))
     points = [grids.Point("0", "none", ("tokenizer.adversarial.weight=0",)), grids.Point("1", "one")]
     return {point.key: experiments.Experiment(point, 0, (), cfg, point.key == "0") for point in points}
 

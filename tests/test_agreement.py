@@ -19,20 +19,24 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import agreement as benchmark
-from peco import config, schema
-from peco.data.raw import RawSample
-from peco.data.triplets import PAIRS, TwoAfc, generate
-from peco.data.writing import write_shards
-from peco.downstream import agreement
-from peco.errors import PecoError
+from peco.core import numbers, schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from peco.evaluate.agreement import scores as agreement
+from peco.evaluate.agreement import stage as evaluate_agreement
+from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
-from peco.stages import common, evaluate_agreement, perceptual_net
+from peco.runtime import paths
+from peco.runtime.stage import Skipped, StageRun
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
+from peco.stages import perceptual_net
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("smoke", []))
+CFG = parse_params(compose_params("smoke", []))
 SIZE = CFG.tokenizer.image_size
 CPU = torch.device("cpu")
 
@@ -234,7 +238,7 @@ def test_summary_counts_what_there_is(references: int, seed: int) -> None:
         there = rows[np.isfinite(rows[:, place]), place]
         assert (entry["triplets"], entry["dropped"]) == (len(there), references - len(there))
         assert entry.get("pixels_accuracy") == (pytest.approx(there.mean()) if len(there) else None)
-    json.dumps(common.rounded(found), allow_nan=False)
+    json.dumps(numbers.rounded(found), allow_nan=False)
 
 
 # --- the stage
@@ -282,9 +286,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PECO_WORK", "PECO_WORKERS", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PECO_DEVICE", "cpu")
-    write_shards(Unlabelled(), common.SHARDS, CFG.dataset, work=tmp_path / "work", workers=1)
+    write_shards(Unlabelled(), paths.SHARDS, CFG.dataset, work=tmp_path / "work", workers=1)
     cfg = CFG.tokenizer
-    tokenizer_io.save(common.TOKENIZER, tokenizer(), cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
+    tokenizer_io.save(paths.TOKENIZER, tokenizer(), cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
     torch.manual_seed(0)
     vit = CFG.perceptual_net.vit
     net = perceptual_net.build_vit(vit, SIZE, "avg")
@@ -295,12 +299,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(**changes: object) -> None:
     group = dataclasses.replace(CFG.evaluate.agreement, **{"references": 5, **changes})  # type: ignore[arg-type]
     cfg = dataclasses.replace(CFG, evaluate=dataclasses.replace(CFG.evaluate, agreement=group))
-    stage = common.StageRun("evaluate@agreement", schema.restrict(cfg, evaluate_agreement.PARAMS))
+    stage = StageRun("evaluate@agreement", schema.restrict(cfg, evaluate_agreement.PARAMS))
     evaluate_agreement.main(stage)
 
 
 def results() -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(common.METRICS.rglob("*")) if file.is_file()}
+    return {file.name: file.read_bytes() for file in sorted(paths.METRICS.rglob("*")) if file.is_file()}
 
 
 def test_the_stage_needs_no_labels_and_gives_the_same_bytes(here: Path) -> None:
@@ -325,7 +329,7 @@ def test_the_stage_needs_no_labels_and_gives_the_same_bytes(here: Path) -> None:
 
 def test_the_stage_scores_2afc_items(here: Path, bapps: Path) -> None:
     run(source="bapps", path="data/2afc")
-    found = json.loads((common.METRICS / "evaluate" / "agreement.json").read_text())["two_afc"]
+    found = json.loads((paths.METRICS / "evaluate" / "agreement.json").read_text())["two_afc"]
     assert (found["items"], found["judged"]) == (4, 3)
     details = json.loads((evaluate_agreement.PICTURES / "details.json").read_text())
     assert details["two_afc_categories"]["easy"]["judged"] == 3
@@ -337,14 +341,14 @@ def test_a_missing_member_ends_the_stage_before_its_work(here: Path, bapps: Path
     (bapps / "easy" / "p1" / "2.png").unlink()
     with pytest.raises(PecoError, match="data/2afc: triplet 2 of easy has no p1"):
         run(source="bapps", path="data/2afc")
-    assert not common.METRICS.exists()
+    assert not paths.METRICS.exists()
 
 
 def test_switched_off(here: Path) -> None:
     tasks = dataclasses.replace(CFG.evaluate.tasks, agreement=False)
     cfg = SimpleNamespace(evaluate=SimpleNamespace(tasks=tasks))
-    with pytest.raises(common.Skipped, match=r"switched off \(evaluate.tasks.agreement\)"):
-        evaluate_agreement.main(common.StageRun("evaluate@agreement", cfg))  # type: ignore[arg-type]
+    with pytest.raises(Skipped, match=r"switched off \(evaluate.tasks.agreement\)"):
+        evaluate_agreement.main(StageRun("evaluate@agreement", cfg))  # type: ignore[arg-type]
 
 
 def test_the_picture_shows_the_choice(here: Path) -> None:
@@ -373,8 +377,8 @@ def test_tokenizers_side_by_side(here: Path, capsys: pytest.CaptureFixture[str])
     photos.mkdir()
     for i in range(3):
         (photos / f"{i}.png").write_bytes(png(blobs(40, i + 1)))
-    common_args = ["--perceptual", str(common.PERCEPTUAL_NET), "--images", str(photos)]
-    both = ["--tokenizer", f"ours={common.TOKENIZER}", "--tokenizer", f"theirs={common.TOKENIZER}"]
+    common_args = ["--perceptual", str(paths.PERCEPTUAL_NET), "--images", str(photos)]
+    both = ["--tokenizer", f"ours={paths.TOKENIZER}", "--tokenizer", f"theirs={paths.TOKENIZER}"]
     assert benchmark.main([*common_args, *both]) == 0
     out = capsys.readouterr().out
     assert f"3 images of {SIZE} pixels" in out
@@ -385,6 +389,6 @@ def test_tokenizers_side_by_side(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_the_benchmark_names_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--tokenizer", "nowhere", "--perceptual", str(common.PERCEPTUAL_NET), "--images", str(here)]
+    arguments = ["--tokenizer", "nowhere", "--perceptual", str(paths.PERCEPTUAL_NET), "--images", str(here)]
     assert benchmark.main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: nowhere: no such model folder")

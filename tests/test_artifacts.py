@@ -12,8 +12,8 @@ import timm
 import torch
 
 import peco
-from peco import artifacts, config, publishing
-from peco.errors import PecoError
+from peco.core import artifacts, config, publishing
+from peco.core.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.tokenizer import io as tokenizer_io

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peco import config
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.errors import PecoError
 from peco.tokenizer.autoencoder import Attention, Decoder, Encoder, group_norm
 from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import IMAGES_AT_ONCE, PerceptualTokenizer

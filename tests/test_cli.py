@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 import peco
-from peco import cli, config
+from peco import cli
+from peco.core.params import parse_params
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("smoke", []))
+CFG = parse_params(compose_params("smoke", []))
 SIZE, FACTOR, GRID = CFG.tokenizer.image_size, CFG.tokenizer.factor, CFG.tokenizer.grid
 
 

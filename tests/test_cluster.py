@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from kubernetes_api import KubernetesApi
 
-from peco.errors import PecoError
-from peco.resources import Resources
+from k8s.check import violations
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
 from pipelines import components, launch
-from pipelines.cluster import job as cluster
-from pipelines.cluster import kube, podlog, volcano
-from pipelines.graph import Stage, load_graph
-from pipelines.k8s_check import violations
-from pipelines.logs import Screen
+from pipelines.jobs import cluster, kube, volcano
+from pipelines.jobs import pod_log as podlog
+from pipelines.jobs.logs import Screen
+from pipelines.workflow.graph import Stage, load_graph
 
 ROOT = Path(__file__).parent.parent
 NAME = "peco-tokenizer-0123456789abcdef"

@@ -25,20 +25,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from peco import config, schema
-from peco.data.raw import RawSample
-from peco.data.writing import write_shards
-from peco.downstream import codebook
-from peco.downstream.frechet import frechet_distance
-from peco.errors import PecoError
-from peco.stages import common, evaluate_codebook, perceptual_net
+from peco.core import config, image_metrics, numbers, schema
+from peco.core.errors import PecoError
+from peco.core.image_metrics import psnr
+from peco.core.params import parse_params
+from peco.evaluate.codebook import measures as codebook
+from peco.evaluate.codebook import stage as evaluate_codebook
+from peco.evaluate.codebook.frechet import frechet_distance
+from peco.runtime import paths
+from peco.runtime.stage import Skipped, StageRun
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
+from peco.stages import perceptual_net
 from peco.tokenizer import io as tokenizer_io
-from peco.tokenizer.loss import psnr
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import nearest, usage_and_perplexity
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("smoke", ["evaluate.codebook.images=24"]))
+CFG = parse_params(compose_params("smoke", ["evaluate.codebook.images=24"]))
 CODES, SIZE = CFG.tokenizer.quantizer.codes, CFG.tokenizer.image_size
 
 
@@ -72,12 +76,12 @@ def test_ssim_is_that_of_scikit_image(height: int, width: int, noise: float, see
         )
         for a, b in zip(x, y, strict=True)
     ]
-    assert codebook.ssim(x, y).tolist() == pytest.approx(expected, abs=1e-6)
+    assert image_metrics.ssim(x, y).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ssim_refuses_images_smaller_than_its_window() -> None:
     with pytest.raises(PecoError, match="SSIM: images of 10x32 pixels; give at least 11 a side"):
-        codebook.ssim(torch.zeros(1, 3, 10, 32), torch.zeros(1, 3, 10, 32))
+        image_metrics.ssim(torch.zeros(1, 3, 10, 32), torch.zeros(1, 3, 10, 32))
 
 
 # Fréchet distance
@@ -234,7 +238,7 @@ def test_kmeans_takes_fewer_patches_than_codes() -> None:
 
 @given(st.integers(1, 200), st.integers(1, 20))
 def test_numbers_are_evenly_spread(count: int, limit: int) -> None:
-    found = codebook.spread(count, limit)
+    found = numbers.spread(count, limit)
     assert len(found) == min(count, limit) and found[0] == 0
     assert found == sorted(set(found)) and (limit == 1 or found[-1] == count - 1)
     steps = np.diff(found)
@@ -266,12 +270,12 @@ class Stripes:
 
 def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...] = ("across", "down")) -> Path:
     """Shards, and models at random initialisation."""
-    write_shards(Stripes(splits, classes), root / common.SHARDS, CFG.dataset, work=root / "work", workers=1)
+    write_shards(Stripes(splits, classes), root / paths.SHARDS, CFG.dataset, work=root / "work", workers=1)
     torch.manual_seed(0)
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
     extra = {"image_size": SIZE}
-    tokenizer_io.save(root / common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, extra)
+    tokenizer_io.save(root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, extra)
     return root
 
 
@@ -284,15 +288,15 @@ def run_in(root: Path, monkeypatch: pytest.MonkeyPatch, cfg: config.Config = CFG
     monkeypatch.chdir(root)
     for name in ("PECO_WORK", "PECO_WORKERS", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    if not common.PERCEPTUAL_NET.exists():
+    if not paths.PERCEPTUAL_NET.exists():
         torch.manual_seed(0)
         net, size = CFG.perceptual_net, CFG.loader.image_size
         perceptual_net.publish(
             perceptual_net.build_vit(net.vit, size, "avg"), perceptual_net.vit_args(net.vit, size, "avg"), "none"
         )
-    run = common.StageRun("evaluate@codebook", schema.restrict(cfg, evaluate_codebook.PARAMS))
+    run = StageRun("evaluate@codebook", schema.restrict(cfg, evaluate_codebook.PARAMS))
     evaluate_codebook.main(run)
-    found: dict[str, Any] = json.loads((common.METRICS / "evaluate/codebook.json").read_text())
+    found: dict[str, Any] = json.loads((paths.METRICS / "evaluate/codebook.json").read_text())
     return found
 
 
@@ -380,5 +384,5 @@ def test_without_val_train_is_measured(tmp_path: Path, monkeypatch: pytest.Monke
 def test_it_can_be_switched_off(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = dataclasses.replace(CFG.evaluate.tasks, codebook=False)
     cfg = dataclasses.replace(CFG, evaluate=dataclasses.replace(CFG.evaluate, tasks=tasks))
-    with pytest.raises(common.Skipped, match="switched off"):
+    with pytest.raises(Skipped, match="switched off"):
         run_in(made, monkeypatch, cfg)

@@ -15,16 +15,19 @@ from typing import Any
 import pytest
 from cheap_project import FILES, make, shifted
 
-from peco import config
-from peco.errors import PecoError
-from pipelines import compare, comparison, experiments, grids, tables
-from pipelines.dots import dot_plot
-from pipelines.grids import VARIANTS, Point
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from pipelines import compare
+from pipelines.experiments import grids, tables
+from pipelines.experiments import page as comparison
+from pipelines.experiments import run as experiments
+from pipelines.experiments.dot_plot import dot_plot
+from pipelines.experiments.grids import VARIANTS, Point
 from pipelines.params import compose_params, render
-from pipelines.processes import alone
+from pipelines.workflow.processes import alone
 
 PECO, PIXEL, REGRESSION = VARIANTS["peco"], VARIANTS["pixel"], VARIANTS["regression"]
-CFG = config.parse(compose_params("tiny", []))
+CFG = parse_params(compose_params("tiny", []))
 
 
 def cells(table: tables.Table) -> dict[str, list[str]]:
@@ -155,7 +158,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(name: str, *settings: str) -> None:
     """In a process of its own, since signal handlers are set."""
-    code = f"from pipelines.experiments import run; import sys; sys.exit(run({name!r}, {list(settings)!r}))"
+    code = f"from pipelines.experiments.run import run; import sys; sys.exit(run({name!r}, {list(settings)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
 
 
@@ -197,8 +200,8 @@ def test_data_that_git_does_not_know_is_named(project: Path) -> None:
         (project / "data" / "boxes").mkdir(exist_ok=True)
         (project / "data" / "boxes" / "1.jpg").touch()
         with pytest.raises(PecoError, match=told):
-            experiments.check_inputs(config.parse(compose_params("tiny", [f"evaluate.detection.path=data/{wrong}"])))
-    boxes = config.parse(compose_params("tiny", ["evaluate.detection.path=data/photos/val"]))
+            experiments.check_inputs(parse_params(compose_params("tiny", [f"evaluate.detection.path=data/{wrong}"])))
+    boxes = parse_params(compose_params("tiny", ["evaluate.detection.path=data/photos/val"]))
     with pytest.raises(PecoError, match=r"`git add data/photos\.dvc`"):
         experiments.check_inputs(boxes)
     subprocess.run(["git", "add", "data"], check=True)
@@ -218,7 +221,7 @@ def test_data_that_git_does_not_know_is_named(project: Path) -> None:
 )  # fmt: skip
 def test_what_stands_must_be_peco(override: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PecoError, match=told):
-        grids.variants(config.parse(compose_params("tiny", [override])), ["peco", "pixel"])
+        grids.variants(parse_params(compose_params("tiny", [override])), ["peco", "pixel"])
     stand(tmp_path, monkeypatch)
     with pytest.raises(PecoError, match=told):
         compare.compare(["peco", "pixel"], [0], [override])

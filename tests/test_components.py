@@ -11,7 +11,7 @@ from torchx.specs.file_linter import validate
 from torchx.specs.finder import get_component
 
 from pipelines import components
-from pipelines.graph import load_graph
+from pipelines.workflow.graph import load_graph
 
 ROOT = Path(__file__).parent.parent
 ROLES = [stage.role for stage in load_graph(ROOT).stages.values()]

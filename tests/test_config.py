@@ -11,8 +11,9 @@ import timm
 import torch
 import yaml
 
-from peco import config, schema
-from peco.errors import PecoError
+from peco.core import schema
+from peco.core.errors import PecoError
+from peco.core.params import load_params, parse_params
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.perceptual.features import FeatureNet
 from peco.stages.perceptual_net import vit_args
@@ -44,7 +45,7 @@ BACKBONES = {"imagenet_vit_b": 85.8, "imagenet_vit_l": 303.4, "imagenet_vit_h": 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_composes_and_its_models_can_be_built(preset: str) -> None:
-    cfg = config.parse(compose_params(preset, []))
+    cfg = parse_params(compose_params(preset, []))
     assert cfg.preset == preset
     with torch.device("meta"):
         backbone, _, _ = build_backbone(cfg.pretrain.vit, cfg.loader.image_size, cfg.pretrain.layer_scale, 0.0)
@@ -66,7 +67,7 @@ def test_every_preset_composes_and_its_models_can_be_built(preset: str) -> None:
     [("imagenet_vit_b", 800, 12), ("imagenet_vit_l", 800, 24), ("imagenet_vit_h", 800, 32)],
 )
 def test_imagenet_presets_are_the_papers_schedules(preset: str, epochs: int, layers: int) -> None:
-    cfg = config.parse(compose_params(preset, []))
+    cfg = parse_params(compose_params(preset, []))
     optim = cfg.pretrain.optim
     assert (optim.epochs, optim.batch_size, optim.lr, optim.weight_decay, optim.clip_grad) == (
         epochs,
@@ -84,7 +85,7 @@ def test_imagenet_presets_are_the_papers_schedules(preset: str, epochs: int, lay
 @pytest.mark.parametrize("preset", PRESETS)
 def test_written_parameters_read_back_as_they_were(preset: str) -> None:
     values = compose_params(preset, [])
-    assert config.parse(yaml.safe_load(render(values))) == config.parse(values)
+    assert parse_params(yaml.safe_load(render(values))) == parse_params(values)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
 ) -> None:
     put(raw, key, value)
     with pytest.raises(PecoError) as caught:
-        config.parse(raw)
+        parse_params(raw)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -167,10 +168,10 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
 def test_a_fine_tuning_that_mixes_needs_pairs(raw: dict[str, Any], mixing: str) -> None:
     put(raw, "evaluate.finetune.optim.batch_size", 16)
     put(raw, "evaluate.finetune.optim.accumulate", 16)
-    config.parse(raw)
+    parse_params(raw)
     put(raw, f"evaluate.finetune.{mixing}", 0.5)
     with pytest.raises(PecoError, match=r"^evaluate\.finetune\.optim\.batch_size: 16 is not allowed; .* pairs$"):
-        config.parse(raw)
+        parse_params(raw)
 
 
 def test_no_detection_with_patches_that_its_pyramid_can_not_take() -> None:
@@ -197,26 +198,26 @@ def test_detection_is_of_squares_that_its_pyramid_divides() -> None:
 
 def test_the_largest_seed_is_taken(raw: dict[str, Any]) -> None:
     put(raw, "seed", 2**63 - 1)
-    assert config.parse(raw).seed == 2**63 - 1
+    assert parse_params(raw).seed == 2**63 - 1
 
 
 def test_a_folder_of_that_name_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(PecoError, match=r"can't be read \(Is a directory\)"):
-        config.load(tmp_path)
+        load_params(tmp_path)
 
 
 def test_unknown_and_missing_keys_are_named(raw: dict[str, Any]) -> None:
     put(raw, "tokenizer.quantizer.code", 512)
     with pytest.raises(PecoError, match=r"^tokenizer\.quantizer\.code: unknown parameter; here are allowed: codes, "):
-        config.parse(raw)
+        parse_params(raw)
     del raw["tokenizer"]["quantizer"]["code"], raw["pretrain"]["optim"]["lr"]
     with pytest.raises(PecoError, match=r"^pretrain\.optim\.lr: missing"):
-        config.parse(raw)
+        parse_params(raw)
 
 
 def test_an_integer_serves_where_a_number_is_expected(raw: dict[str, Any]) -> None:
     put(raw, "tokenizer.perceptual.weight", 0)
-    assert config.parse(raw).tokenizer.perceptual.weight == 0.0
+    assert parse_params(raw).tokenizer.perceptual.weight == 0.0
 
 
 @pytest.mark.parametrize(("text", "number"), [("1e-05", 1e-5), ("1e-3", 1e-3), ("15E4", 15e4), (".5e+1", 5.0)])
@@ -224,7 +225,7 @@ def test_numbers_may_be_written_as_dvc_writes_them(raw: dict[str, Any], text: st
     """`dvc exp run -S pretrain.optim.lr=0.00001` writes 1e-05, which PyYAML reads as a text."""
     put(raw, "pretrain.optim.min_lr", 0)
     put(raw, "pretrain.optim.lr", yaml.safe_load(text))
-    assert config.parse(raw).pretrain.optim.lr == number
+    assert parse_params(raw).pretrain.optim.lr == number
 
 
 @pytest.mark.parametrize("text", [None, "a: [", "3", "\xff", "seed: 1\nseed: 2"])
@@ -233,7 +234,7 @@ def test_an_unreadable_file_is_told_in_one_line(tmp_path: Path, text: str | None
     if text is not None:
         path.write_bytes(text.encode("latin-1"))
     with pytest.raises(PecoError) as caught:
-        config.load(path)
+        load_params(path)
     assert "params.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -263,7 +264,7 @@ NETS = {
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("net", NETS)
 def test_perceptual_networks_of_the_ablation_are_one_word(preset: str, net: str) -> None:
-    cfg = config.parse(compose_params(preset, [f"perceptual_net={net}"])).perceptual_net
+    cfg = parse_params(compose_params(preset, [f"perceptual_net={net}"])).perceptual_net
     assert cfg.source == "timm" and cfg.timm.pretrained and cfg.blocks == NETS[net]
     with torch.device("meta"):
         FeatureNet(timm.create_model(cfg.timm.model, num_classes=0), cfg.blocks)
@@ -272,7 +273,7 @@ def test_perceptual_networks_of_the_ablation_are_one_word(preset: str, net: str)
 def test_the_shape_of_a_network_that_is_not_trained_here_does_not_matter(raw: dict[str, Any]) -> None:
     for key, value in (("source", "timm"), ("vit.patch_size", 7), ("vit.depth", 1), ("moco.crop_size", 20)):
         put(raw, f"perceptual_net.{key}", value)
-    assert config.parse(raw).perceptual_net.source == "timm"
+    assert parse_params(raw).perceptual_net.source == "timm"
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_a_preset_chooses_groups_and_leaves_their_values_alone() -> None:
 
 
 def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
-    seen = schema.restrict(config.parse(raw), ["seed", "evaluate.knn"])
+    seen = schema.restrict(parse_params(raw), ["seed", "evaluate.knn"])
     assert seen.seed == 0 and seen.evaluate.knn.neighbours == (5, 10, 20)
     for name in ("tokenizer", "preset"):
         with pytest.raises(AttributeError, match=name):
@@ -318,10 +319,10 @@ def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
 
 
 def test_fingerprints_tell_values_apart_and_only_these(raw: dict[str, Any]) -> None:
-    first = schema.fingerprint(config.parse(raw).tokenizer)
-    assert schema.fingerprint(config.parse(copy.deepcopy(raw)).tokenizer) == first
+    first = schema.fingerprint(parse_params(raw).tokenizer)
+    assert schema.fingerprint(parse_params(copy.deepcopy(raw)).tokenizer) == first
     put(raw, "tokenizer.commitment", 0.5)
-    assert schema.fingerprint(config.parse(raw).tokenizer) != first
+    assert schema.fingerprint(parse_params(raw).tokenizer) != first
 
 
 OUTSIDE = ("/photos", "~/photos", "../photos", "data/../../photos")
@@ -333,20 +334,20 @@ def test_images_are_a_path_below_data_that_holds_on_any_machine(raw: dict[str, A
     with pytest.raises(
         PecoError, match=r"^dataset\.path: .* is not allowed; expected a relative path below data/"
     ) as caught:
-        config.parse(raw)
+        parse_params(raw)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["data/photos", "./data/photos/", "data/a..b/c.tar"])
 def test_images_may_lie_anywhere_below_data(raw: dict[str, Any], path: str) -> None:
     put(raw, "dataset.path", path)
-    assert config.parse(raw).dataset.path == path
+    assert parse_params(raw).dataset.path == path
 
 
 @pytest.mark.parametrize("path", [*OUTSIDE, ""])
 def test_a_checkpoint_is_a_path_in_the_repository(raw: dict[str, Any], path: str) -> None:
     put(raw, "perceptual_net.timm.checkpoint", "data/w.safetensors")
-    assert config.parse(raw).perceptual_net.timm.checkpoint == "data/w.safetensors"
+    assert parse_params(raw).perceptual_net.timm.checkpoint == "data/w.safetensors"
     put(raw, "perceptual_net.timm.checkpoint", path)
     with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.checkpoint: .*expected a relative path without"):
-        config.parse(raw)
+        parse_params(raw)

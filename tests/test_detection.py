@@ -18,18 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
-from peco import artifacts, config, schema
-from peco.data import scenes
-from peco.data.annotated import Objects
-from peco.data.annotated_loader import IndexLoader
-from peco.data.detection_records import RecordedSet
-from peco.data.detection_views import DetectionView
-from peco.data.yolo import open_yolo
-from peco.downstream import coco_eval, detection, detection_pictures
-from peco.downstream.detection import Detections, DetectionTask, SimplePyramid, build_detector, detect
-from peco.errors import PecoError
+from peco.core import artifacts, config, schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from peco.evaluate.annotated.loader import IndexLoader
+from peco.evaluate.annotated.sets import Objects
+from peco.evaluate.detection import coco_eval
+from peco.evaluate.detection import model as detection
+from peco.evaluate.detection import pictures as detection_pictures
+from peco.evaluate.detection import stage as evaluate_detection
+from peco.evaluate.detection.letterbox import DetectionView
+from peco.evaluate.detection.model import Detections, DetectionTask, SimplePyramid, build_detector, detect
+from peco.evaluate.detection.records import RecordedSet
+from peco.evaluate.detection.yolo import open_yolo
 from peco.mim.model import build_backbone
-from peco.stages import common, evaluate_detection
+from peco.runtime import paths
+from peco.runtime.stage import Skipped, StageRun
+from peco.sources import scenes
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from peco.training.metrics import MetricLog
@@ -339,8 +344,8 @@ def test_pictures_are_deterministic_and_large_enough_to_look_at() -> None:
 # --- stage
 
 
-def stage_run(params: config.Config) -> common.StageRun:
-    return common.StageRun("evaluate@detection", schema.restrict(params, evaluate_detection.PARAMS))
+def stage_run(params: config.Config) -> StageRun:
+    return StageRun("evaluate@detection", schema.restrict(params, evaluate_detection.PARAMS))
 
 
 @pytest.fixture
@@ -351,8 +356,8 @@ def params(tmp_path: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch) -> c
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scenes.yaml").write_text(f"generator: scenes\nversion: {scenes.VERSION}\nseed: 0\n")
     (tmp_path / "artifacts").mkdir()
-    (tmp_path / common.BACKBONE).symlink_to(backbone)
-    whole = config.parse(compose_params("tiny", []))
+    (tmp_path / paths.BACKBONE).symlink_to(backbone)
+    whole = parse_params(compose_params("tiny", []))
     return dataclasses.replace(whole, evaluate=dataclasses.replace(whole.evaluate, detection=DETECTION))
 
 
@@ -384,7 +389,7 @@ def test_the_stage_scores_both_starts_and_gives_the_same_bytes_twice(
 def test_a_task_that_is_switched_off_is_skipped(params: config.Config) -> None:
     tasks = dataclasses.replace(params.evaluate.tasks, detection=False)
     off = dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, tasks=tasks))
-    with pytest.raises(common.Skipped, match=r"evaluate\.tasks"):
+    with pytest.raises(Skipped, match=r"evaluate\.tasks"):
         evaluate_detection.main(stage_run(off))
 
 

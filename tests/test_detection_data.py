@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from peco import config
-from peco.data import scenes
-from peco.data.annotated import DetectionSet, Objects
-from peco.data.coco import open_coco
-from peco.data.detection_data import open_splits
-from peco.data.detection_records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterise, run_lengths
-from peco.data.detection_views import DetectionView, draw, fit_image, fit_objects, fitted
-from peco.data.shards import decode
-from peco.data.voc import open_voc
-from peco.data.yolo import open_yolo
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.errors import PecoError
+from peco.data.images import decode
+from peco.evaluate.annotated.sets import DetectionSet, Objects
+from peco.evaluate.detection.coco import open_coco
+from peco.evaluate.detection.data import open_splits
+from peco.evaluate.detection.letterbox import DetectionView, draw, fit_image, fit_objects, fitted
+from peco.evaluate.detection.records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterise, run_lengths
+from peco.evaluate.detection.voc import open_voc
+from peco.evaluate.detection.yolo import open_yolo
+from peco.sources import scenes
 
 OPTIM = config.Optim(
     epochs=1, batch_size=2, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.05, betas=(0.9, 0.999), clip_grad=None,

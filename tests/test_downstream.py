@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from peco import artifacts, config
-from peco.downstream import features, finetune, knn, linear
-from peco.downstream.splits import holdout_split, why_skipped
-from peco.errors import PecoError
+from peco.core import artifacts, config
+from peco.core.errors import PecoError
+from peco.evaluate.finetune import model as finetune
 from peco.mim.model import build_backbone
+from peco.probes import features, knn, linear
+from peco.probes.holdout import holdout_split, why_skipped
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
 OPTIM = config.Optim(

@@ -10,9 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from peco.errors import PecoError
-from peco.resources import Resources
-from pipelines.graph import Graph, load_graph
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
+from pipelines.workflow.graph import Graph, load_graph
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,7 +130,7 @@ def test_meta_gives_resources_of_the_right_type(tmp_path: Path) -> None:
 
 def test_names_become_modules_and_roles(tmp_path: Path) -> None:
     stage = graph_of(tmp_path, {"evaluate": {"foreach": ["knn"], "do": {"cmd": "x"}}})["evaluate@knn"]
-    assert (stage.module, stage.role) == ("peco.stages.evaluate_knn", "evaluate_knn")
+    assert (stage.module, stage.role) == ("peco.evaluate.knn.stage", "evaluate_knn")
 
 
 def test_params_are_the_keys_of_params_yaml(tmp_path: Path) -> None:

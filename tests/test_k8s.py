@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from peco.errors import PecoError
+from k8s import check as k8s_check
+from k8s.check import restricted_violations
+from peco.core.errors import PecoError
 from peco.training import metrics
-from pipelines import k8s_check
-from pipelines.k8s_check import restricted_violations
 
 ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_graph import dvc_graph
 
-from peco.errors import PecoError
-from pipelines import kubeflow, resources
-from pipelines.graph import Graph, load_graph
-from pipelines.kubeflow import Target
+from peco.core.errors import PecoError
+from pipelines.kfp import compile as kubeflow
+from pipelines.kfp.compile import Target
+from pipelines.workflow import resources
+from pipelines.workflow.graph import Graph, load_graph
 
 ROOT = Path(__file__).parents[1]
 GRAPH = load_graph(ROOT)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.graph import Stage
+from pipelines.jobs.logs import Line, Screen, drop_old
 from pipelines.launch import gpus, here
-from pipelines.logs import Line, Screen, drop_old
 from pipelines.params import compose_params, render
+from pipelines.workflow.graph import Stage
 
 ROOT = Path(__file__).parent.parent
 DVC = """
@@ -32,7 +32,7 @@ stages:
 # What every stage will do: an error that the user can fix is one line and status 2.
 FIXABLE = """
 import sys
-from peco.errors import PecoError
+from peco.core.errors import PecoError
 def main():
     raise PecoError("data: missing; get some")
 try:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peco import config
+from peco.core import config
 from peco.mim.masking import _block_size, block_mask
 
 BEIT = config.Masking(count=75, min_block=16, min_aspect=0.3)

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_training import OPTIM, SAMPLES, Toy, batches
 from torch import Tensor
 
-from peco.errors import PecoError
+from peco.core.errors import PecoError
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from peco.training.metrics import MetricLog

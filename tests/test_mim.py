@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from peco import config
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.errors import PecoError
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, patchify, pixel_loss, unpatchify
 
 TINY = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)

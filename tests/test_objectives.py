@@ -14,10 +14,13 @@ import torch
 from prepared import prepare
 from torch import Tensor, nn
 
-from peco import artifacts, config, schema
-from peco.errors import Interrupted, PecoError
+from peco.core import artifacts, config, schema
+from peco.core.errors import Interrupted, PecoError
+from peco.core.params import load_params, parse_params
 from peco.perceptual.features import FeatureNet
-from peco.stages import common, tokenizer
+from peco.runtime import paths
+from peco.runtime.stage import StageRun
+from peco.stages import tokenizer
 from peco.tokenizer import io
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
@@ -131,8 +134,8 @@ def test_a_discriminator_learns_to_tell_the_real_from_the_made() -> None:
 def train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PECO_WORK", str(folder / "working"))
-    cfg = config.load("params.yaml")
-    tokenizer.main(common.StageRun("tokenizer", schema.restrict(cfg, tokenizer.PARAMS)))
+    cfg = load_params("params.yaml")
+    tokenizer.main(StageRun("tokenizer", schema.restrict(cfg, tokenizer.PARAMS)))
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +162,11 @@ def test_a_killed_training_ends_in_the_same_bytes_whatever_the_objective(
         with pytest.raises(Interrupted, match=r"stopped at step [34] of 6"):
             train(stopped, patch)
     train(stopped, monkeypatch)
-    ours, theirs = ((root / common.TOKENIZER / artifacts.WEIGHTS).read_bytes() for root in (whole, stopped))
+    ours, theirs = ((root / paths.TOKENIZER / artifacts.WEIGHTS).read_bytes() for root in (whole, stopped))
     assert ours == theirs
-    loaded = io.load(whole / common.TOKENIZER)  # and nothing that only served the training is in it
+    loaded = io.load(whole / paths.TOKENIZER)  # and nothing that only served the training is in it
     assert not [name for name, _ in loaded.named_parameters() if name.startswith(("feature", "discriminator"))]
-    scores = json.loads((whole / common.METRICS / "tokenizer.json").read_text())
+    scores = json.loads((whole / paths.METRICS / "tokenizer.json").read_text())
     assert {"val_psnr", "val_perceptual", "usage"} <= set(scores)
 
 
@@ -173,7 +176,7 @@ def test_only_features_shape_a_distilled_codebook(tmp_path: Path, monkeypatch: p
     for pixel in ("l1", "l2"):
         folder = prepare(tmp_path / pixel, VQKD, f"tokenizer.pixel={pixel}", "tokenizer.optim.clip_grad=null", steps=4)
         train(folder, monkeypatch)
-        made[pixel] = artifacts.load_tensors(folder / common.TOKENIZER / artifacts.WEIGHTS)
+        made[pixel] = artifacts.load_tensors(folder / paths.TOKENIZER / artifacts.WEIGHTS)
     same = {name for name, tensor in made["l1"].items() if torch.equal(tensor, made["l2"][name])}
     shaped = {name for name in made["l1"] if name.startswith(("encoder.", "quantizer."))}
     assert shaped <= same
@@ -198,7 +201,7 @@ def test_objectives_that_leave_something_without_a_loss_are_refused(overrides: l
 
 def test_the_tokenizer_hears_of_the_discriminator_from_its_start_on() -> None:
     torch.manual_seed(0)
-    cfg = config.parse(compose_params("smoke", [GAN, "tokenizer.perceptual.weight=0"])).tokenizer
+    cfg = parse_params(compose_params("smoke", [GAN, "tokenizer.perceptual.weight=0"])).tokenizer
     model = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
     task = tokenizer.ReconstructionTask(model, TokenizerLoss("l1", None, 0, cfg.commitment), cfg.adversarial).train()
     batch = {"image": images()}

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peco.core.errors import PecoError
 from peco.data.loader import TrainLoader, scan
 from peco.data.order import GlobalOrder
 from peco.data.shards import Sample
-from peco.errors import PecoError
 
 sizes = st.lists(st.integers(1, 23), min_size=1, max_size=6)
 lanes = st.sampled_from([1, 2, 3, 4, 8, 12])

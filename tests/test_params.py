@@ -18,10 +18,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from peco import config
-from peco.data.sources import open_source
-from peco.errors import PecoError
-from pipelines import inputs, params
+from peco.core.errors import PecoError
+from peco.core.params import load_params
+from peco.sources.open import open_source
+from pipelines import params
+from pipelines.workflow import inputs
 
 ENV = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
@@ -99,7 +100,7 @@ def split_shards(root: Path) -> Path:
 def counts(project: Path) -> dict[str, int]:
     """Samples of each split, as the stage `shards` will read them."""
     found: dict[str, int] = {}
-    for sample in open_source(config.load().dataset, project / "work").samples():
+    for sample in open_source(load_params().dataset, project / "work").samples():
         found[sample.split] = found.get(sample.split, 0) + 1
     return found
 
@@ -158,7 +159,7 @@ def test_a_pattern_keeps_places_and_class_names(project: Path, tmp_path: Path) -
     assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0
     assert dataset() == {"source": "webdataset", "path": "data/shards"}
     assert counts(project) == {"train": 3, "val": 1}
-    assert open_source(config.load().dataset, project).classes == ("cat", "dog")
+    assert open_source(load_params().dataset, project).classes == ("cat", "dog")
     assert sorted(p.name for p in (project / "data").glob("*.dvc")) == ["shards.dvc"]
     assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0  # the same again
 
@@ -288,10 +289,10 @@ def test_the_data_set_stays_until_another_is_named(
     assert params.main(["--preset", "cifar", "--data", str(folder(tmp_path / "photos", PHOTOS))]) == 0
     images = {"source": "images", "path": "data/photos"}
     assert params.main(["tokenizer.quantizer.codes=64"]) == 0
-    assert dataset() == images and config.load().tokenizer.quantizer.codes == 64
-    assert config.load().preset == "cifar"
+    assert dataset() == images and load_params().tokenizer.quantizer.codes == 64
+    assert load_params().preset == "cifar"
     assert params.main(["--data", "data/photos"]) == 0 and dataset() == images
-    assert params.main(["--data", "scenes"]) == 0 and config.load().preset == "cifar"
+    assert params.main(["--data", "scenes"]) == 0 and load_params().preset == "cifar"
     assert dataset() == {"source": "scenes", "path": "data/scenes.yaml"}
     assert "preset imagenet_vit_b has no images yet" in refusal(project, capsys, "--preset", "imagenet_vit_b")
     assert params.main(["--data", "data/photos"]) == 0
@@ -311,7 +312,7 @@ def test_parameters_of_an_older_version_are_written_anew(project: Path, capsys: 
     raw = yaml.safe_load(Path("params.yaml").read_text())
     del raw["loader"]
     Path("params.yaml").write_text(yaml.safe_dump(raw))
-    assert params.main([]) == 0 and config.load().preset == "smoke"
+    assert params.main([]) == 0 and load_params().preset == "smoke"
     Path("params.yaml").write_text("a: [")
     assert "params.yaml" in refusal(project, capsys)
     assert params.main(["--preset", "smoke"]) == 0

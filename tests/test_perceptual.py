@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from peco import config
-from peco.errors import PecoError
-from peco.perceptual.convert import convert, main
+from peco.convert_moco import convert, main
+from peco.core import config
+from peco.core.errors import PecoError
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet, build_timm, hub_commit
 from peco.perceptual.moco import GlobalBatchNorm, MoCo
@@ -148,7 +148,7 @@ def test_weights_of_another_network_are_refused(
     ("name", "content", "message"),
     [
         ("missing.safetensors", None, "no such file"),
-        ("model.pth", b"x", "peco.perceptual.convert"),
+        ("model.pth", b"x", "peco.convert_moco"),
         ("broken.safetensors", b"broken", "damaged"),
     ],
 )

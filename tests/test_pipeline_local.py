@@ -18,7 +18,7 @@ import pytest
 from test_chain import STAGES, Checkout
 
 from pipelines import local
-from pipelines.processes import alone
+from pipelines.workflow.processes import alone
 
 pytestmark = pytest.mark.chain
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peco import config
+from peco.core import config
 from peco.tokenizer.quantizer import VectorQuantizer
 
 CFG = config.Quantizer(codes=16, dim=4, l2_normalize=False, decay=0.9, restart_after=0, kmeans_iters=5)

@@ -23,20 +23,21 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import readme_picture
-from peco import config, schema
-from peco.data.raw import RawSample
-from peco.data.writing import write_shards
-from peco.errors import PecoError
+from peco.core import schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.report import charts, figures
+from peco.runtime.stage import StageRun
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
 from peco.stages import report
-from peco.stages.common import StageRun
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("smoke", []))
+CFG = parse_params(compose_params("smoke", []))
 SIZE, CODES = CFG.tokenizer.image_size, CFG.tokenizer.quantizer.codes
 SCORES: dict[str, dict[str, Any]] = {
     "shards": {"train": 20, "val": 10, "classes": 2, "rejected": 0},

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from peco.errors import PecoError
-from peco.resources import Resources
-from pipelines.graph import Stage, load_graph
-from pipelines.resources import resolve
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
+from pipelines.workflow.graph import Stage, load_graph
+from pipelines.workflow.resources import resolve
 
 
 def stage(name: str = "s", **meta: object) -> Stage:

@@ -21,23 +21,26 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from peco import artifacts, config, schema
-from peco.data import scenes
-from peco.data.annotated import IGNORE
-from peco.data.annotated_scenes import open_segmentation
-from peco.data.segmentation_data import open_folder
-from peco.downstream import segmentation
-from peco.downstream.segmentation import SegmentationTask, UperNet, build, evaluate, predict, scores
-from peco.errors import PecoError
+from peco.core import artifacts, config, schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from peco.evaluate.annotated.fit import fit_indexed
+from peco.evaluate.annotated.scenes import open_segmentation
+from peco.evaluate.annotated.sets import IGNORE
+from peco.evaluate.segmentation import model as segmentation
+from peco.evaluate.segmentation import stage as evaluate_segmentation
+from peco.evaluate.segmentation.data import open_folder
+from peco.evaluate.segmentation.model import SegmentationTask, UperNet, build, evaluate, predict, scores
+from peco.evaluate.segmentation.stage import AnnotatedCrop
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
-from peco.stages import common, evaluate_segmentation
-from peco.stages.annotated import fit_indexed
-from peco.stages.evaluate_segmentation import AnnotatedCrop
+from peco.runtime import paths
+from peco.runtime.stage import Skipped, StageRun
+from peco.sources import scenes
 from peco.training.distributed import Dist
 from pipelines.params import compose_params
 
-CFG = config.parse(compose_params("smoke", []))
+CFG = parse_params(compose_params("smoke", []))
 SEGMENTATION = CFG.evaluate.segmentation
 SIZE = SEGMENTATION.image_size
 CLASSES = 5
@@ -334,7 +337,7 @@ def test_colours_are_those_of_pascal_voc() -> None:
 @pytest.fixture
 def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a backbone and the embedded set, as current directory."""
-    shutil.copytree(folder, tmp_path / common.BACKBONE)
+    shutil.copytree(folder, tmp_path / paths.BACKBONE)
     descriptor(tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("PECO_WORK", "PECO_WORKERS", "PECO_METRICS_PORT", "RANK", "WORLD_SIZE"):
@@ -342,8 +345,8 @@ def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_of(cfg: config.Config) -> common.StageRun:
-    return common.StageRun("evaluate@segmentation", schema.restrict(cfg, evaluate_segmentation.PARAMS))
+def run_of(cfg: config.Config) -> StageRun:
+    return StageRun("evaluate@segmentation", schema.restrict(cfg, evaluate_segmentation.PARAMS))
 
 
 def with_segmentation(**values: Any) -> config.Config:
@@ -397,7 +400,7 @@ def test_stage_on_a_folder_counts_what_it_leaves_out(here: Path) -> None:
     found = json.loads((here / "metrics/evaluate/segmentation.json").read_text())
     assert (found["train_images"], found["images"]) == (4, 2)
     assert found["left_out"] == {"every pixel ignored": 2}
-    pictures = here / common.METRICS / "pictures/segmentation"
+    pictures = here / paths.METRICS / "pictures/segmentation"
     assert json.loads((pictures / "details.json").read_text())["iou"].keys() <= {"1", "2"}
     assert len(list(pictures.glob("*.png"))) == 8  # two images of four kinds
     assert Image.open(pictures / "01-random.png").size == (320, 32)
@@ -406,7 +409,7 @@ def test_stage_on_a_folder_counts_what_it_leaves_out(here: Path) -> None:
 def test_stage_can_be_switched_off_and_tells_what_is_wrong(here: Path) -> None:
     tasks = dataclasses.replace(CFG.evaluate.tasks, segmentation=False)
     off = dataclasses.replace(CFG, evaluate=dataclasses.replace(CFG.evaluate, tasks=tasks))
-    with pytest.raises(common.Skipped, match=r"switched off \(evaluate\.tasks\.segmentation\)"):
+    with pytest.raises(Skipped, match=r"switched off \(evaluate\.tasks\.segmentation\)"):
         evaluate_segmentation.main(run_of(off))
     with pytest.raises(PecoError, match="data/nowhere: no such folder"):
         evaluate_segmentation.main(run_of(with_segmentation(source="folder", path="data/nowhere")))

@@ -17,14 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from peco import config
-from peco.data import annotated_scenes, scenes, segmentation_data
-from peco.data.annotated import IGNORE, upright_size
-from peco.data.annotated_loader import IndexLoader
-from peco.data.segmentation_data import Crop, open_folder
-from peco.data.shards import decode
-from peco.data.sources import VAL_START
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.errors import PecoError
+from peco.data.images import decode, upright_size
+from peco.evaluate.annotated import scenes as annotated_scenes
+from peco.evaluate.annotated.loader import IndexLoader
+from peco.evaluate.annotated.sets import IGNORE
+from peco.evaluate.segmentation import data as segmentation_data
+from peco.evaluate.segmentation.data import Crop, open_folder
+from peco.sources import scenes
+from peco.sources.open import VAL_START
 
 WIDTH, HEIGHT = 20, 12
 RIGHT, LEFT = 0, 1  # index of the class in the halves of `half_and_half`

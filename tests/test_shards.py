@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from peco.config import Dataset, Scenes
+from peco.core.config import Dataset, Scenes
+from peco.core.errors import PecoError
 from peco.data import shards as shards_module
-from peco.data.raw import RawSample
-from peco.data.shards import Sample, decode, load_index, open_shards
-from peco.data.sources import open_source
-from peco.data.writing import write_shards
-from peco.errors import PecoError
+from peco.data.images import decode
+from peco.data.shards import Sample, load_index, open_shards
+from peco.sources.base import RawSample
+from peco.sources.open import open_source
+from peco.sources.shard_writer import write_shards
 
 DATASET = Dataset("images", "data/x", Scenes(12, 4, 32), None, 7, 0.1, 0.0, 0)
 
@@ -126,7 +127,7 @@ def test_plain_webdataset_reads_them(written: Path) -> None:
     assert [s["__key__"] for s in samples] == [s.key for s in ours]
     assert [s["cls"] for s in samples] == [s.label for s in ours]
     for i, (theirs, our) in enumerate(zip(samples, ours, strict=True)):
-        assert (np.asarray(theirs[kinds[i % 4]]) == np.asarray(decode(our))).all()
+        assert (np.asarray(theirs[kinds[i % 4]]) == np.asarray(our.decode())).all()
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -382,7 +383,7 @@ def test_truncated_images_are_never_filled_up() -> None:
 
 def test_an_error_names_the_sample() -> None:
     with pytest.raises(PecoError, match="sample 0001-x: empty file; run `dvc checkout`"):
-        decode(Sample(1, "0001-x", b"", 0))
+        Sample(1, "0001-x", b"", 0).decode()
 
 
 # --- reading
@@ -468,5 +469,5 @@ def test_cifar10(tmp_path: Path) -> None:
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert np.bincount(train.labels[:1000]).min() > 60  # well shuffled
     for sample in train.read(24_990, 25_010):
-        assert decode(sample).size == (32, 32)
+        assert sample.decode().size == (32, 32)
         assert sample.key.split("-")[1].startswith(f"train_{index['classes'][sample.label]}_")

@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 import slurm_commands
 
-from peco.errors import PecoError
-from peco.resources import Resources
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
 from pipelines import components
-from pipelines.cluster import job as cluster
-from pipelines.cluster import slurm
-from pipelines.graph import Stage
-from pipelines.logs import Screen
+from pipelines.jobs import cluster, slurm
+from pipelines.jobs.logs import Screen
+from pipelines.workflow.graph import Stage
 
 NAME = "peco-tokenizer-key1"
 ONE = Resources(threads=1, cpu=2, memory="2Gi", time_limit="90s", queue="batch")

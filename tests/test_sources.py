@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from peco.config import Dataset, Scenes
-from peco.data import scenes
-from peco.data.archives import open_archive
-from peco.data.imagefolder import read_layout
-from peco.data.raw import Source
-from peco.data.sources import open_source
-from peco.data.webdataset_source import find_tars
-from peco.errors import PecoError
+from peco.core.config import Dataset, Scenes
+from peco.core.errors import PecoError
+from peco.sources import scenes
+from peco.sources.archives import open_archive
+from peco.sources.base import Source
+from peco.sources.imagefolder import read_layout
+from peco.sources.open import open_source
+from peco.sources.webdataset import find_tars
 
 Files = dict[str, bytes]
 

@@ -26,34 +26,33 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from peco import artifacts, config, device, schema, workfiles
+from peco.core import artifacts, config, device, schema, workfiles
+from peco.core.errors import Interrupted, PecoError
+from peco.core.params import parse_params
+from peco.core.publishing import staging
 from peco.data.loader import Fields, TrainLoader, scan
-from peco.data.raw import RawSample
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore, write_index
-from peco.data.writing import write_shards
-from peco.errors import Interrupted, PecoError
+from peco.evaluate.finetune import stage as evaluate_finetune
+from peco.evaluate.knn import stage as evaluate_knn
+from peco.evaluate.linear import stage as evaluate_linear
 from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.perceptual.features import FeatureNet
-from peco.publishing import staging
-from peco.stages import (
-    common,
-    evaluate_finetune,
-    evaluate_knn,
-    evaluate_linear,
-    perceptual_net,
-    pretrain,
-    probes,
-    tokens,
-)
+from peco.probes import inputs as probes
+from peco.runtime import paths
+from peco.runtime import stage as stage_module
+from peco.runtime.stage import StageRun, run_stage
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
+from peco.stages import perceptual_net, pretrain, tokens
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.params import compose_params
 
 ROOT = Path(__file__).parents[1]
-CFG = config.parse(compose_params("smoke", []))
+CFG = parse_params(compose_params("smoke", []))
 SIZE = CFG.loader.image_size
 COUNTS = {"train": 24, "val": 8}
 
@@ -81,16 +80,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards, and models at random initialisation."""
     root = tmp_path_factory.mktemp("made")
     dataset = dataclasses.replace(CFG.dataset, samples_per_shard=10)
-    write_shards(Noise(), root / common.SHARDS, dataset, work=root / "work", workers=1)
+    write_shards(Noise(), root / paths.SHARDS, dataset, work=root / "work", workers=1)
     torch.manual_seed(0)
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
-    tokenizer_io.save(
-        root / common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size}
-    )
+    tokenizer_io.save(root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
     backbone, arch, model_args = build_backbone(CFG.pretrain.vit, SIZE, CFG.pretrain.layer_scale, 0.0)
     model = MaskedImageModel(backbone, cfg.quantizer.codes)
-    mim_io.save(root / common.BACKBONE, model, arch=arch, model_args=model_args)
+    mim_io.save(root / paths.BACKBONE, model, arch=arch, model_args=model_args)
     return root
 
 
@@ -104,14 +101,14 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_of(stage: ModuleType, cfg: config.Config = CFG) -> common.StageRun:
+def run_of(stage: ModuleType, cfg: config.Config = CFG) -> StageRun:
     """The stage sees nothing but the parameters that it declares."""
     name = stage.__name__.rpartition(".")[2].replace("evaluate_", "evaluate@")
-    return common.StageRun(name, schema.restrict(cfg, stage.PARAMS))
+    return StageRun(name, schema.restrict(cfg, stage.PARAMS))
 
 
 def metrics(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((common.METRICS / f"{name}.json").read_text())
+    found: dict[str, Any] = json.loads((paths.METRICS / f"{name}.json").read_text())
     return found
 
 
@@ -150,10 +147,10 @@ def test_any_timm_network_is_published_at_its_size_and_scored(
 ) -> None:
     perceptual_net.main(run_of(perceptual_net, existing(model, image_size)))
     assert set(metrics("perceptual_net")) == {"knn_accuracy", "random_knn_accuracy"}
-    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), [1, 2])
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), [1, 2])
     assert net.size in (None, (built_for, built_for))
     assert all(f.isfinite().all() for f in net(torch.rand(1, 3, SIZE, SIZE)))
-    assert artifacts.describe(common.PERCEPTUAL_NET)["architecture"] == model.partition(".")[0]
+    assert artifacts.describe(paths.PERCEPTUAL_NET)["architecture"] == model.partition(".")[0]
 
 
 def test_a_random_network_is_the_same_each_time(here: Path) -> None:
@@ -162,7 +159,7 @@ def test_a_random_network_is_the_same_each_time(here: Path) -> None:
     for draws in (0, 5):
         torch.rand(draws)
         perceptual_net.main(run)
-        weights.append((common.PERCEPTUAL_NET / artifacts.WEIGHTS).read_bytes())
+        weights.append((paths.PERCEPTUAL_NET / artifacts.WEIGHTS).read_bytes())
     assert weights[0] == weights[1]
 
 
@@ -180,17 +177,17 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     """At the same view, under the loop's bf16 autocast too."""
     cfg, views = CFG.pretrain, 2
     tokens.main(run_of(tokens, change(CFG, "tokens", views=views)))
-    train = open_shards(common.SHARDS, "train")
+    train = open_shards(paths.SHARDS, "train")
     (here / "none").mkdir()
     grid, codes = CFG.tokenizer.grid, CFG.tokenizer.quantizer.codes
     write_index(here / "none", train, views=0, grid=grid, codes=codes)
     stored, online = (
         pretrain.MaskedView(CFG.seed, CFG.tokens.view, SIZE, grid, cfg.masking, TokenStore(folder, train), SIZE)
-        for folder in (common.TOKENS, here / "none")
+        for folder in (paths.TOKENS, here / "none")
     )
     backbone, _, _ = build_backbone(cfg.vit, SIZE, None, 0.0)
     model = MaskedImageModel(backbone, codes)
-    task = pretrain.TokenTask(model, tokenizer_io.load(common.TOKENIZER))
+    task = pretrain.TokenTask(model, tokenizer_io.load(paths.TOKENIZER))
     for epoch in range(views):
         for sample in train.read(0, len(train)):
             ours, theirs = online(sample, epoch), stored(sample, epoch)
@@ -212,9 +209,9 @@ def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path
     cfg = change(cfg, "pretrain", target="pixels")
     pretrain.main(run_of(pretrain, cfg))
     assert set(metrics("pretrain")) == {"loss"}
-    model = mim_io.load(common.BACKBONE)
+    model = mim_io.load(paths.BACKBONE)
     assert model.head.out_features == 3 * cfg.pretrain.vit.patch_size**2
-    assert artifacts.section(common.BACKBONE, mim_io.KIND)["target"] == "pixels"
+    assert artifacts.section(paths.BACKBONE, mim_io.KIND)["target"] == "pixels"
     evaluate_knn.main(run_of(evaluate_knn))  # the backbone serves as any other
     assert "accuracy" in metrics("evaluate/knn")
 
@@ -243,7 +240,7 @@ def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
     evaluate_finetune.main(run_of(evaluate_finetune))
     scores, by_class = metrics("evaluate/finetune"), metrics("pictures/finetune/details")
     assert set(scores) == set(by_class) == {"accuracy", "random_accuracy"}
-    assert set(by_class["accuracy"]) == set(open_shards(common.SHARDS, "train").classes)
+    assert set(by_class["accuracy"]) == set(open_shards(paths.SHARDS, "train").classes)
     assert "is in use" not in capsys.readouterr().err
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -275,7 +272,7 @@ def test_a_gpu_is_left_alone_where_the_cpu_is_asked_for(here: Path, monkeypatch:
     monkeypatch.setenv("PECO_DEVICE", "cpu")
     assert [device.uses_cuda(), device.choose()] == [False, torch.device("cpu")]
     model = dict(probes.backbones(0))["random_"]
-    found, _ = probes.features(model, open_shards(common.SHARDS, "val"), workers=0)
+    found, _ = probes.features(model, open_shards(paths.SHARDS, "val"), workers=0)
     assert len(found["norm"]) == COUNTS["val"]
 
 
@@ -296,7 +293,7 @@ class Broken:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int) -> None:
-    train = open_shards(common.SHARDS, "train")
+    train = open_shards(paths.SHARDS, "train")
     found: list[int] = []
 
     def read(batches: Iterator[dict[str, Tensor]]) -> None:
@@ -314,7 +311,7 @@ def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int)
 @pytest.fixture
 def finish(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[[Callable[[common.StageRun], None]], tuple[int, list[str]]]]:
+) -> Iterator[Callable[[Callable[[StageRun], None]], tuple[int, list[str]]]]:
     """Runs a stage to its end in this process and returns its status and what it wrote to stderr."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
@@ -326,12 +323,12 @@ def finish(
     def leave(code: int) -> None:
         raise Exit(code)
 
-    def run(main: Callable[[common.StageRun], None]) -> tuple[int, list[str]]:
+    def run(main: Callable[[StageRun], None]) -> tuple[int, list[str]]:
         (here / "params.yaml").write_text(yaml.safe_dump(schema.to_dict(CFG)))
-        monkeypatch.setattr(common.os, "_exit", leave)
+        monkeypatch.setattr(stage_module.os, "_exit", leave)
         try:
             with pytest.raises(Exit) as caught:
-                common.run_stage("stage", ("seed",), main)
+                run_stage("stage", ("seed",), main)
         finally:
             monkeypatch.undo()
             for number, handler in before.items():
@@ -343,8 +340,8 @@ def finish(
     torch.set_num_threads(threads)
 
 
-def raising(error: BaseException) -> Callable[[common.StageRun], None]:
-    def main(run: common.StageRun) -> None:
+def raising(error: BaseException) -> Callable[[StageRun], None]:
+    def main(run: StageRun) -> None:
         raise error
 
     return main
@@ -374,8 +371,8 @@ def test_a_defect_shows_its_traceback(finish: Any) -> None:
 
 
 def test_a_killed_loader_process_is_one_line(finish: Any) -> None:
-    def main(run: common.StageRun) -> None:
-        list(scan(open_shards(common.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
+    def main(run: StageRun) -> None:
+        list(scan(open_shards(paths.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
 
     status, lines = finish(main)
     assert (status, len(lines)) == (2, 1)
@@ -393,7 +390,7 @@ def test_a_number_in_the_environment_that_is_none_is_one_line(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_tidies_up_and_nothing_swallows_it(finish: Any, number: signal.Signals) -> None:
-    def main(run: common.StageRun) -> None:
+    def main(run: StageRun) -> None:
         with staging(Path("out")) as folder:
             (folder / "half").touch()
             try:
@@ -410,7 +407,7 @@ def test_a_stop_tidies_up_and_nothing_swallows_it(finish: Any, number: signal.Si
 
 
 def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(finish: Any) -> None:
-    def main(run: common.StageRun) -> None:
+    def main(run: StageRun) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
@@ -445,9 +442,9 @@ def test_the_shards_stage_stopped_in_the_midst_leaves_nothing_behind(tmp_path: P
 
 def test_working_files_are_kept_by_parameters_and_inputs(here: Path) -> None:
     run = run_of(tokens)
-    assert run.work([common.SHARDS]) == run.work([common.SHARDS])
-    assert run.work([common.SHARDS]) != run.work([common.TOKENIZER])
-    assert run.work([common.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([common.SHARDS])
+    assert run.work([paths.SHARDS]) == run.work([paths.SHARDS])
+    assert run.work([paths.SHARDS]) != run.work([paths.TOKENIZER])
+    assert run.work([paths.SHARDS]) != run_of(tokens, change(CFG, "tokens", views=9)).work([paths.SHARDS])
 
 
 @pytest.mark.parametrize("end", ["killed", "finished", "removed"])
@@ -502,7 +499,7 @@ def test_working_files_are_kept_by_the_code_of_the_stage(here: Path) -> None:
     text = stage.read_text()
 
     def code_hash(comment: str = "") -> str:
-        shown = text.replace("common.run_stage(", "print(common.code_hash()) if True else print(")
+        shown = text.replace("run_stage(", "print(stage_module.code_hash()) if True else print(")
         stage.write_text(shown + comment)
         command = [sys.executable, "-m", "peco.stages.shards"]
         env = {**os.environ, "PYTHONPATH": str(here)}
@@ -518,13 +515,13 @@ def test_a_finished_stage_that_was_not_recorded_gives_the_same_bytes_without_its
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens.main(run_of(tokens))
-    first = {path.name: path.read_bytes() for path in common.TOKENS.iterdir()}
+    first = {path.name: path.read_bytes() for path in paths.TOKENS.iterdir()}
     first_metrics = metrics("tokens")
     [mark] = workfiles.root().glob("tokens-*/finished")
-    shutil.rmtree(common.TOKENS)  # as DVC does before a stage
+    shutil.rmtree(paths.TOKENS)  # as DVC does before a stage
     monkeypatch.setattr(tokens, "write_shard", None)
     tokens.main(run_of(tokens))
-    assert {path.name: path.read_bytes() for path in common.TOKENS.iterdir()} == first
+    assert {path.name: path.read_bytes() for path in paths.TOKENS.iterdir()} == first
     assert metrics("tokens") == first_metrics
     workfiles.remove_finished(keep="tokens")
     assert mark.exists()
@@ -548,22 +545,22 @@ def test_files_of_other_processes_are_waited_for(
 
 @pytest.mark.parametrize("index", ["{}", "[]", '{"views": 1, "grid": [], "codes": 2, "samples": 3}', "{"])
 def test_token_targets_with_another_index_are_one_line(here: Path, index: str) -> None:
-    common.TOKENS.mkdir(parents=True)
-    (common.TOKENS / "index.json").write_text(index)
+    paths.TOKENS.mkdir(parents=True)
+    (paths.TOKENS / "index.json").write_text(index)
     with pytest.raises(PecoError, match="no readable token targets"):
-        TokenStore(common.TOKENS, open_shards(common.SHARDS, "train"))
+        TokenStore(paths.TOKENS, open_shards(paths.SHARDS, "train"))
 
 
 def test_an_empty_file_of_token_targets_is_one_line(here: Path) -> None:
     tokens.main(run_of(tokens))
-    for file in common.TOKENS.glob("*.npy"):
+    for file in paths.TOKENS.glob("*.npy"):
         file.write_bytes(b"")
     with pytest.raises(PecoError, match=r"not readable .*`dvc repro tokens`"):
-        TokenStore(common.TOKENS, open_shards(common.SHARDS, "train")).get(0, 0)
+        TokenStore(paths.TOKENS, open_shards(paths.SHARDS, "train")).get(0, 0)
 
 
 def test_evaluation_views_are_scanned_in_order(here: Path) -> None:
-    val = open_shards(common.SHARDS, "val")
+    val = open_shards(paths.SHARDS, "val")
     for workers in (0, 2):
         found = [batch["index"] for batch in scan(val, CenterView(SIZE), batch_size=3, workers=workers)]
         assert torch.cat(found).tolist() == list(range(len(val)))

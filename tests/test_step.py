@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import step, workspace
+from pipelines.kfp import step, workspace
 
 ROOT = Path(__file__).parents[1]
 # Each stage notes that it ran, and waits as long as there is a file `hold`.

@@ -21,10 +21,10 @@ import yaml
 from kfp_api import DOCUMENT, Contract, KfpApi, moment, serve, task
 from urllib3.util import retry
 
-from pipelines import step, submit
-from pipelines.graph import Graph
+from pipelines import submit
+from pipelines.kfp import follow, revision, step
 from pipelines.params import compose_params, render
-from pipelines.submission import follow, revision
+from pipelines.workflow.graph import Graph
 
 GRAPH = """\
 stages:

@@ -28,13 +28,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from peco.config import Optim
-from peco.errors import Interrupted, PecoError
+from peco.core.config import Optim
+from peco.core.errors import Interrupted, PecoError
 from peco.training import checkpoint
 from peco.training.distributed import Dist
 from peco.training.loop import Task, train
-from peco.training.metrics import MetricLog, Progress, _dvclive_writer, _plain_writer
+from peco.training.metrics import MetricLog, _dvclive_writer, _plain_writer
 from peco.training.optim import Ema, lr_at, param_groups
+from peco.training.progress import Progress
 
 SAMPLES, BATCH, STEPS = 20, 8, 13
 OPTIM = Optim(
@@ -340,7 +341,7 @@ def test_a_large_tensor_that_does_not_fit_is_one_error_too(tmp_path: Path) -> No
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
-from peco.errors import PecoError
+from peco.core.errors import PecoError
 from peco.training import checkpoint
 path = Path(sys.argv[1])
 checkpoint.save(path, {"step": 1})

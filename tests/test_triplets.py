@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from peco import config
-from peco.data import distortions
-from peco.data.distortions import DAMAGE, GEOMETRIC, match_error, mean_squared_error
-from peco.data.raw import RawSample
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
 from peco.data.shards import open_shards
-from peco.data.triplets import PAIRS, TwoAfc, generate, generated
-from peco.data.writing import write_shards
-from peco.errors import PecoError
+from peco.evaluate.agreement import distortions
+from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, match_error, mean_squared_error
+from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate, generated
+from peco.sources.base import RawSample
+from peco.sources.shard_writer import write_shards
 from pipelines.params import compose_params
 
-DATASET = config.parse(compose_params("smoke", [])).dataset
+DATASET = parse_params(compose_params("smoke", [])).dataset
 
 
 def picture(size: int, seed: int = 0, roughness: float = 0.1) -> np.ndarray:

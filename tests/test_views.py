@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from peco import config
+from peco.core import config
 from peco.data import views
 
 RECIPE = config.View(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from peco.core.device import CPU, uses_cuda
+from peco.core.errors import PecoError
 from peco.data.order import EpochOrder, GlobalOrder, slots
 from peco.data.shards import Sample, ShardSet
-from peco.device import CPU, uses_cuda
-from peco.errors import PecoError
 
 Fields = dict[str, Any]
 Batch = dict[str, Tensor]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peco import config
+from peco.core import config
 from peco.data import views
 from peco.data.loader import Fields
 from peco.data.order import VIEW, sample_rng
-from peco.data.shards import Sample, decode
+from peco.data.shards import Sample
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RandomView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample)
+        image = sample.decode()
         view = views.draw(sample_rng(self.seed, epoch, sample.index, VIEW), self.recipe, image.width, image.height)
         return {"index": sample.index, "image": views.apply(image, view, self.size)}
 
@@ -32,6 +32,6 @@ class CenterView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample)
+        image = sample.decode()
         pixels = views.apply(image, views.center(image.width, image.height), self.size)
         return {"index": sample.index, "label": sample.label, "image": pixels}

@@ -1,4 +1,4 @@
-"""Shards: the images of a data set as WebDataset tars with an index. This is the reading side; `peco/data/writing.py` writes.
+"""Shards: the images of a data set as WebDataset tars with an index. This is the reading side; `peco/sources/shard_writer.py` writes.
 
 A folder of shards holds, for each split,
 
@@ -22,18 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from peco.errors import PecoError
+from peco.core.errors import PecoError
+from peco.data.images import decode
 
 VERSION = 1  # of the layout described above
-MIN_SIDE = 8  # pixels; a smaller image shows nothing
-MAX_PIXELS = 89_478_485  # more are taken for a decompression bomb; Pillow warns from here on
 BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
 
-# Without this list, Pillow tries all it knows, among them formats that start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-Image.init()  # formats named to Image.open must be registered, and it registers only the commonest by itself
 _MEND = "run `dvc checkout`, or `dvc repro shards` to write the shards anew"
 
 
@@ -45,6 +41,17 @@ class Sample:
     key: str
     image: bytes
     label: int
+
+    def decode(self) -> Image.Image:
+        """The picture (see `peco.data.images.decode`).
+
+        Raises:
+            PecoError: the image is damaged.
+        """
+        try:
+            return decode(self.image)
+        except PecoError as error:
+            raise PecoError(f"sample {self.key}: {error}; {_MEND}") from None
 
 
 @dataclass(frozen=True)
@@ -154,55 +161,6 @@ def open_shards(root: Path, split: str) -> ShardSet:
         starts=np.cumsum(counts) - counts,
         offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
     )
-
-
-def decode(source: Sample | bytes) -> Image.Image:
-    """The picture in an encoded image: upright by its EXIF orientation, mode RGB, the first frame of several.
-
-    Transparent pixels are laid over white, 16 bits are scaled to 8, grey, palette, CMYK and other modes are converted.
-
-    Raises:
-        PecoError: not an image, damaged or truncated, a side under `MIN_SIDE`, or more than `MAX_PIXELS`.
-    """
-    data = source if isinstance(source, bytes) else source.image
-    try:
-        return _decode(data)
-    except PecoError as error:
-        raise error if isinstance(source, bytes) else PecoError(f"sample {source.key}: {error}; {_MEND}") from None
-
-
-def _decode(data: bytes) -> Image.Image:
-    if not data:
-        raise PecoError("empty file")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if min(image.size) < MIN_SIDE:
-                raise PecoError(f"a side under {MIN_SIDE} pixels")
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except (PecoError, MemoryError):
-        raise
-    except UnidentifiedImageError:
-        raise PecoError("not an image of a known format") from None
-    except Image.DecompressionBombError:
-        raise PecoError(f"more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # damaged files raise nearly anything in Pillow's readers
-        raise PecoError("truncated" if "truncated" in str(error).lower() else "can't be decoded") from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise PecoError("floating-point pixels, which have no agreed range")
-    if image.mode.startswith("I"):
-        values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(white, over).convert("RGB")
-    return image.convert("RGB")
 
 
 def _read_sample(block: bytes) -> tuple[str, bytes]:

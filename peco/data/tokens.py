@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
 from peco.data.views import VIEW_DTYPE, View, from_record
-from peco.errors import PecoError
 
 INDEX = "index.json"
 

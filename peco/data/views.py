@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from peco import config
+from peco.core import config
 
 CROP_ATTEMPTS = 10
 BLUR_SIGMA = (0.1, 2.0)  # pixels at 224; scaled with the size of the view

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from peco import artifacts
-from peco.errors import PecoError
+from peco.core import artifacts
+from peco.core.errors import PecoError
 from peco.mim.model import MEAN, STD, MaskedImageModel
 
 HEAD = "mim_head.safetensors"

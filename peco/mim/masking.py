@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from peco import config
+from peco.core import config
 
 # A block nearly always adds a new patch; where the grid is almost full and none falls into a gap, single patches fill it.
 MAX_BLOCKS = 64

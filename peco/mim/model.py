@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.errors import PecoError
 
 # Normalisation of the inputs, as in BEiT.
 MEAN = (0.5, 0.5, 0.5)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
-from peco import config
-from peco.artifacts import normalization
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.artifacts import normalization
+from peco.core.errors import PecoError
 
 _LOCAL = "put its weights on this machine and set perceptual_net.timm.checkpoint"
 
@@ -89,7 +89,7 @@ def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
 
     A network with a fixed input size is built for `image_size`, rounded up to whole patches, and its position embedding is
     resampled. Weights come as safetensors, from the hub at commit `revision`. Those converted from MoCo v3
-    (`peco.perceptual.convert`) need a model with ImageNet's mean and std, as `vit_base_patch16_224.dino`.
+    (`peco.convert_moco`) need a model with ImageNet's mean and std, as `vit_base_patch16_224.dino`.
 
     Raises:
         PecoError: timm knows no such model; no network or no such revision; the file is missing, damaged or of another shape.
@@ -151,7 +151,7 @@ def _require_weights(path: Path, skeleton: nn.Module, key: str, name: str) -> No
         raise PecoError(f"{key}: {path}: no such file; give a .safetensors file or null")
     if path.suffix != ".safetensors":
         raise PecoError(
-            f"{key}: {path}: not a .safetensors file; `python -m peco.perceptual.convert` converts MoCo v3 checkpoints"
+            f"{key}: {path}: not a .safetensors file; `python -m peco.convert_moco` converts MoCo v3 checkpoints"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
-from peco.artifacts import normalization
-from peco.collectives import Collective, identity
+from peco.core import config
+from peco.core.artifacts import normalization
+from peco.core.collectives import Collective, identity
 
 
 class GlobalBatchNorm(nn.Module):

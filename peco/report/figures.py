@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from peco import artifacts, config
+from peco.core import artifacts, config
+from peco.core.errors import PecoError
+from peco.core.numbers import spread
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
-from peco.downstream.codebook import spread
-from peco.errors import PecoError
 from peco.mim import io as mim_io
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, patchify, unpatchify

@@ -15,8 +15,8 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
-from peco.errors import PecoError
 from peco.report import charts
 from peco.report.figures import Codes, data_uri, strip
 from peco.report.template import PAGE

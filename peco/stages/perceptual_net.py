@@ -16,20 +16,21 @@ from timm.layers import to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peco import artifacts, config
+from peco.core import artifacts, config, workfiles
+from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields, scan
 from peco.data.order import SECOND_VIEW, VIEW, sample_rng
 from peco.data.samples import CenterView
-from peco.data.shards import Sample, decode, open_shards
-from peco.downstream import knn
-from peco.downstream.features import extract
-from peco.errors import PecoError
+from peco.data.shards import Sample, open_shards
 from peco.perceptual.features import build_timm, hub_commit
 from peco.perceptual.moco import MoCo
-from peco.stages import common
-from peco.stages.fit import fit, publish_metrics, seed_everything
-from peco.stages.splits import labelled_splits
+from peco.probes import knn
+from peco.probes.features import extract
+from peco.probes.labelled import labelled_splits
+from peco.runtime import paths
+from peco.runtime.fit import fit, publish_metrics, seed_everything
+from peco.runtime.stage import Skipped, StageRun, run_stage
 from peco.training.distributed import Dist
 from peco.training.loop import Task
 
@@ -55,7 +56,7 @@ class TwoViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample)
+        image = sample.decode()
         fields: Fields = {"index": sample.index}
         for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
             rng = sample_rng(self.seed, epoch, sample.index, purpose)
@@ -92,10 +93,10 @@ def vit_args(vit: config.Vit, image_size: int, pool: str = "token") -> dict[str,
     }
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     cfg, size = run.config.perceptual_net, run.config.loader.image_size
     dist = Dist.init()
-    train = open_shards(common.SHARDS, "train")
+    train = open_shards(paths.SHARDS, "train")
     if cfg.source == "timm":
         if dist.rank == 0:
             seed_everything(run.config.seed)  # for `pretrained: false`
@@ -104,7 +105,7 @@ def main(run: common.StageRun) -> None:
             if commit and not cfg.timm.revision:
                 print(f"{run.name}: weights of commit {commit}; perceptual_net.timm.revision pins it", flush=True)
             publish(net, existing_args(net), cfg.timm.model, commit)
-            common.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
+            paths.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
             run.metrics(score(run, dist))
         return
 
@@ -121,7 +122,7 @@ def main(run: common.StageRun) -> None:
     )
     task = MocoTask(moco)
     make = TwoViews(run.config.seed, cfg.moco.view, crop)
-    work = run.work([common.SHARDS], dist.share)
+    work = run.work([paths.SHARDS], dist.share)
     averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
@@ -130,7 +131,7 @@ def main(run: common.StageRun) -> None:
         encoder.set_input_size((size, size))  # resamples the position embedding
         publish(encoder, vit_args(cfg.vit, size, cfg.moco.pool), "MoCo v3")
         publish_metrics(run, logs, score(run, dist))
-        common.finished(work)
+        workfiles.mark_finished(work)
 
 
 def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
@@ -165,20 +166,20 @@ def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
     extra = {"kind": "perceptual_net", "source": source} | ({"hub_commit": commit} if commit else {})
     arch = cast(Any, net).pretrained_cfg["architecture"]
-    artifacts.save_timm(common.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
+    artifacts.save_timm(paths.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
 
 
-def score(run: common.StageRun, dist: Dist) -> dict[str, float]:
+def score(run: StageRun, dist: Dist) -> dict[str, float]:
     """kNN accuracy of the published network and of the same at random initialisation; empty where labels are missing."""
     try:
         train, val = labelled_splits()
-    except common.Skipped as reason:
+    except Skipped as reason:
         print(f"{run.name}: kNN score skipped: {reason}", flush=True)
         return {}
     scores: dict[str, float] = {}
     for prefix, model in (
-        ("", artifacts.load_timm(common.PERCEPTUAL_NET)),
-        ("random_", artifacts.random_like(common.PERCEPTUAL_NET, seed=run.config.seed)),
+        ("", artifacts.load_timm(paths.PERCEPTUAL_NET)),
+        ("random_", artifacts.random_like(paths.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
         center = CenterView(whole_patches(model, run.config.loader.image_size))
         ours, theirs = (
@@ -199,4 +200,4 @@ def whole_patches(net: nn.Module, image_size: int) -> int:
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

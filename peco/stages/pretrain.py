@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peco import artifacts, config, schema
+from peco.core import artifacts, config, schema, workfiles
+from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields
 from peco.data.order import MASK, VIEW, sample_rng
-from peco.data.shards import Sample, decode, open_shards
+from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore
-from peco.errors import PecoError
 from peco.mim import io
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
-from peco.stages import common
-from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.runtime import paths
+from peco.runtime.fit import fit, publish_metrics, seed_everything
+from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
@@ -44,7 +45,7 @@ class MaskedView:
     tokenizer_size: int | None
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample)
+        image = sample.decode()
         mask = block_mask(sample_rng(self.seed, epoch, sample.index, MASK), self.grid, self.grid, self.masking)
         fields: Fields = {"index": sample.index, "mask": mask.ravel()}
         if self.store.views:
@@ -93,15 +94,15 @@ class PixelTask(Task):
         return pixel_loss(self.model(image, mask_BL), image, mask_BL, self.patch), {}
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     cfg, seed, size = run.config.pretrain, run.config.seed, run.config.loader.image_size
     dist = Dist.init()
-    train = open_shards(common.SHARDS, "train")
-    store = TokenStore(common.TOKENS, train)
+    train = open_shards(paths.SHARDS, "train")
+    store = TokenStore(paths.TOKENS, train)
     grid = size // cfg.vit.patch_size
     if store.grid != grid:
         raise PecoError(
-            f"{common.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
+            f"{paths.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
             "`dvc repro tokens` makes them anew"
         )
     seed_everything(seed)
@@ -111,22 +112,22 @@ def main(run: common.StageRun) -> None:
     if cfg.target == "pixels":
         task = PixelTask(MaskedImageModel(backbone, 3 * cfg.vit.patch_size**2), cfg.vit.patch_size)
     else:
-        tokenizer_size = int(artifacts.section(common.TOKENIZER, tokenizer_io.KIND)["image_size"])
-        tokenizer = None if store.views else tokenizer_io.load(common.TOKENIZER).to(dist.device)
+        tokenizer_size = int(artifacts.section(paths.TOKENIZER, tokenizer_io.KIND)["image_size"])
+        tokenizer = None if store.views else tokenizer_io.load(paths.TOKENIZER).to(dist.device)
         task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
     task.to(dist.device)
     make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
-    work = run.work([common.SHARDS, common.TOKENIZER, common.TOKENS], dist.share)
+    work = run.work([paths.SHARDS, paths.TOKENIZER, paths.TOKENS], dist.share)
     averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)
         extra = {"masking": schema.to_dict(cfg.masking)}
-        io.save(common.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
+        io.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
         summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}
         publish_metrics(run, logs, summary)
-        common.finished(work)
+        workfiles.mark_finished(work)
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from peco import config, device, schema
+from peco.core import config, device, schema
+from peco.core.image_metrics import psnr
+from peco.core.publishing import publish
 from peco.data import views
-from peco.data.shards import ShardSet, decode, load_index, open_shards
-from peco.publishing import publish
+from peco.data.shards import ShardSet, load_index, open_shards
 from peco.report import figures, page, transfer
-from peco.stages import common
-from peco.tokenizer.loss import psnr
+from peco.runtime import paths
+from peco.runtime.stage import StageRun, run_stage
 
 PARAMS = (
     "preset",
@@ -39,10 +40,10 @@ SHEET_CLASSES, SHEET_IMAGES, SHEET_SIZE = 24, 6, 96  # at most: classes, images 
 PACKAGES = ("peco", "torch", "timm", "numpy", "pillow")
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     cfg = run.config
-    index = load_index(common.SHARDS)
-    metrics = page.read_metrics(common.METRICS)
+    index = load_index(paths.SHARDS)
+    metrics = page.read_metrics(paths.METRICS)
     split = "val" if "val" in index["splits"] else "train"
     html = page.render(
         preset=cfg.preset,
@@ -52,19 +53,19 @@ def main(run: common.StageRun) -> None:
             ("Python", ".".join(platform.python_version_tuple()[:2])),
             *((name, version(name)) for name in PACKAGES),
         ],
-        stages=page.read_curves(common.PLOTS),
+        stages=page.read_curves(paths.PLOTS),
         split="the validation split" if split == "val" else "the training split (there is no other)",
-        tasks=transfer.tasks(metrics, common.PICTURES, backbone_name(cfg)),
-        **evaluation(cfg, metrics, open_shards(common.SHARDS, split)),
+        tasks=transfer.tasks(metrics, paths.PICTURES, backbone_name(cfg)),
+        **evaluation(cfg, metrics, open_shards(paths.SHARDS, split)),
         **data(index),
-        **pictures(cfg, metrics, open_shards(common.SHARDS, split)),
+        **pictures(cfg, metrics, open_shards(paths.SHARDS, split)),
         **perceptual_net(cfg, metrics),
     )
-    common.REPORT.parent.mkdir(parents=True, exist_ok=True)
-    part = common.REPORT.with_name(f".{common.REPORT.name}.tmp")
+    paths.REPORT.parent.mkdir(parents=True, exist_ok=True)
+    part = paths.REPORT.with_name(f".{paths.REPORT.name}.tmp")
     try:
         part.write_text(html, encoding="utf-8", newline="\n")
-        publish(part, common.REPORT)
+        publish(part, paths.REPORT)
     finally:
         part.unlink(missing_ok=True)
 
@@ -155,7 +156,7 @@ def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> di
 
 def data(index: dict[str, Any]) -> dict[str, Any]:
     """Counts and contact sheets."""
-    sets = {name: open_shards(common.SHARDS, name) for name in index["splits"]}
+    sets = {name: open_shards(paths.SHARDS, name) for name in index["splits"]}
     train, classes = sets["train"], len(index["classes"])
     counts = {name: np.bincount(shards.labels[shards.labels >= 0], minlength=classes) for name, shards in sets.items()}
     present = np.flatnonzero(counts["train"])
@@ -182,7 +183,7 @@ def data(index: dict[str, Any]) -> dict[str, Any]:
 
 def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:
     """Small evaluation views of some samples, all of one size."""
-    images = [decode(sample) for i in indices.tolist() for sample in shards.read(i, i + 1)]
+    images = [sample.decode() for i in indices.tolist() for sample in shards.read(i, i + 1)]
     size = min(SHEET_SIZE, *(min(image.size) for image in images))
     return [views.apply(image, views.center(image.width, image.height), size) for image in images]
 
@@ -190,7 +191,7 @@ def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:
 def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict[str, Any]:
     """What tokenizer and backbone do with images of `split`."""
     where = device.choose()
-    models = figures.load_models(common.TOKENIZER, common.BACKBONE, where)
+    models = figures.load_models(paths.TOKENIZER, paths.BACKBONE, where)
     tokenizer = models.tokenizer
     count = cfg.report.images
     x_BCHW, labels = figures.read_images(split, models.tokenizer_size, max(CODE_IMAGES, count))
@@ -286,4 +287,4 @@ def perceptual_net(cfg: config.Config, metrics: page.Metrics) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from peco.data.sources import open_source
-from peco.data.writing import write_shards
-from peco.publishing import staging
-from peco.stages import common
+from peco.core import workfiles
+from peco.core.publishing import staging
+from peco.runtime import paths
+from peco.runtime.stage import StageRun, run_stage
+from peco.sources.open import open_source
+from peco.sources.shard_writer import write_shards
 
 PARAMS = ("dataset",)
 
@@ -26,16 +28,16 @@ class Lines:
             print(f"{self._name}  {done}{f'/{total}' if total else ''} images", flush=True)
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     dataset = run.config.dataset
     work = run.work([])
     source = open_source(dataset, work)
-    with staging(common.SHARDS) as folder:
+    with staging(paths.SHARDS) as folder:
         index = write_shards(source, folder, dataset, work=work, progress=Lines(run.name))
     splits = {name: split["samples"] for name, split in index["splits"].items()}
     run.metrics({**splits, "classes": len(index["classes"]), "rejected": index["rejected"]})
-    common.finished(work)
+    workfiles.mark_finished(work)
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

@@ -10,18 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peco import artifacts, config
+from peco.core import artifacts, config, workfiles
+from peco.core.image_metrics import psnr
 from peco.data.loader import scan
 from peco.data.samples import CenterView, RandomView
 from peco.data.shards import load_index, open_shards
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
-from peco.stages import common
-from peco.stages.fit import fit, publish_metrics, seed_everything
+from peco.runtime import paths
+from peco.runtime.fit import fit, publish_metrics, seed_everything
+from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import io
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
-from peco.tokenizer.loss import TokenizerLoss, psnr
+from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Task
@@ -96,10 +98,10 @@ def build_task(cfg: config.Tokenizer, tokenizer: PerceptualTokenizer, distance: 
     return DistillationTask(tokenizer, decoder, Distillation(distance.net), loss)
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     cfg, seed = run.config.tokenizer, run.config.seed
     dist = Dist.init()
-    train = open_shards(common.SHARDS, "train")
+    train = open_shards(paths.SHARDS, "train")
     seed_everything(seed)
     tokenizer = PerceptualTokenizer(
         cfg.autoencoder,
@@ -109,19 +111,19 @@ def main(run: common.StageRun) -> None:
         gather=dist.all_gather,
         seed=seed,
     )
-    net = FeatureNet(artifacts.load_timm(common.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     task = build_task(cfg, tokenizer, distance.to(dist.device))
     make = RandomView(seed, cfg.view, cfg.image_size)
-    work = run.work([common.SHARDS, common.PERCEPTUAL_NET], dist.share)
+    work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET], dist.share)
     averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
     if dist.rank == 0:
         if averaged is not None:
             task.load_state_dict(averaged)
-        io.save(common.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
+        io.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
         summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
         publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
-        common.finished(work)
+        workfiles.mark_finished(work)
 
 
 @torch.no_grad()
@@ -129,7 +131,7 @@ def score(
     tokenizer: PerceptualTokenizer, distance: PerceptualDistance, size: int, device: torch.device, workers: int
 ) -> dict[str, float]:
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
-    split = open_shards(common.SHARDS, "val" if "val" in load_index(common.SHARDS)["splits"] else "train")
+    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
     count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
     for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:
@@ -144,4 +146,4 @@ def score(
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from peco import artifacts, config
+from peco.core import artifacts, config, workfiles
+from peco.core.publishing import staging
 from peco.data import views
 from peco.data.loader import Fields, scan
 from peco.data.order import VIEW, sample_rng
-from peco.data.shards import Sample, ShardSet, decode, open_shards
+from peco.data.shards import Sample, ShardSet, open_shards
 from peco.data.tokens import TokenStore, entry_dtype, shard_file, write_index
-from peco.publishing import staging
-from peco.stages import common
+from peco.runtime import paths
+from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import io
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import usage_and_perplexity
@@ -44,7 +45,7 @@ class StoredViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = decode(sample)
+        image = sample.decode()
         drawn = [
             views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.recipe, image.width, image.height)
             for v in range(self.count)
@@ -54,14 +55,14 @@ class StoredViews:
         return {"pixels": pixels, "numbers": numbers.view(np.uint8).reshape(self.count, -1)}
 
 
-def main(run: common.StageRun) -> None:
+def main(run: StageRun) -> None:
     dist = Dist.init()
-    train = open_shards(common.SHARDS, "train")
-    tokenizer = io.load(common.TOKENIZER).to(dist.device)
-    size = int(artifacts.section(common.TOKENIZER, io.KIND)["image_size"])
+    train = open_shards(paths.SHARDS, "train")
+    tokenizer = io.load(paths.TOKENIZER).to(dist.device)
+    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
     count = run.config.tokens.views
     codes, grid = tokenizer.quantizer.codes, size // tokenizer.factor
-    work = run.work([common.SHARDS, common.TOKENIZER], dist.share)
+    work = run.work([paths.SHARDS, paths.TOKENIZER], dist.share)
     folder = work / "tokens"
     folder.mkdir(exist_ok=True)
     files = [folder / shard_file(shard.name) for shard in train.shards] if count else []
@@ -74,13 +75,13 @@ def main(run: common.StageRun) -> None:
                 print(f"tokens  shard {number + 1}/{len(train.shards)}", flush=True)
     wait_for(files, visible=dist.rank == 0)
     if dist.rank == 0:
-        with staging(common.TOKENS) as published:
+        with staging(paths.TOKENS) as published:
             for file in files:
                 shutil.copyfile(file, published / file.name)
             write_index(published, train, views=count, grid=grid, codes=codes)
-        usage = code_usage(TokenStore(common.TOKENS, train)) if count else {}
+        usage = code_usage(TokenStore(paths.TOKENS, train)) if count else {}
         run.metrics({"views": count, "samples": len(train), **usage})
-        common.finished(work)
+        workfiles.mark_finished(work)
 
 
 def wait_for(files: Sequence[Path], *, visible: bool) -> None:
@@ -137,4 +138,4 @@ def code_usage(store: TokenStore) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    common.run_stage(Path(__file__).stem, PARAMS, main)
+    run_stage(Path(__file__).stem, PARAMS, main)

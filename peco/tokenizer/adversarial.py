@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from peco import config
+from peco.core import config
 from peco.tokenizer.autoencoder import group_norm
 
 

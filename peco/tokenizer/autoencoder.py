@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
+from peco.core import config
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
+from peco.core import config
 from peco.perceptual.features import FeatureNet
 from peco.tokenizer.autoencoder import Attention, ResBlock
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peco import artifacts, config, schema
-from peco.errors import PecoError
+from peco.core import artifacts, config, schema
+from peco.core.errors import PecoError
 from peco.tokenizer.model import PerceptualTokenizer
 
 KIND = "tokenizer"

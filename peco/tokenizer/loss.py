@@ -44,9 +44,3 @@ class TokenizerLoss(nn.Module):
             parts["perceptual"] = self.perceptual(reconstruction_BCHW, x_BCHW)
             total = total + self.weight * parts["perceptual"]
         return total, {name: value.detach() for name, value in parts.items()}
-
-
-def psnr(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair of images in [0, 1], in dB (B,); at most 100."""
-    mse_B = (x_BCHW - y_BCHW).square().mean(dim=(1, 2, 3)).clamp_min(1e-10)
-    return -10 * mse_B.log10()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from peco import config
-from peco.collectives import Collective, identity
-from peco.errors import PecoError
+from peco.core import config
+from peco.core.collectives import Collective, identity
+from peco.core.errors import PecoError
 from peco.tokenizer.autoencoder import Decoder, Encoder
 from peco.tokenizer.quantizer import QuantizerOutput, VectorQuantizer
 

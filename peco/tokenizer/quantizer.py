@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from peco import config
-from peco.collectives import Collective, identity
+from peco.core import config
+from peco.core.collectives import Collective, identity
 
 _SMOOTHING = 1e-5  # Laplace smoothing of the counts
 _CHUNK = 2**26  # entries of the distance matrix held at once (256 MiB)

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from peco.errors import PecoError
+from peco.core.environment import CHECKPOINT_SECONDS, CHECKPOINT_STEPS
+from peco.core.errors import PecoError
 
 PAUSE = 50  # so that writing takes no more than two percent of the time
 
@@ -125,10 +126,10 @@ class Rhythm:
     """
 
     def __init__(self) -> None:
-        self._seconds = _env_number("PECO_CHECKPOINT_SECONDS", 120.0)
-        self._pause = 0.0 if "PECO_CHECKPOINT_SECONDS" in os.environ else PAUSE
+        self._seconds = CHECKPOINT_SECONDS.number()
+        self._pause = 0.0 if CHECKPOINT_SECONDS.is_set() else PAUSE
         self._took = 0.0
-        self._steps = _env_number("PECO_CHECKPOINT_STEPS", 0.0) or math.inf
+        self._steps = CHECKPOINT_STEPS.number() or math.inf
         self._saved = time.monotonic()
 
     def due(self, step: int) -> bool:
@@ -138,16 +139,3 @@ class Rhythm:
     def saved(self, seconds: float) -> None:
         """One was written just now, which took so long."""
         self._saved, self._took = time.monotonic(), seconds
-
-
-def _env_number(key: str, default: float) -> float:
-    text = os.environ.get(key)
-    if text is None:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not number >= 0:
-        raise PecoError(f"{key}: {text!r} is not allowed; expected a number of at least 0")
-    return number

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from peco.device import choose
+from peco.core.device import choose
 
 # Rank 0 may do long work alone (k-means, writing a model) while the others wait.
 TIMEOUT = timedelta(minutes=30)

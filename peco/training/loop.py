@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from peco.config import Optim
-from peco.errors import Interrupted, PecoError
+from peco.core.config import Optim
+from peco.core.errors import Interrupted, PecoError
+from peco.core.stopping import StopSignals
 from peco.training import checkpoint
 from peco.training.distributed import Dist, parallel
-from peco.training.metrics import MetricLog, Progress
+from peco.training.metrics import MetricLog
 from peco.training.optim import Ema, lr_at, param_groups
-from peco.training.signals import StopSignals
+from peco.training.progress import Progress
 
 Batch = dict[str, Tensor]
 POINTS = 200  # of a curve, at most
@@ -108,9 +110,10 @@ def train(
         )
     run = _Run(task, name, samples, optim, seed, dist, work / "checkpoint.pt", logs)
     run.resume()
-    with StopSignals() as stop:
+    asked = (signal.SIGTERM, signal.SIGINT)
+    with StopSignals(signals=asked, even_ignored=asked) as stop:
         run.loop(loader_batches, stop)
-        if stop.requested:  # after the last step asked the ranks
+        if stop.first is not None:  # after the last step asked the ranks
             raise Interrupted(f"{name}: stopped after the last step; run it again to go on from here")
     return run.ema.averaged(task) if run.ema else None
 
@@ -218,7 +221,7 @@ class _Run:
         norm = nn.utils.get_total_norm(grads)
         # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
         due = self.dist.rank == 0 and self.rhythm.due(step + 1)  # rank 0 is the one that knows how long saving takes
-        wishes = torch.tensor([stop.requested, due], dtype=torch.float64).to(self.dist.device)
+        wishes = torch.tensor([stop.first is not None, due], dtype=torch.float64).to(self.dist.device)
         shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
         means = (total_value / self.dist.world for total_value in shared[2:])

@@ -10,8 +10,8 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from peco.config import Optim
-from peco.errors import PecoError
+from peco.core.config import Optim
+from peco.core.errors import PecoError
 
 
 def lr_at(step: int, steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:

@@ -1,0 +1,94 @@
+"""Convert an official MoCo v3 checkpoint (github.com/facebookresearch/moco-v3) to safetensors with timm's names.
+
+    python -m peco.convert_moco vit-b-300ep.pth.tar moco_v3_vit_b.safetensors
+
+Then set perceptual_net.timm.checkpoint to the new file and perceptual_net.timm.model to a ViT of that size with ImageNet's mean and
+std, for ViT-B `vit_base_patch16_224.dino`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from peco.core.errors import PecoError
+
+_PREFIXES = ("module.base_encoder.", "base_encoder.")
+
+
+def convert(source: Path, target: Path) -> int:
+    """Extract the base encoder without its head (position embedding included).
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        PecoError: the source is missing, damaged, holds more than tensors and plain data, or is no MoCo v3 checkpoint; or the
+            target can't be written.
+    """
+    weights = extract(_load(source), source)
+    try:
+        safetensors.torch.save_file(weights, target, metadata={"format": "pt"})
+    except (OSError, safetensors.SafetensorError) as error:
+        raise PecoError(f"{target}: can't be written: {error}") from None
+    return len(weights)
+
+
+def extract(checkpoint: object, source: Path) -> dict[str, Tensor]:
+    """Weights of the base encoder by timm's names; `source` is for messages.
+
+    Raises:
+        PecoError: no MoCo v3 checkpoint of a vision transformer.
+    """
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    weights = {}
+    for key, value in state.items():
+        prefix = next((p for p in _PREFIXES if str(key).startswith(p)), None)
+        if prefix and isinstance(value, Tensor):
+            weights[key.removeprefix(prefix)] = value.contiguous().clone()
+    weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+    if "patch_embed.proj.weight" not in weights:
+        raise PecoError(
+            f"{source}: no MoCo v3 checkpoint of a vision transformer (expected weights named {_PREFIXES[0]}patch_embed.…); "
+            "give the pre-training checkpoint of a ViT"
+        )
+    return weights
+
+
+def _load(source: Path) -> object:
+    try:
+        checkpoint: object = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise PecoError(f"{source}: no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise PecoError(f"{source}: can't be read as a checkpoint ({str(error)[:200]}); download it again") from None
+    return checkpoint
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; status 1 and one line on stderr when something is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m peco.convert_moco", description="MoCo v3 checkpoint to safetensors"
+    )
+    parser.add_argument("source", type=Path, help="official checkpoint (.pth.tar)")
+    parser.add_argument("target", type=Path, help="file to write (.safetensors)")
+    arguments = parser.parse_args(argv)
+    try:
+        count = convert(arguments.source, arguments.target)
+    except PecoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{arguments.target}: {count} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

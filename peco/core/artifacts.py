@@ -1,0 +1,265 @@
+"""Self-describing model folders: `model.safetensors` with the weights, `config.json` with how to build the model.
+
+Everything is written into a folder beside the final one and published by a rename, so that a reader sees a whole folder or none. No
+pickle is written or read. Equal weights and config give equal bytes.
+
+A folder written by `save_timm` is also one for plain timm: `timm.create_model("local-dir:DIR", pretrained=True)`, with another
+`num_classes` or `img_size` if wished.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from peco.core.errors import PecoError
+from peco.core.publishing import staging
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+T = TypeVar("T")
+
+
+def save(
+    directory: str | Path,
+    state_dict: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a model folder.
+
+    Args:
+        directory: the folder; replaced if there is one.
+        state_dict: weights.
+        config: plain data that says how to build the model.
+        beside: further tensors by file name (`mim_head.safetensors`), for what `model.safetensors` should not hold.
+
+    Raises:
+        PecoError: writing failed.
+    """
+    with staging(Path(directory)) as tmp:
+        for name, tensors in {WEIGHTS: state_dict, **(beside or {})}.items():
+            plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            # One metadata entry only: safetensors writes several in no fixed order.
+            # And not by save_file, which makes files that only their owner can read.
+            (tmp / name).write_bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))
+        (tmp / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
+
+
+def load(directory: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights (on the CPU) and config of a model folder.
+
+    Raises:
+        PecoError: the folder or one of its files is missing or damaged.
+    """
+    return load_tensors(Path(directory) / WEIGHTS), describe(directory)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        PecoError: the file is missing or damaged.
+    """
+    return _read(path, lambda: cast(dict[str, Tensor], safetensors.torch.load_file(path)))
+
+
+def describe(directory: str | Path) -> dict[str, Any]:
+    """The config of a model folder; no weights are read.
+
+    Raises:
+        PecoError: the folder or its config is missing or damaged.
+    """
+    path = Path(directory) / CONFIG
+    if not path.parent.is_dir():
+        raise PecoError(f"{directory}: no such model folder; run the stage that makes it or fix the path")
+    try:
+        config = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise PecoError(f"{path}: not valid JSON ({error}); fetch or make the folder again") from None
+    if not isinstance(config, dict):
+        raise PecoError(f"{path}: holds no model description; fetch or make the folder again")
+    return config
+
+
+def section(directory: str | Path, kind: str) -> dict[str, Any]:
+    """The `peco` part of a folder's config, which must be of this kind.
+
+    Raises:
+        PecoError: it is another kind of folder, or as in `describe`.
+    """
+    part = describe(directory).get("peco")
+    found = part.get("kind") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or found != kind:
+        raise PecoError(
+            f"{directory}: expected a model folder of kind {kind!r}, found {found!r}; give the folder of a {kind}"
+        )
+    return part
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
+    """Load weights strictly: every tensor of the module, no other, equal shapes.
+
+    Raises:
+        PecoError: naming the first tensor that differs, and `origin`.
+    """
+    want = module.state_dict()
+    _require_names(set(want), set(tensors), origin)
+    for name, tensor in tensors.items():
+        if tensor.shape != want[name].shape:
+            raise PecoError(
+                f"{origin}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(want[name].shape)}; "
+                "it was made with other parameters: make it again"
+            )
+    module.load_state_dict(dict(tensors))
+
+
+def save_timm(
+    directory: str | Path,
+    model: nn.Module,
+    *,
+    arch: str,
+    model_args: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+    extra: Mapping[str, Any] | None = None,
+    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a timm model as a folder that plain timm loads.
+
+    Args:
+        directory: the folder; replaced if there is one.
+        model: a model made by `timm.create_model(arch, **model_args)`, with no dropout or drop path among `model_args`.
+        arch: registered architecture.
+        model_args: what else `create_model` needs to build it, `num_classes` excepted, which is read off the model. `img_size` too
+            where the architecture has a fixed input size.
+        mean, std: normalisation of inputs in [0, 1], by channel.
+        extra: our own notes, under the key `peco`.
+        beside: see `save`.
+
+    Raises:
+        PecoError: writing failed.
+    """
+    made = cast(Mapping[str, Any], model.pretrained_cfg)
+    size = model_args.get("img_size")
+    channels, height, width = made["input_size"]
+    classes = cast(int, model.num_classes)
+    config: dict[str, Any] = {
+        "architecture": arch,
+        "num_classes": classes,
+        "num_features": model.num_features,
+        "model_args": dict(model_args),
+        "pretrained_cfg": {
+            "input_size": [channels, size, size] if size else [channels, height, width],
+            "fixed_input_size": made.get("fixed_input_size", False),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": classes,
+            "first_conv": made["first_conv"],
+            "classifier": made["classifier"],
+        },
+    }
+    if extra is not None:
+        config["peco"] = dict(extra)
+    save(directory, model.state_dict(), config, beside)
+
+
+def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.Module:
+    """Build the timm model of a folder and load its weights, as plain timm would; in eval mode.
+
+    Args:
+        directory: a folder written by `save_timm`.
+        seed: of the weights that the folder doesn't hold, such as a new head for another `num_classes`.
+        overrides: arguments of `timm.create_model`, as `num_classes`, `img_size`, `drop_path_rate`.
+
+    Raises:
+        PecoError: the folder is missing, damaged, or doesn't fit the model.
+    """
+    _require_timm(directory)
+    weights = Path(directory) / WEIGHTS
+    model = _create(directory, seed, pretrained=True, **overrides)
+    # With another num_classes timm doesn't mind what else is missing. We do.
+    classifier = cast(Mapping[str, Any], model.pretrained_cfg)["classifier"]
+    ours, theirs = (
+        {name for name in names if not name.startswith(f"{classifier}.")}
+        for names in (model.state_dict(), _names(weights))
+    )
+    _require_names(ours, theirs, weights)
+    return model.eval()
+
+
+def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Module:
+    """The model of a folder at random initialisation, drawn from `seed`: the baseline of an evaluation. Otherwise as `load_timm`.
+
+    Raises:
+        PecoError: the folder is missing or damaged.
+    """
+    _require_timm(directory)
+    return _create(directory, seed, pretrained=False, **overrides).eval()
+
+
+def normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (each 3, 1, 1) that a timm model expects inputs in [0, 1] to be normalised by."""
+    cfg = cast(Mapping[str, Sequence[float]], model.pretrained_cfg)
+    mean_C11, std_C11 = (torch.tensor(cfg[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return mean_C11, std_C11
+
+
+def _create(directory: str | Path, seed: int, **arguments: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model: nn.Module = timm.create_model(f"local-dir:{directory}", **arguments)
+        except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).splitlines()[:2])  # torch lists every tensor that doesn't fit, a line each
+            raise PecoError(f"{directory}: timm can't build the model of this folder: {reason}") from error
+    return model
+
+
+def _require_timm(directory: str | Path) -> None:
+    if not {"architecture", "pretrained_cfg"} <= set(describe(directory)):
+        raise PecoError(
+            f"{directory}: not the folder of a timm model; give the folder of a backbone or a perceptual network"
+        )
+    _names(Path(directory) / WEIGHTS)
+
+
+def _names(path: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, from its header; a truncated file is noticed."""
+
+    def names() -> list[str]:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return list(file.keys())
+
+    return _read(path, names)
+
+
+def _require_names(want: set[str], found: set[str], origin: str | Path) -> None:
+    for names, what in ((want - found, "lacks"), (found - want, "has")):
+        if names:
+            tensor = f"{what} the tensor {min(names)}" + (", unknown to the model" if what == "has" else "")
+            raise PecoError(
+                f"{origin}: {tensor} ({len(names)} such in all); it was made with other parameters: make it again"
+            )
+
+
+def _read(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise PecoError(f"{path}: no such file; the model folder is not complete: fetch or make it again") from None
+    except safetensors.SafetensorError as error:
+        raise PecoError(f"{path}: damaged ({error}); fetch or make the folder again") from None
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read: {error}") from None

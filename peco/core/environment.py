@@ -1,0 +1,75 @@
+"""The environment variables that a stage reads; pipelines/workflow/environment.py has those of the workflow.
+
+An empty variable counts as unset.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peco.core.errors import PecoError
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable.
+
+    Attributes:
+        name: its name.
+        meaning: one line for the documentation.
+        default: value where it is unset; empty for none.
+    """
+
+    name: str
+    meaning: str
+    default: str = ""
+
+    def is_set(self, env: Mapping[str, str] | None = None) -> bool:
+        """True if it has a value of its own."""
+        return bool((os.environ if env is None else env).get(self.name))
+
+    def text(self, env: Mapping[str, str] | None = None) -> str:
+        """Its value, or the default."""
+        return (os.environ if env is None else env).get(self.name) or self.default
+
+    def integer(self, env: Mapping[str, str] | None = None, *, low: int = 0, high: int | None = None) -> int:
+        """Its value as a whole number.
+
+        Raises:
+            PecoError: it isn't one, or is out of range.
+        """
+        text = self.text(env)
+        if not text.isdecimal() or int(text) < low or (high is not None and int(text) > high):
+            span = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise PecoError(f"{self.name}: {text!r} is not allowed; expected an integer, {span}")
+        return int(text)
+
+    def number(self, env: Mapping[str, str] | None = None) -> float:
+        """Its value as a number of at least 0.
+
+        Raises:
+            PecoError: it isn't one.
+        """
+        text = self.text(env)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf:
+            raise PecoError(f"{self.name}: {text!r} is not allowed; expected a number, at least 0")
+        return value
+
+
+WORK = Variable("PECO_WORK", "folder of working files, logs and times", ".work")
+THREADS = Variable("PECO_THREADS", "threads of a process; 0: the cores divided by the number of processes", "0")
+WORKERS = Variable("PECO_WORKERS", "data loading processes of each training process", "0")
+DEVICE = Variable("PECO_DEVICE", "`cpu` or `cuda`; by default `cuda` where there is a GPU")
+CHECKPOINT_SECONDS = Variable("PECO_CHECKPOINT_SECONDS", "time between checkpoints; 0: after every step", "120")
+CHECKPOINT_STEPS = Variable("PECO_CHECKPOINT_STEPS", "also a checkpoint every N steps; 0: off", "0")
+METRICS_PORT = Variable(
+    "PECO_METRICS_PORT", "Prometheus port of local rank 0, or the next free one of 100; 0: off", "0"
+)
+PROGRESS = Variable("PECO_PROGRESS", "`bar`: progress lines for a launcher that redraws them; set by the launcher")

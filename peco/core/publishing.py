@@ -1,0 +1,79 @@
+"""Finished results get their place by a rename, so that a reader sees a whole folder or none."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from peco.core.errors import PecoError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def publish(tmp: Path, final: Path) -> None:
+    """Give a finished folder (or file) its final name by a rename; whatever stood there is replaced.
+
+    A folder can't replace another in one step, so an old one is moved aside first: a crash in between leaves none, never a mixture.
+
+    Args:
+        tmp: what was written; from another file system it is copied beside `final` first.
+        final: its name from now on.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if tmp.stat().st_dev != final.parent.stat().st_dev:
+        near = final.with_name(f".{final.name}.tmp")
+        _remove(near)
+        (shutil.copytree if tmp.is_dir() else shutil.copyfile)(tmp, near)
+        tmp = near
+    old = final.with_name(f".{final.name}.old")
+    _remove(old)
+    if tmp.is_dir() and os.path.lexists(final):
+        os.rename(final, old)
+    os.replace(tmp, final)
+    _remove(old)
+
+
+@contextlib.contextmanager
+def staging(final: Path) -> Iterator[Path]:
+    """An empty folder to write into; published as `final` at the end, removed if the block raises.
+
+    Raises:
+        PecoError: the folder can't be written to, as on a full disk. Other errors of the block pass as they are.
+    """
+    tmp = final.with_name(f".{final.name}.tmp")
+    block = False
+    try:
+        _remove(tmp)  # of a run that was killed
+        tmp.mkdir(parents=True)
+        block = True
+        yield tmp
+        block = False
+        publish(tmp, final)
+    except OSError as error:
+        if block and not _is_refusal(error, tmp):
+            raise
+        reason = "disk full" if error.errno in _FULL else f"could not be written: {error}"
+        raise PecoError(f"{final}: {reason}; nothing was changed there, fix that and run again") from error
+    finally:
+        with contextlib.suppress(OSError):
+            _remove(tmp)
+
+
+def _is_refusal(error: OSError, folder: Path) -> bool:
+    """Whether the error says that `folder` takes no more; one that came of reading elsewhere does not."""
+    names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
+    if not names:  # a failed write names no file
+        return error.errno in _FULL
+    inside = any(Path(os.path.abspath(name)).is_relative_to(folder.absolute()) for name in names)
+    return inside and error.errno in (*_FULL, errno.EROFS, errno.EACCES)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

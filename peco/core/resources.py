@@ -1,0 +1,85 @@
+"""What a stage is given: processes, and what it asks of a cluster. No result depends on it.
+
+It goes to `meta:` in dvc.yaml, by kind of stage; the environment overrides it (`pipelines/workflow/resources.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from peco.core.schema import Count, Natural, Pattern
+
+_LABEL = r"[\w./-]+"
+_TAINT = rf"{_LABEL}(={_LABEL})?:(NoSchedule|PreferNoSchedule|NoExecute)"
+_LABELS = Annotated[
+    str, Pattern(rf"({_LABEL}={_LABEL}(,{_LABEL}={_LABEL})*)?", "labels of nodes (key=value,key=value) or nothing")
+]
+_TAINTS = Annotated[
+    str, Pattern(rf"({_TAINT}(,{_TAINT})*)?", "taints as kubectl writes them (key=value:Effect,key:Effect) or nothing")
+]
+_NAME = Annotated[
+    str,
+    Pattern(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a name in lower-case letters, digits, dots and hyphens, or nothing"),
+]
+_BYTES = Annotated[str, Pattern(r"[1-9]\d*(Mi|Gi|Ti)", "an amount such as 512Mi or 16Gi")]
+_TIME = Annotated[str, Pattern(r"[1-9]\d*[smhd]", "a time such as 90m, 24h or 3d")]
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage is given. Goes to `meta:` in dvc.yaml, no stage depends on it.
+
+    The first four shape the processes, on any machine. `processes: 0` means one per GPU, and one in all where there is none;
+    `threads: 0` shares all cores between the processes. The order of floating-point sums depends on the number of threads, so
+    presets that promise equal bytes fix it. The others are what is asked of a cluster; one machine gives what it has.
+    """
+
+    nodes: Count = 1  # of a cluster's job; on one machine a stage takes one, whatever stands here
+    processes: Natural = 1  # on a node
+    threads: Natural = 0  # of a process
+    workers: Natural = 0  # data loading processes beside each training process
+    gpus: Natural = 0  # of a node
+    cpu: Count = 1  # cores of a node
+    memory: _BYTES = "4Gi"  # of a node
+    shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, where loader processes hand over batches
+    node_selector: _LABELS = ""
+    tolerations: _TAINTS = ""
+    queue: _NAME = ""  # Volcano queue or Slurm partition; empty: the cluster's default
+    priority: _NAME = ""  # priority class; empty: the cluster's default
+    time_limit: _TIME = "24h"
+    retries: Natural = 0  # of a pipeline's step; a retry goes on from the last checkpoint
+
+    @property
+    def seconds(self) -> int:
+        """`time_limit` in seconds."""
+        return int(self.time_limit[:-1]) * _SECONDS[self.time_limit[-1]]
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """`node_selector` as Kubernetes has it."""
+        return dict(label.split("=", 1) for label in self.node_selector.split(",") if label)
+
+    @property
+    def tolerated(self) -> list[dict[str, str]]:
+        """`tolerations` as Kubernetes has them."""
+        found = []
+        for taint in filter(None, self.tolerations.split(",")):
+            label, _, effect = taint.rpartition(":")
+            key, equals, value = label.partition("=")
+            found.append(
+                {"key": key, "operator": "Equal", "value": value, "effect": effect}
+                if equals
+                else {"key": key, "operator": "Exists", "effect": effect}
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class ResourceKinds:
+    """Resources by kind of stage."""
+
+    train: Resources  # perceptual_net, tokenizer, tokens, pretrain, evaluate@{finetune,segmentation,detection}
+    probe: Resources  # evaluate@{knn,linear,agreement,codebook}: one process that computes features
+    host: Resources  # shards, report: one process that needs no GPU

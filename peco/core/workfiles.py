@@ -1,0 +1,85 @@
+"""Where working files lie and when they go.
+
+Each run of a stage has the folder `<stage>-<key>` below `$PECO_WORK`. The stage marks it as finished when its results are
+published; whoever knows that DVC has recorded them removes it: the launcher when another stage starts, `make repro` at its end.
+Equal runs (of two experiments, say) have the same folder, one after the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import IO
+
+from peco.core import locks
+from peco.core.environment import WORK
+
+MARK = "finished"
+LOCK = "lock"
+
+_held: dict[Path, IO[str]] = {}  # by the path of the lock
+_waited: set[Path] = set()
+
+
+def root() -> Path:
+    """Folder of all working files, logs and times; ignored by git and DVC."""
+    return Path(WORK.text())
+
+
+def folder(role: str, key: str) -> Path:
+    """Folder of the run of a stage; `role` is the stage's name as a module has it."""
+    return root() / f"{role}-{key}"
+
+
+def acquire(work: Path) -> bool:
+    """Make the folder and keep it for this process, until it is marked as finished or the process ends.
+
+    Returns:
+        True if the lock was acquired. If another process holds it, a notice is printed once.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    path = work.absolute() / LOCK
+    if path in _held and locks.is_same_file(path, _held[path]):
+        return True
+    file = path.open("a+")
+    if not locks.acquire(file):
+        if path not in _waited:
+            _waited.add(path)
+            file.seek(0)
+            print(
+                f"another process ({file.read().strip()}) runs this stage with the same inputs in {work}; "
+                "waiting for it to finish",
+                flush=True,
+            )
+        file.close()
+        return False
+    if not locks.is_same_file(path, file):  # the folder was removed meanwhile, as its run had finished
+        file.close()
+        return False
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+    file.flush()
+    _held[path] = file
+    (work / MARK).unlink(missing_ok=True)  # of an equal run before this one
+    return True
+
+
+def mark_finished(work: Path) -> None:
+    """Allow the removal of a run's folder, as soon as its results are recorded; an equal run may have it now."""
+    (work / MARK).touch()
+    if file := _held.pop(work.absolute() / LOCK, None):
+        file.close()
+
+
+def remove_finished(keep: str | None = None) -> None:
+    """Remove the folders of finished runs, except those of the stage `keep` (a role), which may be run again."""
+    for mark in root().glob(f"*-*/{MARK}"):
+        if mark.parent.name.rpartition("-")[0] == keep:
+            continue
+        with contextlib.suppress(OSError), (mark.parent / LOCK).open("a") as file:
+            # An equal run may have started since, and holds the lock then.
+            if locks.acquire(file) and mark.exists():
+                shutil.rmtree(mark.parent, ignore_errors=True)

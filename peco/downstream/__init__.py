@@ -1,1 +1,0 @@
-"""What a frozen or fine-tuned backbone is worth: kNN, linear probe, fine-tuning."""

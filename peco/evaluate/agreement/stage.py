@@ -1,0 +1,102 @@
+"""Stage `evaluate@agreement`: which of two views is closer to a reference, by pixels, tokens and the perceptual network.
+
+Always on triplets generated from images of val (of train, where there is no val), without labels; also on the user's 2AFC items,
+with `evaluate.agreement.source: bapps` those of `path`. Nothing is fitted or chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from peco.core import artifacts, device, workfiles
+from peco.core.publishing import staging
+from peco.data.shards import load_index, open_shards
+from peco.evaluate.agreement import scores as agreement
+from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC
+from peco.evaluate.agreement.triplets import PAIRS, Matched, TwoAfc, generated
+from peco.perceptual.features import FeatureNet
+from peco.runtime import paths
+from peco.runtime.details import write_details
+from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.tokenizer import io
+
+PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
+PICTURES = paths.METRICS / "pictures" / "agreement"
+# One picture for each kind of damage, of another image each: fixed, so that no score has a say in what is shown.
+SHOWN = tuple(f"{geometric}_{damage}" for geometric, damage in zip((*GEOMETRIC, *GEOMETRIC), DAMAGE, strict=False))
+NAMES = {
+    "pixels": "pixels",
+    "ssim": "SSIM",
+    "tokens_hamming": "tokens that differ",
+    "tokens_embedded": "embedded tokens",
+    "perceptual": "perceptual network",
+}
+WIDTH, GAP, LINE, FONT = 192, 12, 24, 15  # pixels: of an image, between images, of a line of text, of its letters
+RIGHT, WRONG, LINES = "#1a7f37", "#c4432b", "#8c959f"
+
+
+def main(run: StageRun) -> None:
+    require_task(run, "agreement")
+    cfg = run.config.evaluate.agreement
+    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
+    where = device.choose()
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
+    network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(where)
+    tokens = agreement.TokenDistances(io.load(paths.TOKENIZER).to(where))
+    methods: list[agreement.Method] = [agreement.pixel_distances, tokens, network.between]
+
+    work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET, paths.TOKENIZER])
+    items = TwoAfc(Path(cfg.path), work) if cfg.source == "bapps" else None  # opened first, to tell its faults at once
+    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    with staging(PICTURES) as folder:
+        for number, triplets in enumerate(generated(split, size, cfg.references, run.workers)):
+            found = agreement.answers(triplets, methods, where)
+            for name, row in found.items():
+                rows[name].append(row)
+            if number < len(SHOWN) and SHOWN[number] in triplets.damaged:
+                picture(triplets, SHOWN[number], found).save(folder / f"{SHOWN[number]}.png", compress_level=9)
+        metrics = agreement.summarize({name: np.stack(values) for name, values in rows.items()})
+        details = {"pairs": metrics.pop("pairs")}
+        if items is not None:
+            people = agreement.summarize_two_afc(items, agreement.score_two_afc(items, size, methods, where))
+            details["two_afc_categories"] = people.pop("categories")
+            metrics["two_afc"] = people
+        write_details(folder, details)
+    run.metrics(metrics)
+    workfiles.mark_finished(work)
+
+
+def picture(triplets: Matched, pair: str, answers: Mapping[str, np.ndarray]) -> Image.Image:
+    """A triplet, the moved view left and the damaged one right of the reference, and under it what each method chooses.
+
+    A full circle is the choice, green under the moved view, red under the damaged one; two empty circles are a tie.
+    """
+    geometric, _, damage = pair.partition("_")
+    images = (triplets.moved[geometric], triplets.reference, triplets.damaged[pair])
+    side = max(1, round(WIDTH / images[0].shape[-1])) * images[0].shape[-1]
+    lefts = [number * (side + GAP) for number in range(3)]
+    sheet = Image.new("RGB", (lefts[-1] + side, LINE + side + GAP // 2 + LINE * len(answers)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT)
+    for left, title, image in zip(lefts, (geometric, "reference", damage), images, strict=True):
+        pixels = np.rint(image.transpose(1, 2, 0) * 255).astype(np.uint8)
+        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), (left, LINE))
+        pen.text((left + side // 2, LINE // 2), title, fill="black", font=font, anchor="mm")
+    middles = [left + side // 2 for left in lefts]
+    for number, (method, row) in enumerate(answers.items()):
+        y = LINE + side + GAP // 2 + LINE * number + LINE // 2
+        pen.text((middles[1], y), NAMES[method], fill="black", font=font, anchor="mm")
+        answer = row[PAIRS.index(pair)]
+        for x, chosen, colour in ((middles[0], answer == 1, RIGHT), (middles[2], answer == 0, WRONG)):
+            outline = colour if chosen else LINES
+            if chosen or answer == 0.5:
+                pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour if chosen else None, outline=outline, width=2)
+    return sheet
+
+
+if __name__ == "__main__":
+    run_stage("evaluate@agreement", PARAMS, main)

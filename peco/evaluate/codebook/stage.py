@@ -1,0 +1,262 @@
+"""Stage `evaluate@codebook`: what the codebook learned, beside k-means codes of raw patches in equal number and on an equal grid.
+
+Both codebooks are measured alike; the scores of the second have the prefix `patches_`. Codes are counted and reconstructions scored
+on the first `evaluate.codebook.images` of val (of train, where there is no val); as many of train serve k-means and linear probes.
+
+Legend: B N images, C = 3 channels, H W pixels, h w token grid, K codes, D width, M patches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from peco.core import artifacts, config, device, image_metrics, numbers
+from peco.core.image_metrics import psnr
+from peco.core.publishing import staging
+from peco.data.loader import scan
+from peco.data.samples import CenterView
+from peco.data.shards import ShardSet, load_index, open_shards
+from peco.evaluate.codebook import measures as codebook
+from peco.evaluate.codebook.frechet import frechet_distance
+from peco.perceptual.features import FeatureNet
+from peco.probes import linear
+from peco.probes.labelled import labelled_splits
+from peco.runtime import paths
+from peco.runtime.details import write_details
+from peco.runtime.stage import Skipped, StageRun, require_task, run_stage
+from peco.tokenizer import io
+from peco.tokenizer.quantizer import usage_and_perplexity
+
+PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.codebook", "evaluate.codebook")
+PICTURES = paths.METRICS / "pictures" / "codebook"
+SCAN_BATCH = 64
+PATCHES_PER_CODE = 32  # that k-means sees
+GALLERY, PATCHES = 8, 10  # codes of each kind that are shown, and patches of each
+CLASSES_NAMED = 3  # of a code that carries a class
+TILE = 48  # pixels a side of a patch with its surroundings, at least
+VEIL = 0.6  # of white over the surroundings
+
+
+@dataclass(frozen=True)
+class Book:
+    """What is measured of a codebook, and the prefix of its metrics."""
+
+    prefix: str
+    tokenize: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    vectors_KD: Tensor  # on the CPU
+
+
+@dataclass(frozen=True)
+class Images:
+    """The first `count` images of a split in the tokenizer's evaluation view, on a device."""
+
+    split: ShardSet
+    count: int
+    size: int
+    workers: int
+    device: torch.device
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,), -1 where there is none."""
+        return torch.from_numpy(self.split.labels[: self.count])
+
+    def batches(self) -> Iterator[Tensor]:
+        """All, float BCHW in [0, 1]."""
+        make = CenterView(self.size)
+        for batch in scan(self.split, make, batch_size=SCAN_BATCH, stop=self.count, workers=self.workers):
+            yield batch["image"].to(self.device)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """One, uint8 (H, W, 3)."""
+        (sample,) = self.split.read(index, index + 1)
+        image: np.ndarray = CenterView(self.size)(sample, 0)["image"]
+        return image
+
+
+@torch.no_grad()
+def main(run: StageRun) -> None:
+    require_task(run, "codebook")
+    cfg, seed, where = run.config.evaluate, run.config.seed, device.choose()
+    tokenizer = io.load(paths.TOKENIZER).to(where)
+    codes = tokenizer.quantizer.codes
+    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
+    train, val = (
+        Images(split, min(cfg.codebook.images, len(split)), size, run.workers, where) for split in train_and_scored()
+    )
+    patches = codebook.fit_patches(some_patches(train, tokenizer.factor, codes, seed), codes, tokenizer.factor, seed)
+    books = (
+        Book("", tokenizer.tokenize, tokenizer.decode, tokenizer.quantizer.codebook_KD.cpu()),
+        Book("patches_", patches.tokenize, patches.decode, patches.vectors_KD.cpu()),
+    )
+    metrics: dict[str, Any] = {"codes": codes, "images": val.count, "split": val.split.split}
+    tokens = tokenize(books, val)
+    metrics |= usage_scores(books, tokens) | reconstruction_scores(books, tokens, val)
+    metrics |= class_scores(books, tokens, val, seed)
+    try:
+        labelled_splits()
+        probe = config.Linear(l2=cfg.codebook.l2, max_iter=cfg.codebook.max_iter)
+        metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout, where)
+    except Skipped as reason:
+        metrics["linear_skipped"] = str(reason)
+    listed: dict[str, Any] = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
+    with staging(PICTURES) as folder:
+        for kind, entries in listed.items():
+            for rank, entry in enumerate(entries, start=1):
+                picture = gallery(tokens[0], entry["code"], val, tokenizer.factor)
+                Image.fromarray(picture).save(folder / f"{kind}-{rank}.png", compress_level=9)
+        write_details(folder, listed)
+    run.metrics(metrics)
+
+
+def train_and_scored() -> tuple[ShardSet, ShardSet]:
+    """Train, and val or, where there is none, train again."""
+    train = open_shards(paths.SHARDS, "train")
+    return train, open_shards(paths.SHARDS, "val") if "val" in load_index(paths.SHARDS)["splits"] else train
+
+
+def some_patches(images: Images, factor: int, codes: int, seed: int) -> Tensor:
+    """Random patches for k-means, equally many of each image, float (M, 3 factor^2)."""
+    positions = (images.size // factor) ** 2
+    each = min(positions, -(-codes * PATCHES_PER_CODE // images.count))
+    rng = np.random.default_rng(seed)
+    found = []
+    for x_BCHW in images.batches():
+        chosen = [image * positions + rng.permutation(positions)[:each] for image in range(len(x_BCHW))]
+        found.append(codebook.patches_of(x_BCHW, factor)[torch.from_numpy(np.concatenate(chosen)).to(x_BCHW.device)])
+    return torch.cat(found)
+
+
+def tokenize(books: Sequence[Book], images: Images) -> list[Tensor]:
+    """Tokens (int64, Nhw, on the CPU) of the images by each codebook."""
+    parts = [[book.tokenize(x_BCHW).cpu() for book in books] for x_BCHW in images.batches()]
+    return [torch.cat(of_book) for of_book in zip(*parts, strict=True)]
+
+
+def usage_scores(books: Sequence[Book], tokens: Sequence[Tensor]) -> dict[str, Any]:
+    """Usage and perplexity, and the most used codes."""
+    metrics: dict[str, Any] = {}
+    for book, tokens_Nhw in zip(books, tokens, strict=True):
+        histogram_K = torch.bincount(tokens_Nhw.flatten(), minlength=len(book.vectors_KD))
+        usage, perplexity = usage_and_perplexity(histogram_K)
+        metrics |= {f"{book.prefix}usage": usage, f"{book.prefix}perplexity": perplexity}
+        if not book.prefix:
+            order = torch.argsort(histogram_K, descending=True, stable=True)[:GALLERY].tolist()
+            share_K = histogram_K.double() / histogram_K.sum()
+            shown = [{"code": k, "share": float(share_K[k])} for k in order if histogram_K[k]]
+            metrics["frequent"] = [numbers.rounded(entry) for entry in shown]
+    return metrics
+
+
+def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images) -> dict[str, Any]:
+    """What comes back from tokens: PSNR in dB and SSIM, means over images, and the Fréchet distance.
+
+    The last is in the mean over positions of the last block's features of the perceptual network.
+    """
+    net = artifacts.load_timm(paths.PERCEPTUAL_NET)
+    features = FeatureNet(net, [len(cast(Any, net).feature_info)]).to(images.device)
+    scores: dict[str, list[Tensor]] = defaultdict(list)
+    for x_BCHW, *parts in zip(images.batches(), *(torch.split(t, SCAN_BATCH) for t in tokens), strict=True):
+        scores["original"].append(features(x_BCHW)[-1].mean(dim=(2, 3)).cpu())
+        for book, tokens_Bhw in zip(books, parts, strict=True):
+            y_BCHW = book.decode(tokens_Bhw.to(images.device))
+            scores[f"{book.prefix}psnr"].append(psnr(x_BCHW, y_BCHW).cpu())
+            scores[f"{book.prefix}ssim"].append(image_metrics.ssim(x_BCHW, y_BCHW).cpu())
+            scores[f"{book.prefix}frechet"].append(features(y_BCHW)[-1].mean(dim=(2, 3)).cpu())
+    joined = {name: torch.cat(found) for name, found in scores.items()}
+    original_ND = joined.pop("original")
+    distances = {name: joined.pop(name) for name in list(joined) if name.endswith("frechet")}
+    found: dict[str, Any] = {name: float(values.double().mean()) for name, values in joined.items()}
+    if len(original_ND) < 2:
+        return found | {"frechet_skipped": "one image has no covariance"}
+    return found | {name: frechet_distance(original_ND, values) for name, values in distances.items()}
+
+
+def class_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images, seed: int) -> dict[str, Any]:
+    """How many codes carry a class, what a code that occurs tells on average in bits, and the most telling codes."""
+    rows = (images.labels >= 0).nonzero().flatten()
+    labels_N = images.labels[rows].to(images.device)
+    if len(torch.bincount(labels_N).nonzero()) < 2:
+        return {"classes_skipped": f"fewer than two classes in the {images.count} images of {images.split.split}"}
+    names = images.split.classes
+    metrics: dict[str, Any] = {}
+    for book, tokens_Nhw in zip(books, tokens, strict=True):
+        labelled_Nhw = tokens_Nhw[rows].to(images.device)
+        found = codebook.class_information(
+            labelled_Nhw, labels_N, codes=len(book.vectors_KD), classes=len(names), seed=seed
+        )
+        metrics[f"{book.prefix}telling_codes"] = int(found.telling_K.sum())
+        metrics[f"{book.prefix}class_bits"] = float(found.bits_K[found.images_K > 0].mean())
+        if not book.prefix:
+            metrics["telling"] = [telling_code(found, code, names) for code in found.ranked[:GALLERY]]
+    return metrics
+
+
+def telling_code(found: codebook.ClassInformation, code: int, names: Sequence[str]) -> dict[str, Any]:
+    """A code that carries a class: its information, the images that hold it, and the classes that are over-represented there."""
+    order = torch.argsort(found.share_KY[code] - found.share_Y, descending=True, stable=True)[:CLASSES_NAMED]
+    classes = {
+        names[y]: {"share": float(found.share_KY[code, y]), "of_all": float(found.share_Y[y])}
+        for y in order.tolist()
+        if found.share_KY[code, y] > found.share_Y[y]
+    }
+    bits, images = float(found.bits_K[code]), int(found.images_K[code])
+    told: dict[str, Any] = numbers.rounded({"code": code, "bits": bits, "images": images, "classes": classes})
+    return told
+
+
+def linear_scores(
+    books: Sequence[Book],
+    train: tuple[Images, Sequence[Tensor]],
+    val: tuple[Images, Sequence[Tensor]],
+    probe: config.Linear,
+    holdout: float,
+    where: torch.device,
+) -> dict[str, float]:
+    """Accuracy on val of linear probes of token histograms, mean code vectors, and code vectors where they are."""
+    metrics: dict[str, float] = {}
+    for number, book in enumerate(books):
+        sides = [(features(tokens[number], book.vectors_KD), images.labels) for images, tokens in (train, val)]
+        for name in sides[0][0]:
+            (ours, labels), (theirs, val_labels) = sides
+            result = linear.evaluate(
+                ({name: ours[name]}, labels), ({name: theirs[name]}, val_labels), probe, holdout, where
+            )
+            metrics |= {f"{book.prefix}{name}_accuracy": result.accuracy, f"{book.prefix}{name}_l2": result.l2}
+    return metrics
+
+
+def features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> dict[str, Tensor]:
+    """What the linear probes see, by name, float32 (N, …)."""
+    return {
+        "token_histogram": codebook.histogram_features(tokens_Nhw, len(vectors_KD)),
+        "token_mean": codebook.mean_features(tokens_Nhw, vectors_KD),
+        "token_grid": codebook.grid_features(tokens_Nhw, vectors_KD),
+    }
+
+
+def gallery(tokens_Nhw: Tensor, code: int, images: Images, factor: int) -> np.ndarray:
+    """Patches that became this code in a row, each in the middle of its faded surroundings, uint8 (H, W, 3)."""
+    places = (tokens_Nhw == code).nonzero()
+    tiles = []
+    for image, i, j in places[numbers.spread(len(places), PATCHES)].tolist():
+        padded = np.pad(images.pixels(image), ((factor, factor), (factor, factor), (0, 0)), mode="edge")
+        around = padded[i * factor : (i + 3) * factor, j * factor : (j + 3) * factor]
+        tile = np.round(around * (1 - VEIL) + 255 * VEIL).astype(np.uint8)
+        tile[factor:-factor, factor:-factor] = around[factor:-factor, factor:-factor]
+        enlarge = -(-TILE // len(tile))
+        tiles.append(tile.repeat(enlarge, axis=0).repeat(enlarge, axis=1))
+    return np.hstack(tiles)
+
+
+if __name__ == "__main__":
+    run_stage("evaluate@codebook", PARAMS, main)

@@ -1,0 +1,273 @@
+"""Object detection and instance segmentation on a plain vision transformer.
+
+torchvision's Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN where the data has no masks, on the simple feature pyramid
+of ViTDet (Li et al., arXiv 2203.16527).
+
+Unlike ViTDet's, each level comes from a block of its own, and attention is global in every block. Widths of the heads and numbers
+of regions are torchvision's at 256 channels and images of 1024 pixels and shrink in proportion to either.
+
+Legend: B batch, C channels of the pyramid, D width of the backbone, H W pixels, h w its grid, N objects, M places for objects, m
+pixels along a side of a predicted mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from peco.core import artifacts, config
+from peco.core.errors import PecoError
+from peco.evaluate.detection.letterbox import fit_image, fitted
+from peco.training.loop import Task
+from peco.training.optim import param_groups
+
+STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
+RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
+LEAST_ANCHOR = 8  # pixels
+REGIONS_AT_1024 = 512  # that the heads learn from in one image
+LEAST_REGIONS = 32
+DETECTIONS = 100  # in an image, at most, as COCO counts
+LEAST_SCORE = 0.01
+
+
+class SimplePyramid(nn.Module):
+    """Maps of strides 4, 8, 16 and 32 from the feature maps of four blocks of a vision transformer.
+
+    The blocks are evenly spaced up to the last one, the finest map comes from the earliest, and the final norm goes over all four.
+    ViTDet takes all maps from the last block; after a pre-training that predicts tokens, earlier ones know more of what is where
+    (docs/results.md). Transposed convolutions enlarge a map, max pooling reduces it; then a 1x1 and a 3x3 convolution, each with a
+    layer norm over channels.
+
+    Args:
+        backbone: timm ViT or BEiT without a head.
+        channels: C of each map.
+
+    Raises:
+        PecoError: its patches are not 4, 8, 16 or 32 pixels a side.
+    """
+
+    def __init__(self, backbone: nn.Module, channels: int) -> None:
+        super().__init__()
+        vit = cast(Any, backbone)
+        width, patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
+        if patch not in STRIDES:
+            raise PecoError(
+                f"pretrain.vit.patch_size: {patch} is not allowed for detection; expected one of {', '.join(map(str, STRIDES))}"
+            )
+        depth = len(vit.blocks)
+        self.blocks = [math.ceil(depth * (i + 1) / len(STRIDES)) - 1 for i in range(len(STRIDES))]
+        self.taken = sorted(set(self.blocks))  # fewer, where there are less than four
+        self.backbone = backbone
+        self.out_channels = channels  # torchvision reads it
+        self.levels = nn.ModuleList(_level(width, patch, stride, channels) for stride in STRIDES)
+
+    def forward(self, x_BCHW: Tensor) -> OrderedDict[str, Tensor]:
+        """Normalised images to maps (B, C, H / stride, W / stride) named "0" to "3", as torchvision wants them."""
+        features = cast(Any, self.backbone).forward_intermediates(
+            x_BCHW, indices=self.taken, norm=True, intermediates_only=True
+        )
+        maps = dict(zip(self.taken, features, strict=True))
+        return OrderedDict((str(i), level(maps[self.blocks[i]])) for i, level in enumerate(self.levels))
+
+
+def _level(width: int, patch: int, stride: int, channels: int) -> nn.Sequential:
+    """From a map of `width` channels at stride `patch` to one of `channels` at `stride`."""
+    layers: list[nn.Module] = []
+    doublings = max(0, int(math.log2(patch / stride)))
+    for number in range(doublings):
+        if number:
+            layers += [LayerNorm2d(width), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2))
+        width //= 2
+    if stride > patch:
+        layers.append(nn.MaxPool2d(stride // patch))
+    layers += [nn.Conv2d(width, channels, 1, bias=False), LayerNorm2d(channels)]
+    layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+def anchor_sizes(side: int) -> tuple[tuple[float, float], ...]:
+    """Two sides of square anchors for each level, in pixels: eight in geometric sequence up to 3/4 of the image.
+
+    Args:
+        side: of the image. The smallest is 1/32 of it, as in COCO's recipes, and at least `LEAST_ANCHOR`.
+    """
+    smallest = max(LEAST_ANCHOR, side / 32)
+    sizes = np.geomspace(smallest, max(smallest, 0.75 * side), 2 * len(STRIDES)).round(2).tolist()
+    return tuple((sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2))
+
+
+class _Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
+    """torchvision's normalisation alone: images have the model's size already, detections stay as the heads give them."""
+
+    def __init__(self, side: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(side, side, list(mean), list(std), size_divisible=side)
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        return result
+
+
+def build_detector(
+    directory: str | Path, classes: int, cfg: config.Detection, *, masks: bool, pretrained: bool, seed: int
+) -> nn.Module:
+    """A detector on a backbone.
+
+    Args:
+        directory: folder of the backbone.
+        classes: without a background.
+        cfg: size of images, width of the pyramid, drop path rate.
+        masks: whether it predicts masks too.
+        pretrained: weights of the folder; otherwise all are random, the baseline.
+        seed: of what is random. Pyramid and heads start equal in both cases.
+
+    Returns:
+        torchvision's `MaskRCNN` or `FasterRCNN`; label 0 is the background, class c is c + 1.
+
+    Raises:
+        PecoError: the folder is missing or damaged, or its patches don't fit the pyramid.
+    """
+    side, channels = cfg.image_size, cfg.channels
+    build = artifacts.load_timm if pretrained else artifacts.random_like
+    backbone = build(directory, seed=seed, num_classes=0, drop_path_rate=cfg.drop_path, img_size=side)
+    mean_C11, std_C11 = artifacts.normalization(backbone)
+    regions = min(REGIONS_AT_1024, max(LEAST_REGIONS, side * REGIONS_AT_1024 // 1024))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        anchors = AnchorGenerator(anchor_sizes(side), (RATIOS,) * len(STRIDES))
+        parts: dict[str, Any] = {
+            "rpn_anchor_generator": anchors,
+            "rpn_pre_nms_top_n_train": 4 * regions,
+            "rpn_post_nms_top_n_train": 4 * regions,
+            "rpn_pre_nms_top_n_test": 2 * regions,
+            "rpn_post_nms_top_n_test": 2 * regions,
+            "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
+            "box_predictor": FastRCNNPredictor(4 * channels, classes + 1),
+            "box_batch_size_per_image": regions,
+            "box_score_thresh": LEAST_SCORE,
+            "box_detections_per_img": min(DETECTIONS, regions),
+        }
+        pyramid = SimplePyramid(backbone, channels)
+        if masks:
+            parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
+            parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes + 1)
+        model: nn.Module = (MaskRCNN if masks else FasterRCNN)(pyramid, **parts)
+    model.transform = _Transform(side, mean_C11.flatten().tolist(), std_C11.flatten().tolist())
+    return model
+
+
+class DetectionTask(Task):
+    """Train a detector by the sum of its losses. torchvision draws regions from torch's generator, which the loop seeds.
+
+    Args:
+        model: from `build_detector`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch of `DetectionView`s, and its terms."""
+        images_BCHW = batch["image"]
+        targets = []
+        for i, count in enumerate((batch["labels"] >= 0).sum(dim=1).tolist()):
+            target = {"boxes": batch["boxes"][i, :count], "labels": batch["labels"][i, :count] + 1}
+            if "masks" in batch:
+                target["masks"] = unpacked(batch["masks"][i, :count], images_BCHW.shape[-1])
+            targets.append(target)
+        losses = self.model(list(images_BCHW), targets)
+        return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
+
+    def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
+        """As of the base class, with the last block a layer below the pyramid (ViTDet, arXiv 2203.16527)."""
+        return param_groups(self, optim, below=cast(Any, self.model).backbone.backbone)
+
+
+def unpacked(bits_NHw: Tensor, width: int) -> Tensor:
+    """Masks (N, H, W), uint8 0 or 1, of which a byte holds eight pixels of a row, the first in its highest bit."""
+    shifts_8 = torch.arange(7, -1, -1, device=bits_NHw.device, dtype=torch.uint8)
+    return ((bits_NHw[..., None] >> shifts_8) & 1).flatten(-2)[..., :width]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector finds in an image, the surest first."""
+
+    boxes: NDArray[np.float32]  # (N, 4) x0, y0, x1, y1 in pixels of the image, inside it
+    labels: NDArray[np.int64]  # (N,) class index from 0
+    scores: NDArray[np.float32]  # (N,) 0 to 1
+    masks: NDArray[np.bool_] | None  # (N, H, W)
+
+
+@torch.no_grad()
+def detect(model: nn.Module, images: Sequence[Image.Image], side: int) -> Iterator[Detections]:
+    """Detections of each of some images, which make one batch.
+
+    Args:
+        model: from `build_detector`; it is put into eval mode. Images go to its device.
+        images: upright, RGB, of any size.
+        side: of the model's images.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    fits = [fitted(image.size, side) for image in images]
+    views = [
+        torch.from_numpy(fit_image(image, fit, side)).permute(2, 0, 1).float() / 255
+        for image, fit in zip(images, fits, strict=True)
+    ]
+    for image, fit, found in zip(images, fits, model([view.to(device) for view in views]), strict=True):
+        scale_4 = torch.from_numpy(fit.scale(image.size)).to(device)
+        boxes_N4 = found["boxes"].float() / scale_4
+        limits_4 = boxes_N4.new_tensor(image.size * 2)
+        inside_N4 = boxes_N4.clamp(min=0).minimum(limits_4)
+        keep_N = (inside_N4[:, 2:] > inside_N4[:, :2]).all(dim=1)
+        masks = None
+        if "masks" in found:
+            masks = paste(found["masks"][keep_N, 0].float(), boxes_N4[keep_N], image.height, image.width).cpu().numpy()
+        yield Detections(
+            inside_N4[keep_N].cpu().numpy(),
+            (found["labels"][keep_N] - 1).cpu().numpy(),
+            found["scores"][keep_N].float().cpu().numpy(),
+            masks,
+        )
+
+
+def paste(masks_Nmm: Tensor, boxes_N4: Tensor, height: int, width: int) -> Tensor:
+    """Masks of whole images, bool (N, H, W), from the probabilities that were predicted inside boxes.
+
+    torchvision's own pasting rounds boxes to whole pixels, which costs small objects much of their overlap. A pixel belongs to a
+    box by its middle, but is looked up half a pixel before it: the targets in training are sampled so (`roi_align` with
+    `aligned=False`).
+    """
+    pasted = torch.zeros(len(masks_Nmm), height, width, dtype=torch.bool, device=masks_Nmm.device)
+    columns_W, rows_H = (torch.arange(side, device=masks_Nmm.device) for side in (width, height))
+    for n, (mask_mm, (x0, y0, x1, y1)) in enumerate(zip(masks_Nmm, boxes_N4, strict=True)):
+        at_W, at_H = 2 * (columns_W - x0) / (x1 - x0) - 1, 2 * (rows_H - y0) / (y1 - y0) - 1
+        grid_HW2 = torch.stack(torch.meshgrid(at_W, at_H, indexing="xy"), dim=-1)
+        values_HW = F.grid_sample(mask_mm[None, None], grid_HW2[None], align_corners=False, padding_mode="border")[0, 0]
+        inside_W, inside_H = (
+            (columns_W + 0.5 - x0) * (x1 - columns_W - 0.5) > 0,
+            (rows_H + 0.5 - y0) * (y1 - rows_H - 0.5) > 0,
+        )
+        pasted[n] = (values_HW >= 0.5) & inside_W & inside_H[:, None]
+    return pasted

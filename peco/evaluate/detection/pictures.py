@@ -1,0 +1,68 @@
+"""Pictures of images with boxes, masks and names of classes."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from peco.evaluate.annotated.sets import Objects
+from peco.evaluate.detection.model import Detections
+
+LEAST, MOST = (
+    256,
+    480,
+)  # pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced
+VEIL = 0.45  # of a mask's colour over the image
+FONT_SIZE = 14
+
+
+def draw(
+    image: Image.Image, found: Objects | Detections, classes: Sequence[str], most: int | None = None
+) -> Image.Image:
+    """The image with its objects, or with detections and their scores, the surest on top.
+
+    Args:
+        image: RGB.
+        found: in its pixels.
+        classes: names.
+        most: the surest so many alone.
+    """
+    scores = found.scores if isinstance(found, Detections) else np.ones(len(found.labels), dtype=np.float32)
+    shown = np.argsort(-scores, kind="stable")[:most][::-1].tolist()
+    pixels = np.asarray(image, dtype=np.float32)
+    for n in shown:
+        if found.masks is not None:
+            veil_3 = np.array(_colour(found.labels[n]), dtype=np.float32)
+            pixels = np.where(found.masks[n][..., None], (1 - VEIL) * pixels + VEIL * veil_3, pixels)
+    canvas, factor = _resized(np.rint(pixels).astype(np.uint8))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
+    for n in shown:
+        x0, y0, x1, y1 = (factor * found.boxes[n]).round().tolist()
+        colour = _colour(found.labels[n])
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
+        name = classes[found.labels[n]]
+        text = f"{name} {scores[n]:.2f}" if isinstance(found, Detections) else name
+        corner = (x0, max(0, y0 - FONT_SIZE - 2))
+        pen.rectangle(pen.textbbox(corner, text, font), fill=colour)
+        pen.text(corner, text, fill="white", font=font)
+    return canvas
+
+
+def _resized(pixels: NDArray[np.uint8]) -> tuple[Image.Image, float]:
+    """The picture at a size to look at, and by which factor that is larger."""
+    picture, longer = Image.fromarray(pixels), max(pixels.shape[:2])
+    if longer > MOST:
+        width, height = (max(1, round(side * MOST / longer)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.BICUBIC), MOST / longer
+    factor = -(-LEAST // longer)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), float(factor)
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """A dark, saturated colour; those of consecutive classes are far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, 0.75)
+    return round(255 * red), round(255 * green), round(255 * blue)

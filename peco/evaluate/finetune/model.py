@@ -1,0 +1,231 @@
+"""Fine-tuning of a whole backbone for classification with BEiT's recipe (arXiv 2106.08254).
+
+One path for pre-trained and for random weights. Augmentation of a training image: random resized crop, flip, RandAugment, random
+erasing, all drawn from a key.
+
+Legend: B batch, C channels, H W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.mixup import Mixup, mixup_target
+from torch import Tensor, nn
+
+from peco.core import artifacts, config
+from peco.core.errors import PecoError
+from peco.data import views
+from peco.training.loop import Task
+
+CROP_RATIO = (3 / 4, 4 / 3)
+ERASED_AREA = (0.02, 1 / 3)  # shares of the image
+ERASED_ASPECT = (0.3, 1 / 0.3)
+FILL = (128, 128, 128)  # what RandAugment shows beyond the border: the mean that the backbone normalises by
+
+
+def build_classifier(
+    directory: str | Path, classes: int, cfg: config.Finetune, *, pretrained: bool, seed: int
+) -> nn.Module:
+    """A backbone with a new linear head on the mean of its patch tokens.
+
+    Args:
+        directory: folder of a backbone.
+        classes: outputs K.
+        cfg: for its drop path rate.
+        pretrained: weights of the folder; otherwise all are random, the baseline.
+        seed: of what is random. The head starts equal in both cases.
+
+    Raises:
+        PecoError: the folder is missing or damaged.
+    """
+    build = artifacts.load_timm if pretrained else artifacts.random_like
+    return build(directory, seed=seed, num_classes=classes, drop_path_rate=cfg.drop_path, global_pool="avg")
+
+
+class FinetuneTask(Task):
+    """Train a timm classifier with mixup, CutMix and label smoothing.
+
+    The parameter groups are those of the base class, which knows timm's layers: `optim.layer_decay` applies. Mixing draws
+    from numpy's global generator, which the loop seeds in each step.
+
+    Args:
+        model: from `build_classifier`.
+        classes: outputs K.
+        cfg: strengths of mixup, CutMix and label smoothing.
+    """
+
+    def __init__(self, model: nn.Module, classes: int, cfg: config.Finetune) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = classes
+        self.smoothing = cfg.label_smoothing
+        self.mixup = (
+            Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.label_smoothing, num_classes=classes)
+            if cfg.mixup or cfg.cutmix
+            else None
+        )
+        mean_C11, std_C11 = artifacts.normalization(model)
+        self.register_buffer("mean_C11", mean_C11, persistent=False)
+        self.register_buffer("std_C11", std_C11, persistent=False)
+
+    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft-target cross entropy (nats) of a batch with "image" (B, C, H, W) in [0, 1] and "label" int64 (B,).
+
+        Raises:
+            PecoError: an odd number of images is to be mixed.
+        """
+        x_BCHW, target_BK = self._mixed(batch["image"], batch["label"])
+        logits_BK = self.model((x_BCHW - self.mean_C11) / self.std_C11)
+        loss = F.cross_entropy(logits_BK.float(), target_BK)
+        return loss, {}
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled, numpy's random numbers would be others
+    def _mixed(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mixup is None:
+            return x_BCHW, mixup_target(label_B, self.classes, smoothing=self.smoothing)
+        if len(x_BCHW) % 2:
+            raise PecoError(
+                f"evaluate.finetune.optim.batch_size: {len(x_BCHW)} images at a time can't be mixed in pairs; "
+                "expected an even number a process"
+            )
+        mixed: tuple[Tensor, Tensor] = self.mixup(x_BCHW.clone(), label_B)  # timm mixes in place
+        return mixed
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> tuple[float, list[float | None]]:
+    """Top-1 accuracy.
+
+    Args:
+        model: timm classifier; it is put into eval mode. Batches go to its device.
+        batches: this process's share of the split, with "image" and "label".
+        all_reduce: sum over processes; with one process the identity.
+
+    Returns:
+        the share of images that are classified right, 0 to 1, and that of each class, None where no image is of it.
+
+    Raises:
+        PecoError: there is no image.
+    """
+    model.eval()
+    parameter = next(model.parameters())
+    mean_C11, std_C11 = (t.to(parameter.device) for t in artifacts.normalization(model))
+    classes = int(model.num_classes)  # type: ignore[arg-type]
+    counts_2K = torch.zeros(2, classes, dtype=torch.float64, device=parameter.device)  # right, all
+    for batch in batches:
+        label_B = batch["label"].to(parameter.device)
+        predicted_B = model((batch["image"].to(parameter.device) - mean_C11) / std_C11).argmax(dim=1)
+        right_B = (predicted_B == label_B).double()
+        counts_2K.index_add_(1, label_B, torch.stack([right_B, torch.ones_like(right_B)]))
+    right, seen = all_reduce(counts_2K).tolist()
+    if not sum(seen):
+        raise PecoError("no image to classify: the split is empty")
+    return sum(right) / sum(seen), [r / n if n else None for r, n in zip(right, seen, strict=True)]
+
+
+@contextlib.contextmanager
+def seeded(key: Sequence[int]) -> Iterator[None]:
+    """Let the global generators of `random` and numpy, which timm draws from, start from `key`; put them back afterwards.
+
+    Args:
+        key: non-negative integers, such as (seed, epoch, sample, purpose).
+    """
+    words = np.random.SeedSequence(key).generate_state(8)
+    before = random.getstate(), np.random.get_state()
+    random.seed(words.tobytes())
+    np.random.seed(words)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finetune) -> np.ndarray:
+    """Draw one training view of an image.
+
+    Args:
+        image: upright RGB.
+        key: non-negative integers that decide everything, such as (seed, epoch, sample, purpose).
+        size: side in pixels.
+        cfg: `crop_scale`, `rand_augment` (timm's notation; None for none) and `random_erase` (probability).
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    rng = np.random.default_rng(list(key))
+    recipe = config.View(
+        scale=cfg.crop_scale,
+        ratio=CROP_RATIO,
+        flip=0.5,
+        jitter=(0, 0, 0, 0),
+        jitter_prob=0,
+        grayscale=0,
+        blur=0,
+        solarize=0,
+    )
+    pixels = views.apply(image, views.draw(rng, recipe, image.width, image.height), size)
+    if cfg.rand_augment is not None:
+        with seeded(key):
+            pixels = np.asarray(policy(cfg.rand_augment, size)(Image.fromarray(pixels)))
+    return _erase(pixels, rng) if rng.random() < cfg.random_erase else pixels
+
+
+@functools.lru_cache
+def policy(name: str, size: int) -> Any:
+    """RandAugment (arXiv 1909.13719) by timm's notation, for images of `size` pixels a side.
+
+    Returns:
+        PIL image to PIL image; it draws from the global generators.
+
+    Raises:
+        PecoError: no such policy.
+    """
+    try:
+        # Shifts of at most 45 % of the side, as in timm's own training transform.
+        hparams = {"translate_const": int(size * 0.45), "img_mean": FILL}
+        transform = rand_augment_transform(name, hparams)
+    except (AssertionError, KeyError, ValueError):
+        raise PecoError(
+            f"evaluate.finetune.rand_augment: {name!r} is not allowed; expected timm's notation, such as "
+            "rand-m9-mstd0.5-inc1, or null"
+        ) from None
+    for op in transform.ops:
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    # The strongest magnitudes ask for 0 bits, at which Pillow 13 raises an error and earlier ones gave black.
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new("RGB", image.size)
+
+
+def _erase(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fill a random rectangle with noise (Zhong et al., arXiv 1708.04896)."""
+    height, width, channels = pixels.shape
+    area = rng.uniform(*ERASED_AREA) * height * width
+    aspect = math.exp(rng.uniform(*np.log(ERASED_ASPECT)))
+    rows = min(max(round(math.sqrt(area * aspect)), 1), height)
+    columns = min(max(round(math.sqrt(area / aspect)), 1), width)
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    noise = rng.normal(0.5, 0.5, (rows, columns, channels))  # normal of deviation 1 after normalisation
+    erased = pixels.copy()
+    erased[top : top + rows, left : left + columns] = np.rint(noise.clip(0, 1) * 255).astype(np.uint8)
+    return erased

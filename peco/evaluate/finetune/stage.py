@@ -1,0 +1,98 @@
+"""Stage `evaluate@finetune`: fine-tune the whole backbone by BEiT's recipe, from its pre-trained and from random weights, alike.
+
+The score is that of the last step: no choice is made, so none has to be made on a third split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peco.core import artifacts, config, workfiles
+from peco.core.errors import PecoError
+from peco.core.publishing import staging
+from peco.data.loader import Fields, scan
+from peco.data.order import AUGMENT
+from peco.data.samples import CenterView
+from peco.data.shards import Sample
+from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate, policy
+from peco.probes.labelled import labelled_splits
+from peco.runtime import paths
+from peco.runtime.details import write_details
+from peco.runtime.fit import fit
+from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.training.distributed import Dist
+
+PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
+PICTURES = paths.PICTURES / "finetune"
+SCAN_BATCH = 128
+
+
+@dataclass(frozen=True)
+class AugmentedView:
+    """A training view of a sample and its label."""
+
+    seed: int
+    size: int
+    cfg: config.Finetune
+
+    def __call__(self, sample: Sample, epoch: int) -> Fields:
+        key = (self.seed, epoch, sample.index, AUGMENT)
+        pixels = augment(sample.decode(), key, self.size, self.cfg)
+        return {"index": sample.index, "label": sample.label, "image": pixels}
+
+
+def main(run: StageRun) -> None:
+    require_task(run, "finetune")
+    cfg, seed = run.config.evaluate.finetune, run.config.seed
+    dist = Dist.init()
+    require_pairs(cfg, dist.world)
+    train, val = labelled_splits()
+    size = int(artifacts.describe(paths.BACKBONE)["pretrained_cfg"]["input_size"][1])
+    make = AugmentedView(seed, size, cfg)
+    if cfg.rand_augment is not None:
+        policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
+    metrics: dict[str, Any] = {}
+    details: dict[str, Any] = {}  # by class
+    work = run.work([paths.SHARDS, paths.BACKBONE], dist.share)
+    for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
+        model = build_classifier(paths.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
+        task = FinetuneTask(model, len(train.classes), cfg)
+        averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work, name=f"finetune_{name}")
+        if averaged is not None:
+            task.load_state_dict(averaged)
+        batches = scan(
+            val,
+            CenterView(size),
+            batch_size=SCAN_BATCH,
+            rank=dist.rank,
+            world=dist.world,
+            workers=run.workers,
+            device=dist.device,
+        )
+        metrics[f"{prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
+        details[f"{prefix}accuracy"] = dict(zip(train.classes, by_class, strict=True))
+        logs.close()
+    if dist.rank == 0:
+        with staging(PICTURES) as folder:
+            write_details(folder, details)
+        run.metrics(metrics)
+        workfiles.mark_finished(work)
+
+
+def require_pairs(cfg: config.Finetune, world: int) -> None:
+    """Check that the images of a step, shared out over processes and accumulated parts, can be mixed in pairs.
+
+    Raises:
+        PecoError: they can't.
+    """
+    batch, parts = cfg.optim.batch_size, world * cfg.optim.accumulate
+    if (cfg.mixup or cfg.cutmix) and batch % (2 * parts):
+        raise PecoError(
+            f"evaluate.finetune.optim.batch_size: {batch} is not allowed; mixup and cutmix need pairs: expected a multiple of "
+            f"2 x {world} processes x {cfg.optim.accumulate} accumulated parts"
+        )
+
+
+if __name__ == "__main__":
+    run_stage("evaluate@finetune", PARAMS, main)

@@ -1,0 +1,45 @@
+"""Stage `evaluate@knn`: nearest-neighbour accuracy of the frozen backbone and of its random initialisation, measured alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peco.core import device
+from peco.core.publishing import staging
+from peco.probes import knn
+from peco.probes.inputs import backbones, features
+from peco.probes.labelled import labelled_splits
+from peco.runtime import paths
+from peco.runtime.details import write_details
+from peco.runtime.stage import StageRun, require_task, run_stage
+
+PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.knn", "evaluate.knn")
+PICTURES = paths.PICTURES / "knn"
+
+
+def main(run: StageRun) -> None:
+    require_task(run, "knn")
+    train, val = labelled_splits()
+    metrics: dict[str, Any] = {}
+    tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and number of neighbours
+    for prefix, model in backbones(run.config.seed):
+        result = knn.evaluate(
+            features(model, train, run.workers),
+            features(model, val, run.workers),
+            run.config.evaluate.knn,
+            run.config.evaluate.holdout,
+            device.choose(),
+        )
+        tried[f"{prefix}holdout_accuracy"] = result.tried
+        metrics |= {
+            f"{prefix}accuracy": result.accuracy,
+            f"{prefix}block": result.block,
+            f"{prefix}neighbours": result.neighbours,
+        }
+    with staging(PICTURES) as folder:
+        write_details(folder, tried)
+    run.metrics(metrics)
+
+
+if __name__ == "__main__":
+    run_stage("evaluate@knn", PARAMS, main)

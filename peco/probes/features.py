@@ -1,0 +1,74 @@
+"""Frozen features of a backbone, computed once for all probes.
+
+Legend: B batch, C channels, H W pixels, L patches, D width, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from peco.core import artifacts
+from peco.core.errors import PecoError
+
+NORM = "norm"
+"""Name of the features after the final norm; those of block i are named by the number, `"1"` for the first."""
+POOLED = "pooled"
+"""Name of the only features of a network that is no transformer of equal blocks."""
+
+
+@torch.no_grad()
+def extract(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], blocks: Sequence[int] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Mean patch token of some blocks, and of the output after the final norm; of a convolutional network its pooled output.
+
+    Args:
+        model: timm model, with `num_classes` 0 unless it is a vision transformer; it is put into eval mode. Batches go to its
+            device.
+        batches: with "image", float BCHW in [0, 1], and "label", int64 (B,).
+        blocks: numbers of blocks of a vision transformer, counted from 1; None for all.
+
+    Returns:
+        features by block (`"1"`, `"2"`, …, then `NORM`; else `POOLED`), each float32 (N, D), and labels int64 (N,), in the order
+        of the batches, on the CPU.
+
+    Raises:
+        PecoError: the model has no such block, or there is no batch.
+    """
+    depth = _depth(model)
+    ordered = sorted(set(range(1, depth + 1) if blocks is None else blocks))
+    for block in ordered:
+        if not 1 <= block <= depth:
+            raise PecoError(f"block {block}: the model has blocks 1 to {depth}; choose among these")
+    model.eval()
+    device = next(model.parameters()).device
+    mean_C11, std_C11 = (t.to(device) for t in artifacts.normalization(model))
+    found: dict[str, list[Tensor]] = {name: [] for name in ([*map(str, ordered), NORM] if depth else [POOLED])}
+    labels: list[Tensor] = []
+    for batch in batches:
+        x_BCHW = (batch["image"].to(device) - mean_C11) / std_C11
+        pooled = _mean_tokens(model, x_BCHW, ordered) if depth else [model(x_BCHW)]
+        for name, f_BD in zip(found, pooled, strict=True):
+            found[name].append(f_BD.float().cpu())
+        labels.append(batch["label"].cpu())
+    if not labels:
+        raise PecoError("no image to compute features of: the split is empty")
+    # A block at a time, so that what is held twice is small: all of ImageNet's are tens of GB.
+    return {name: torch.cat(found.pop(name)) for name in list(found)}, torch.cat(labels)
+
+
+def _depth(model: nn.Module) -> int:
+    """Blocks of a vision transformer; 0 for any other network, though it may have what timm calls blocks."""
+    return len(cast(Any, model).blocks) if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") else 0
+
+
+def _mean_tokens(model: nn.Module, x_BCHW: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    x_BLD, intermediates = cast(Any, model).forward_intermediates(
+        x_BCHW, indices=[block - 1 for block in blocks], output_fmt="NLC"
+    )
+    # The intermediates come without the prefix tokens, the final ones with them.
+    return [t_BLD.mean(dim=1) for t_BLD in (*intermediates, x_BLD[:, cast(int, model.num_prefix_tokens) :])]

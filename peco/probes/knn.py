@@ -1,0 +1,101 @@
+"""Weighted nearest-neighbour classification of frozen features (Wu et al., arXiv 1805.01978; DINO, arXiv 2104.14294).
+
+Legend: N samples searched, M queries, D width, k neighbours, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from peco.core import config
+from peco.core.device import CPU
+from peco.probes.holdout import holdout_split
+
+QUERIES_AT_ONCE = 256
+CHOICE_QUERIES = 10_000  # at most about so many samples of the holdout are classified to choose
+
+
+@dataclass(frozen=True)
+class KnnResult:
+    """Outcome of `evaluate`; accuracies from 0 to 1."""
+
+    accuracy: float  # on val
+    block: str  # chosen on the holdout, as is
+    neighbours: int
+    holdout_accuracy: float
+    tried: dict[str, dict[int, float]]  # accuracy on the holdout by block and number of neighbours
+
+
+def evaluate(
+    train: tuple[Mapping[str, Tensor], Tensor],
+    val: tuple[Mapping[str, Tensor], Tensor],
+    knn: config.Knn,
+    holdout: float,
+    device: torch.device = CPU,
+) -> KnnResult:
+    """Choose block and number of neighbours on the holdout of train, then score val with all of train as neighbours.
+
+    The choice is made by at most about `CHOICE_QUERIES` samples of the holdout, evenly spaced.
+
+    Args:
+        train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
+        knn: numbers of neighbours to try, temperature.
+        holdout: share of train that the choice is made on.
+        device: where to search; it needs room for twice the features of one block.
+
+    Returns:
+        the score and what was chosen; between equals the first wins.
+
+    Raises:
+        PecoError: train has fewer than 2 samples.
+    """
+    (train_features, train_labels), (val_features, val_labels) = train, val
+    fit, held = (torch.from_numpy(index) for index in holdout_split(train_labels.numpy(), holdout))
+    held = held[:: -(-len(held) // CHOICE_QUERIES)]
+
+    def accuracies(index_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, truth_M: Tensor) -> dict[int, float]:
+        index_ND, labels_N, queries_MD = (part.to(device) for part in (index_ND, labels_N, queries_MD))
+        predictions = classify(index_ND, labels_N, queries_MD, knn.neighbours, knn.temperature)
+        return {k: (predicted_M.cpu() == truth_M).double().mean().item() for k, predicted_M in predictions.items()}
+
+    tried = {
+        block: accuracies(features[fit], train_labels[fit], features[held], train_labels[held])
+        for block, features in train_features.items()
+    }
+    block, k = max(((b, k) for b in tried for k in knn.neighbours), key=lambda choice: tried[choice[0]][choice[1]])
+    scored = accuracies(train_features[block], train_labels, val_features[block], val_labels)
+    return KnnResult(accuracy=scored[k], block=block, neighbours=k, holdout_accuracy=tried[block][k], tried=tried)
+
+
+def classify(
+    features_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbours: tuple[int, ...], temperature: float
+) -> dict[int, Tensor]:
+    """Class of each query by a vote of its nearest neighbours in cosine similarity s, each with weight exp(s / temperature).
+
+    Args:
+        features_ND, queries_MD: float, of any length of the vectors.
+        labels_N: int64, not negative.
+        neighbours: numbers of neighbours to try; more than N count as N.
+        temperature: of the weights.
+
+    Returns:
+        predictions int64 (M,) by number of neighbours, on the device of the features.
+    """
+    classes = int(labels_N.max()) + 1
+    index_ND = F.normalize(features_ND, dim=1)
+    k_max = min(max(neighbours), len(index_ND))
+    found: dict[int, list[Tensor]] = {k: [] for k in neighbours}
+    for queries_mD in torch.split(queries_MD, QUERIES_AT_ONCE):
+        similarity_mk, nearest_mk = (F.normalize(queries_mD, dim=1) @ index_ND.T).topk(k_max, dim=1)
+        # Relative to the nearest, so that no weight overflows; in float64, so that the order of the sum decides nothing.
+        weight_mk = ((similarity_mk - similarity_mk[:, :1]).double() / temperature).exp()
+        voted_mk = labels_N[nearest_mk]
+        for k in neighbours:
+            votes_mC = weight_mk.new_zeros(len(queries_mD), classes).scatter_add_(1, voted_mk[:, :k], weight_mk[:, :k])
+            found[k].append(votes_mC.argmax(dim=1))
+    return {k: torch.cat(parts) for k, parts in found.items()}

@@ -1,0 +1,66 @@
+"""Where images come from: opens the source that `dataset.source` names, and draws the procedural one."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from peco.core import config
+from peco.core.errors import PecoError
+from peco.sources import scenes
+from peco.sources.base import RawSample, Source
+from peco.sources.imagefolder import ImageFolder
+from peco.sources.scenes_descriptor import read_descriptor
+from peco.sources.webdataset import WebDatasetSource
+
+VAL_START = 1_000_000  # scenes of val have the indexes from here on
+
+
+def open_source(dataset: config.Dataset, work: Path) -> Source:
+    """The source that the parameters name.
+
+    Args:
+        dataset: its `path` is relative to the current folder.
+        work: folder for temporary files.
+
+    Raises:
+        PecoError: the input is missing, unreadable, damaged, empty or not what its source expects.
+    """
+    path = Path(dataset.path)
+    if dataset.source == "scenes":
+        return SceneSource(path, dataset.scenes)
+    if dataset.source == "images":
+        return ImageFolder(path, val_fraction=dataset.val_fraction, seed=dataset.seed, work=work)
+    return WebDatasetSource(dataset.path, val_fraction=dataset.val_fraction, seed=dataset.seed)
+
+
+class SceneSource:
+    """The procedural set as PNG, in the order of its indexes, which are independent draws: nothing is left to shuffle.
+
+    Args:
+        path: descriptor with `generator: scenes`, `version` and `seed`.
+        sizes: how many images of which size are drawn.
+
+    Raises:
+        PecoError: the descriptor is missing or wrong, or asks for another version than this code draws.
+    """
+
+    def __init__(self, path: Path, sizes: config.Scenes) -> None:
+        self._seed, self._sizes = read_descriptor(path), sizes
+        if sizes.train > VAL_START:
+            raise PecoError(f"dataset.scenes.train: {sizes.train} is not allowed; expected at most {VAL_START}")
+        self.classes = scenes.CLASSES
+        self.ignored: Counter[str] = Counter()
+        self.total: int | None = sizes.train + sizes.val
+
+    def samples(self) -> Iterator[RawSample]:
+        for split, first, count in (("train", 0, self._sizes.train), ("val", VAL_START, self._sizes.val)):
+            for index in range(first, first + count):
+                scene = scenes.render(self._seed, index, self._sizes.size)
+                png = io.BytesIO()
+                Image.fromarray(scene.image).save(png, "PNG")
+                yield RawSample(split, f"{index:07d}.png", png.getvalue(), scene.label)

@@ -1,0 +1,251 @@
+"""Writes shards; `peco/data/shards.py` says what they look like and reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from peco.core import config
+from peco.core.errors import PecoError
+from peco.data.images import decode
+from peco.data.shards import BLOCK, VERSION, ShardInfo
+from peco.sources.base import SPLITS, RawSample, Source
+
+Progress = Callable[[int, int | None], None]  # (samples done, of how many, None: not known)
+
+_JPEG_QUALITY = 92  # of images that are shrunk
+_AHEAD = 8  # samples that wait for a thread, each
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # the others' are their names
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What came of looking into an image: its bytes to store with their extension, or why not."""
+
+    image: bytes = b""
+    extension: str = ""
+    reason: str = ""
+
+
+def write_shards(
+    source: Source,
+    root: Path,
+    dataset: config.Dataset,
+    *,
+    work: Path,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Pack a source into shards. The same input and parameters give the same bytes, for any number of workers.
+
+    Every image is decoded once as a check. Those that can't be, or have a side under 8 pixels, are left out and listed
+    in `rejected.tsv` (split, name, reason). The bytes of the others stay as they are unless `dataset.resize` is less than their
+    short side: then they are shrunk and written as PNG if they were that, else as JPEG.
+
+    Args:
+        source: what to pack.
+        root: folder to write to; empty or not there yet.
+        dataset: how to pack.
+        work: where the list of rejected images goes if there are too many of them.
+        progress: called after each sample.
+        workers: threads that decode (Pillow works outside Python's lock), by default one a core.
+
+    Returns:
+        The content of `index.json`.
+
+    Raises:
+        PecoError: more than `dataset.max_rejected` of the images are unreadable, or no image is left to train on, or the
+            source can't be read.
+    """
+    workers = workers or os.cpu_count() or 1
+    root.mkdir(parents=True, exist_ok=True)
+    rejected: list[tuple[str, str, str]] = []
+    done = 0
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of Pillow about odd images: they are accepted or rejected
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        writers = {split: stack.enter_context(_SplitWriter(root, split, dataset.samples_per_shard)) for split in SPLITS}
+        checked = _in_order(pool, lambda raw: _check(raw.image, dataset.resize), source.samples(), workers * _AHEAD)
+        for raw, result in checked:
+            done += 1
+            if result.reason:
+                rejected.append((raw.split, raw.name, result.reason))
+            else:
+                writers[raw.split].add(raw, result)
+            if progress:
+                progress(done, source.total)
+    too_many = len(rejected) > dataset.max_rejected * done
+    usable = len(writers["train"]) > 0 and not too_many
+    listed = _write_rejected(rejected, root if usable else work)
+    if not usable:
+        allowed = f"more than dataset.max_rejected allows ({dataset.max_rejected:g})"
+        first = ", ".join(f"{_escape(name)} ({reason})" for _, name, reason in rejected[:3])
+        raise PecoError(
+            f"{dataset.path}: {len(rejected)} of {done} images can't be used, "
+            f"{allowed if too_many else 'and none to train on is left'}; all are listed in {listed}, the first: {first}"
+        )
+    index = {
+        "version": VERSION,
+        "source": dataset.source,
+        "classes": list(source.classes),
+        "splits": {split: writer.finish(source.classes) for split, writer in writers.items() if len(writer)},
+        "rejected": len(rejected),
+        "ignored": dict(sorted(source.ignored.items())),
+    }
+    (root / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return index
+
+
+def _write_rejected(rejected: list[tuple[str, str, str]], folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = ["\t".join(map(_escape, row)) + "\n" for row in [("split", "name", "reason"), *rejected]]
+    path = folder / "rejected.tsv"
+    path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    return path
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _check(data: bytes, resize: int | None) -> _Checked:
+    try:
+        picture = decode(data)
+    except PecoError as error:
+        return _Checked(reason=str(error))
+    with Image.open(io.BytesIO(data)) as original:  # reads the header alone
+        kind = str(original.format)
+    short = min(picture.size)
+    if resize is None or short <= resize:
+        return _Checked(data, _EXTENSIONS.get(kind, kind.lower()))
+    width, height = (max(resize, round(side * resize / short)) for side in picture.size)
+    small = picture.resize((width, height), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    if kind == "PNG":
+        small.save(out, "PNG")
+        return _Checked(out.getvalue(), "png")
+    small.save(out, "JPEG", quality=_JPEG_QUALITY)
+    return _Checked(out.getvalue(), "jpg")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[tuple[T, R]]:
+    """Items with their results, in order; unlike `pool.map`, takes only `ahead` items before their results are asked for."""
+    waiting: deque[tuple[T, Future[R]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+class _SplitWriter:
+    """Writes the tars of one split, one after the other."""
+
+    def __init__(self, root: Path, split: str, samples_per_shard: int) -> None:
+        self._root, self._split, self._per_shard = root, split, samples_per_shard
+        self._shards: list[ShardInfo] = []
+        self._labels: list[int] = []
+        self._offsets: list[int] = []
+        self._tar: Any = None
+        self._file: _HashedFile | None = None
+        self._next = 0  # byte at which the next sample begins
+        self._in_shard = 0
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._close_shard()
+        elif self._file:
+            # A tar that is left open ends itself once it is collected, and would complain of the closed file then.
+            with suppress(OSError):
+                if self._tar is not None:
+                    self._tar.close()
+            self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def add(self, raw: RawSample, checked: _Checked) -> None:
+        """Append a sample under a key that holds its position and, to recognise it, the end of its name."""
+        if self._in_shard == self._per_shard:
+            self._close_shard()
+        if self._file is None:
+            self._open_shard()
+        place = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(raw.name).with_suffix("")))[-48:]
+        members = {checked.extension: checked.image}
+        if raw.label >= 0:
+            members["cls"] = str(raw.label).encode()
+        self._tar.write({"__key__": f"{len(self):08d}-{place}", **members})
+        self._labels.append(raw.label)
+        self._offsets.append(self._next)
+        self._next += sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
+        self._in_shard += 1
+
+    def finish(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Write the arrays of the split; its entry in the index."""
+        labels = np.array(self._labels, dtype=np.int64)
+        np.save(self._root / f"{self._split}.labels.npy", labels)
+        np.save(self._root / f"{self._split}.offsets.npy", np.array(self._offsets, dtype=np.int64))
+        return {
+            "samples": len(self),
+            "labelled": bool((labels >= 0).all()),
+            "classes": [classes[label] for label in np.unique(labels[labels >= 0])],
+            "shards": [asdict(shard) for shard in self._shards],
+        }
+
+    def _open_shard(self) -> None:
+        from webdataset.writer import TarWriter
+
+        self._file = _HashedFile(self._root / f"{self._split}-{len(self._shards):05d}.tar")
+        self._tar = TarWriter(self._file, user="peco", group="peco", mtime=0, encoder=False)
+        self._next = self._in_shard = 0
+
+    def _close_shard(self) -> None:
+        if self._file is None:
+            return
+        self._tar.close()
+        self._file.close()
+        self._shards.append(
+            ShardInfo(self._file.path.name, self._in_shard, self._file.bytes, self._file.sha256.hexdigest())
+        )
+        self._file = None
+
+
+class _HashedFile:
+    """A file that counts and hashes what is written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.bytes, self.sha256 = path, 0, hashlib.sha256()
+        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115 (closed by `close`)
+
+    def write(self, data: bytes) -> int:
+        self.bytes += len(data)
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def close(self) -> None:
+        self._file.close()

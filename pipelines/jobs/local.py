@@ -1,0 +1,245 @@
+"""One stage as a job on this machine, through TorchX's local scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchx.runner import Runner
+from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
+from torchx.specs import AppDef, macros
+
+from peco.core import workfiles
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
+from peco.core.stopping import POLL_SECONDS, SIGNALS, StopSignals
+from pipelines import components
+from pipelines.jobs.logs import Screen, Tail, drop_old
+from pipelines.workflow import resources
+from pipelines.workflow.environment import GRACE_SECONDS
+from pipelines.workflow.graph import Stage
+from pipelines.workflow.processes import processes_with, stop_with_parent
+
+RANKLESS_SECONDS = 10.0
+
+
+def run(stage: Stage, screen: Screen, env: Mapping[str, str] = os.environ) -> int:
+    """Run a stage on this machine and return the exit status.
+
+    Call it from the main thread: it handles the signals until no process of the stage is left.
+
+    Raises:
+        PecoError: a variable is wrong, or the stage can't be started.
+    """
+    local = local_resources(stage, env)
+    logs = workfiles.root() / "logs" / stage.name.role
+    drop_old(logs)
+    workfiles.remove_finished(keep=stage.name.role)  # DVC starts a stage when it has recorded the one before
+    variables = {
+        "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), env.get("PYTHONPATH")))),
+        "PECO_PROGRESS": "bar" if screen.bar else "plain",
+        # Several processes write into files of their own, so that their lines do not mix.
+        "PET_REDIRECTS": "3",
+        "PET_LOG_DIR": str(logs.absolute() / macros.app_id / macros.replica_id),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE_SECONDS.text(env),
+    }
+    app = components.stage(
+        stage.name, j=f"{local.nodes}x{local.processes}", threads=local.threads, workers=local.workers, env=variables,
+        port=_free_port(),
+    )  # fmt: skip
+    return _Job(stage, app, local, logs, screen, GRACE_SECONDS.integer(env)).run()
+
+
+def local_resources(stage: Stage, env: Mapping[str, str]) -> Resources:
+    """The stage's resources on this machine: zeros become what the machine has; PECO_NODES simulates several nodes.
+
+    Raises:
+        PecoError: a value is wrong.
+    """
+    asked = resources.resolve(stage, env)
+    nodes = asked.nodes if any(env.get(name) for name in resources.variables("nodes", stage)) else 1
+    processes = asked.processes or gpus(env) or 1
+    threads = asked.threads or max(1, _cores() // (nodes * processes))
+    return dataclasses.replace(asked, nodes=nodes, processes=processes, threads=threads)
+
+
+def gpus(env: Mapping[str, str]) -> int:
+    """The number of GPUs that a stage can see, found without importing torch."""
+    if (visible := env.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+class _Scheduler(LocalScheduler):  # type: ignore[misc]
+    """TorchX's local scheduler; its processes are known, find this Python first, and stop when the launcher dies."""
+
+    def __init__(self) -> None:
+        previous = {number: signal.getsignal(number) for number in SIGNALS}
+        super().__init__("", CWDImageProvider, extra_paths=[str(Path(sys.executable).parent)])
+        for number, handler in previous.items():
+            signal.signal(number, handler)  # the scheduler's own handlers raise anywhere and kill after 10 s
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def run_local_job(
+        self, args: list[str], env: dict[str, str], stdout: Any, stderr: Any, cwd: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            args, env=env, stdout=stdout, stderr=stderr, cwd=cwd, start_new_session=True, preexec_fn=stop_with_parent
+        )
+        self.processes.append(process)
+        return process
+
+
+class _Job:
+    """One run of a stage, from its start to the moment when no process of it is left."""
+
+    def __init__(self, stage: Stage, app: AppDef, local: Resources, logs: Path, screen: Screen, grace: int) -> None:
+        self.stage, self.app, self.local, self.logs, self.screen, self.grace = stage, app, local, logs, screen, grace
+        self.multi_process = local.nodes * local.processes > 1
+        self.scheduler = _Scheduler()
+        self.handle = ""
+        self.stop = StopSignals(self._on_stop, even_ignored=(signal.SIGINT, signal.SIGTERM))
+        self.kill_at = float("inf")
+        self.tails: dict[Path, Tail] = {}
+
+    def run(self) -> int:
+        runner = Runner("peco", {"local_cwd": lambda *_, **__: self.scheduler})
+        with self.stop, runner:
+            try:
+                self._start(runner)
+                self._follow()
+                return self._status()
+            except BaseException:
+                self._terminate()
+                self._end_leftovers(patience=float(self.grace))
+                raise
+            finally:
+                self._end_leftovers(patience=2.0)  # helpers of ended processes end by themselves in that time
+                self.screen.close()
+
+    def _start(self, runner: Runner) -> None:
+        try:
+            request = runner.dryrun(self.app, "local_cwd", {"log_dir": str(self.logs)})
+            self.folder = Path(request.request.role_log_dirs[self.app.roles[0].name][0]).parent
+            self.elastic = self.logs.absolute() / request.request.app_id
+            self.handle = runner.schedule(request)
+        except OSError as error:
+            raise PecoError(f"{self.stage.name}: can't be started: {error}") from None
+        if self.stop.first:
+            self._terminate()
+
+    def _on_stop(self, _: signal.Signals) -> None:
+        if self.stop.second:
+            self.kill_at = time.monotonic()
+        else:
+            self._terminate()
+
+    def _terminate(self) -> None:
+        """Ask all processes to end; torchrun forwards that to its ranks and waits as long for them."""
+        self.kill_at = time.monotonic() + self.grace + 5 * POLL_SECONDS
+        for process in self.scheduler.processes:
+            if process.poll() is None:
+                process.terminate()
+
+    def _follow(self) -> None:
+        """Show the job's lines until all its processes have ended."""
+        announced = False
+        running = True
+        while running:
+            codes = [process.poll() for process in self.scheduler.processes]
+            running = None in codes
+            self._show(last=not running)
+            if self.stop.first and running and not announced:
+                self.screen.note(f"{self.stage.name}: stopping and saving its work; a second signal ends it at once")
+                announced = True
+            if self.stop.first and self.multi_process and not self._ranks():
+                # Rarely, a signal makes torchrun lose track of its ranks, and it keeps waiting after they have ended.
+                self.kill_at = min(self.kill_at, time.monotonic() + RANKLESS_SECONDS)
+            if running and any(codes) and self.kill_at == float("inf"):
+                self._terminate()  # one simulated node failed, the others wait for it in vain
+            if running and time.monotonic() >= self.kill_at:
+                self._end_leftovers(patience=0)
+            elif running:
+                time.sleep(POLL_SECONDS)
+
+    def _show(self, *, last: bool) -> None:
+        for path, rank in self._files():
+            for name in ("stdout.log", "stderr.log"):
+                if path / name not in self.tails:
+                    self.tails[path / name] = Tail(path / name, error=name == "stderr.log", rank=rank)
+        self.screen.show([line for tail in self.tails.values() for line in tail.read(last=last)])
+
+    def _files(self) -> Iterator[tuple[Path, str | None]]:
+        """Folders with a process's stdout.log and stderr.log, and its label; torchrun's own output is not shown."""
+        if not self.multi_process:
+            yield self.folder / "0", None
+            return
+        for path in sorted(self.elastic.glob("*/*/attempt_0/*/")):
+            node = path.relative_to(self.elastic).parts[0]
+            yield path, path.name if self.local.nodes == 1 else f"{node}.{path.name}"
+
+    def _processes(self) -> set[int]:
+        """Living processes of the job, found by its name in their environment."""
+        return processes_with("TORCHX_JOB_ID", self.handle) if self.handle else set()
+
+    def _ranks(self) -> set[int]:
+        """Living processes of the job below torchrun."""
+        return self._processes() - {process.pid for process in self.scheduler.processes}
+
+    def _status(self) -> int:
+        if self.stop.first:
+            return self.stop.status
+        code = next((process.returncode for process in self.scheduler.processes if process.returncode), 0)
+        if code == 0:
+            return 0
+        code, label = self._failed_rank(code) if self.multi_process else (code, "")
+        if code < 0 or not self.screen.errors:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
+            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+            self.screen.note(f"error: {self.stage.name}: its process {label}{how}{hint}; its logs are in {self.folder}")
+        return code if code in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM) else 1
+
+    def _failed_rank(self, default: int) -> tuple[int, str]:
+        """Exit code and label of the rank that failed first: torchrun itself returns 1 and writes the rank's to its log."""
+        for path in sorted(self.folder.glob("*/stderr.log")):
+            text = path.read_text(errors="replace")
+            if match := re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", text):
+                node = f"{path.parent.name}." if self.local.nodes > 1 else ""
+                return int(match[1]), f"{node}{match[2]} "
+        return default, ""
+
+    def _end_leftovers(self, patience: float) -> None:
+        """Wait `patience` seconds for the job's processes to end, then kill those that are left."""
+        deadline = time.monotonic() + patience
+        while left := self._processes():
+            if time.monotonic() >= deadline:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_SECONDS / 5)
+            for process in self.scheduler.processes:
+                process.poll()

@@ -1,0 +1,142 @@
+"""What is to be submitted: the runs that a commit, settings and a sweep make, with their names and labels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peco.core import config, schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from pipelines.kfp import revision
+from pipelines.kfp.revision import Revision
+from pipelines.workflow import overrides
+from pipelines.workflow.graph import Graph, load_graph
+
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run to be submitted.
+
+    Attributes:
+        name: of the run and of its DVC experiment.
+        label: the same for the same commit and parameters.
+        settings: what is changed of the commit's parameters.
+        params: the text of params.yaml.
+        graph: the stages with these parameters.
+    """
+
+    name: str
+    label: str
+    settings: tuple[str, ...]
+    params: str
+    graph: Graph
+
+
+def plan(found: Revision, settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[Point]:
+    """What is to be submitted: a point of the sweep each, or one run without one.
+
+    Raises:
+        PecoError: a setting or the parameters that come of it are wrong, or there are more than `limit` points.
+    """
+    committed, stages = revision.read(found.sha, "params.yaml"), revision.read(found.sha, "dvc.yaml")
+    where = f"params.yaml of commit {found.short}"
+    keys = list(_keys(load(committed, where)))
+    points: dict[str, Point] = {}
+    for changed in overrides.points(settings, sweep, limit):
+        params = overrides.apply(committed.decode(), changed)
+        parsed = _parse(load(params.encode(), where), found)
+        label = hashlib.sha256(f"{found.sha} {schema.fingerprint(parsed)}".encode()).hexdigest()[:16]
+        name = free_name(experiment_name(found, changed, keys, label), found.experiments)
+        points[label] = Point(name, f"submission {label}", changed, params, graph_of(stages, params))
+    return list(points.values())
+
+
+def load(params: bytes, where: str) -> Any:
+    """The values of a params.yaml, unchecked. Raises PecoError, naming `where`, if it is not YAML."""
+    try:
+        return yaml.safe_load(params.decode())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise PecoError(f"{where}: not valid YAML; fix it") from None
+
+
+def _parse(params: object, found: Revision) -> config.Config:
+    try:
+        return parse_params(params)
+    except PecoError as error:
+        if found.sha == revision.commit("HEAD"):
+            raise
+        raise PecoError(
+            f"{error} (commit {found.short}; if its own code takes it, submit from a checkout of it)"
+        ) from None
+
+
+def graph_of(stages: bytes, params: str) -> Graph:
+    """The graph of a dvc.yaml with these parameters.
+
+    Raises:
+        PecoError: they don't fit each other.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dvc.yaml").write_bytes(stages)
+        (Path(folder) / "params.yaml").write_text(params, encoding="utf-8")
+        return load_graph(folder)
+
+
+def experiment_name(found: Revision, settings: Sequence[str], keys: Sequence[str], label: str) -> str:
+    """A readable name that DVC takes for an experiment: the commit and what is changed, `run-1a2b3c4-perceptual.weight-0-seed-1`.
+
+    A key is shortened to its last parts, as many as tell it from the others. Where the name can't say all, its end is a hash.
+    """
+    text = "-".join(["run", found.short, *(_shortened(setting, keys) for setting in settings)])
+    name = re.sub(r"\.{2,}|[^A-Za-z0-9._-]", "-", text).removesuffix(".lock").rstrip(".")
+    if name == text and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{label[:8]}"
+
+
+def _keys(params: object, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values."""
+    if isinstance(params, Mapping):
+        for key, value in params.items():
+            yield from _keys(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix
+
+
+def _shortened(setting: str, keys: Sequence[str]) -> str:
+    key, _, value = setting.partition("=")
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        short = ".".join(parts[-count:])
+        if sum(other == short or other.endswith(f".{short}") for other in keys) == 1:
+            return f"{short}-{value}"
+    return f"{key}-{value}"
+
+
+def free_name(name: str, taken: Set[str]) -> str:
+    """The name, with the first number behind it that makes it a new one."""
+    number = 1
+    while (free := name if number == 1 else f"{name}-{number}") in taken:
+        number += 1
+    return free
+
+
+def inputs(graph: Graph) -> list[str]:
+    """What stages read and no stage makes: code and data."""
+    outs = [out for stage in graph.stages.values() for out in stage.outs]
+    deps = dict.fromkeys(dep for stage in graph.stages.values() for dep in stage.deps)
+    return [
+        dep
+        for dep in deps
+        if not any(dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for out in outs)
+    ]

@@ -1,1 +1,0 @@
-"""What sending a pipeline to Kubeflow needs: the runs to make, the checks before them, the API, and the watching."""

@@ -1,0 +1,77 @@
+"""Git commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from peco.core.errors import PecoError
+
+
+def git(
+    *arguments: str,
+    cwd: Path | None = None,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> str:
+    """Run a git command and return its output. It never asks for a password at the terminal.
+
+    Args:
+        arguments: the command and its arguments.
+        cwd: folder of the repository; the current one by default.
+        stdin: its input.
+        env: more environment variables.
+        timeout: seconds.
+
+    Raises:
+        PecoError: it fails (with git's own line that says why) or takes too long.
+    """
+    return _run(arguments, cwd, stdin, env, timeout).decode(errors="backslashreplace")
+
+
+def read_file(revision: str, path: str, *, cwd: Path | None = None) -> bytes:
+    """Content of a file in a commit.
+
+    Raises:
+        PecoError: the commit has no such file.
+    """
+    return _run(("cat-file", "blob", f"{revision}:{path}"), cwd, None, None, None)
+
+
+def without_secrets(text: str) -> str:
+    """Addresses without the user and password they may hold."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _run(
+    arguments: tuple[str, ...],
+    cwd: Path | None,
+    stdin: str | None,
+    env: Mapping[str, str] | None,
+    timeout: float | None,
+) -> bytes:
+    inherited = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=cwd,
+            input=None if stdin is None else stdin.encode(),
+            env={**inherited, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **(env or {})},
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise PecoError(f"git {arguments[0]}: no answer in {timeout:.0f} s") from None
+    except OSError as error:
+        raise PecoError(f"git can't be started: {error}") from None
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.decode(errors="backslashreplace").splitlines() if line.strip()] or ["failed"]
+    reason = next((line for line in lines if line.startswith(("fatal:", "error:", " ! "))), lines[-1])
+    text = re.sub(r"^\W*(fatal|error):\s*", "", reason)
+    raise PecoError(without_secrets(f"git {arguments[0]}: {text}"))

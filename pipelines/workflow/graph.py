@@ -1,0 +1,199 @@
+"""dvc.yaml as a graph: stages, edges, resources.
+
+DVC itself is slow to import and its graph is internal, while a stage's launch and a pipeline's compilation need only names, paths
+and resources. So this reads the part of dvc.yaml that the project uses: plain stages, `foreach` over a list or a mapping,
+`${…}` from params.yaml, `${item…}` and `${key}`. A test compares names and edges with DVC's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from peco.core import schema
+from peco.core.errors import PecoError
+from peco.core.resources import Resources
+from peco.core.stage_name import StageName
+
+_EXPRESSION = re.compile(r"(?<!\\)\$\{([^}]*)\}")
+_UNSUPPORTED = ("matrix", "vars", "wdir")
+DISTRIBUTED = ("train",)  # kinds of resources of stages that use several processes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as DVC runs it, everything interpolated. Paths are relative to the repository's root."""
+
+    name: StageName
+    commands: tuple[str, ...]
+    deps: tuple[str, ...]
+    params: tuple[str, ...]  # keys of params.yaml
+    outs: tuple[str, ...]  # metrics and plots too
+    kind: str  # of resources in params.yaml that `meta` names; empty for none
+    meta: Mapping[str, Any]  # resources by name
+    generated: bool  # one of a foreach
+
+    @property
+    def distributed(self) -> bool:
+        """True if it can use several processes and nodes: those whose `meta` names the resources `train`."""
+        return self.kind in DISTRIBUTED
+
+    @property
+    def resources(self) -> Resources:
+        """What `meta` asks for; for a key that is missing, the least: one node, one process. Other keys are not looked at.
+
+        Raises:
+            PecoError: a value is wrong.
+        """
+        asked = {field.name: self.meta.get(field.name, field.default) for field in dataclasses.fields(Resources)}
+        return cast(Resources, schema.build(Resources, asked, f"dvc.yaml: {self.name}: meta"))
+
+
+@dataclass(frozen=True)
+class Graph:
+    stages: Mapping[str, Stage]  # in the order of dvc.yaml
+    edges: frozenset[tuple[str, str]]  # (stage, stage it depends on)
+
+    def __getitem__(self, name: str) -> Stage:
+        """Raises PecoError where there is no such stage."""
+        if name not in self.stages:
+            raise PecoError(f"{name}: no such stage; there are: {', '.join(self.stages)}")
+        return self.stages[name]
+
+
+def load_graph(root: Path | str = ".") -> Graph:
+    """Read dvc.yaml and params.yaml of the repository at `root`.
+
+    Raises:
+        PecoError: a file is missing, can't be read or is not YAML, a `${…}` names no parameter, or a feature is used that is
+            not supported here.
+    """
+    params = _read(Path(root) / "params.yaml")
+    stages: dict[str, Stage] = {}
+    for name, entry in _read(Path(root) / "dvc.yaml").get("stages", {}).items():
+        for stage in _expand(name, entry, params):
+            stages[stage.name] = stage
+    edges = {
+        (stage.name, other.name)
+        for stage in stages.values()
+        for other in stages.values()
+        if any(_overlap(dep, out) for dep in stage.deps for out in other.outs)
+    }
+    return Graph(stages, frozenset(edges))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        raise PecoError(f"{path}: no such file; run this from the root of the repository") from None
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that and run again") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PecoError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise PecoError(f"{path}: expected a mapping at the top")
+    return data
+
+
+def _expand(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[Stage]:
+    """The stages of one entry: itself, or one for each item of its `foreach`."""
+    for key in _UNSUPPORTED:
+        if key in entry or key in entry.get("do", {}):
+            raise PecoError(f"dvc.yaml: {name}: {key} is not supported here; use foreach and params.yaml")
+    if "foreach" not in entry:
+        yield _stage(name, entry, params, generated=False)
+        return
+    items = _resolve(entry["foreach"], params, name)
+    if isinstance(items, Mapping):
+        for key, item in items.items():
+            yield _stage(
+                f"{name}@{_text(key)}", entry["do"], {**params, "key": _text(key), "item": item}, generated=True
+            )
+        return
+    if not isinstance(items, list):
+        raise PecoError(f"dvc.yaml: {name}: foreach: {items!r} is not allowed; expected a list or a mapping")
+    # DVC calls the stages by their items, and by number where an item is no plain value.
+    numbered = any(isinstance(item, list | dict) for item in items)
+    for index, item in enumerate(items):
+        yield _stage(
+            f"{name}@{index if numbered else _text(item)}", entry["do"], {**params, "item": item}, generated=True
+        )
+
+
+def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any], *, generated: bool) -> Stage:
+    data = _resolve({key: value for key, value in entry.items() if key != "desc"}, scope, name)
+    command = data.get("cmd", ())
+    outs = [path for key in ("outs", "metrics", "plots") for path in _keys(data.get(key, ()))]
+    return Stage(
+        name=StageName(name),
+        commands=(command,) if isinstance(command, str) else tuple(command),
+        deps=tuple(dict.fromkeys(posixpath.normpath(dep) for dep in data.get("deps", ()))),
+        params=tuple(dict.fromkeys(_params(data.get("params", ())))),
+        outs=tuple(posixpath.normpath(out) for out in outs),
+        kind=str(data.get("meta", {}).get("resources", "")),
+        meta=_meta(data.get("meta", {}), scope, name),
+        generated=generated,
+    )
+
+
+def _meta(meta: Mapping[str, Any], scope: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """`resources: train` stands for all of `resources.train` in params.yaml; what else `meta` holds wins."""
+    own = dict(meta)
+    if "resources" not in own:
+        return own
+    return {**_lookup(f"resources.{own.pop('resources')}", scope, stage), **own}
+
+
+def _keys(entries: list[Any]) -> Iterator[str]:
+    """An out is a path, or a mapping from the path to its options."""
+    for entry in entries:
+        yield from entry if isinstance(entry, Mapping) else (entry,)
+
+
+def _params(entries: list[Any]) -> Iterator[str]:
+    """A parameter is a key of params.yaml, or stands in a mapping from a file to keys (other files are left out)."""
+    for entry in entries:
+        if isinstance(entry, Mapping):
+            yield from entry.get("params.yaml") or ()
+        else:
+            yield entry
+
+
+def _overlap(a: str, b: str) -> bool:
+    return a == b or a.startswith(b + "/") or b.startswith(a + "/")
+
+
+def _resolve(value: Any, scope: Mapping[str, Any], stage: str) -> Any:
+    """Replace every `${…}`; a text that is nothing but one expression becomes the value itself, of whatever type."""
+    if isinstance(value, Mapping):
+        return {_resolve(key, scope, stage): _resolve(item, scope, stage) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, scope, stage) for item in value]
+    if not isinstance(value, str):
+        return value
+    if match := _EXPRESSION.fullmatch(value):
+        return _lookup(match[1], scope, stage)
+    return _EXPRESSION.sub(lambda match: _text(_lookup(match[1], scope, stage)), value).replace("\\${", "${")
+
+
+def _lookup(expression: str, scope: Mapping[str, Any], stage: str) -> Any:
+    """The value of `a.b[0].c`."""
+    value: Any = scope
+    for part in expression.strip().replace("[", ".").replace("]", "").split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise PecoError(f"dvc.yaml: {stage}: ${{{expression}}} is not in params.yaml") from None
+    return value
+
+
+def _text(value: Any) -> str:
+    return ("false", "true")[value] if isinstance(value, bool) else str(value)

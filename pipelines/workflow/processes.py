@@ -1,0 +1,131 @@
+"""Child processes: DVC, processes that end with their parent, leftovers of killed ones; single-instance locks."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from peco.core import locks
+from peco.core.errors import Interrupted, PecoError
+from peco.core.stopping import POLL_SECONDS, StopSignals
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def stop_with_parent() -> None:
+    """For `preexec_fn`: the kernel sends the process SIGTERM when its parent ends, even if that was killed (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def processes_with(name: str, value: str) -> set[int]:
+    """Ids of the other living processes that have this environment variable; those of other users are not seen."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
+    return found - {os.getpid()}
+
+
+def end_processes(name: str, value: str, patience: float) -> None:
+    """End all processes that have this environment variable, by SIGTERM, and after `patience` seconds by SIGKILL."""
+    deadline = time.monotonic() + patience
+    asked: set[int] = set()
+    while found := processes_with(name, value):
+        late = time.monotonic() >= deadline
+        for pid in found if late else found - asked:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+        asked |= found
+        time.sleep(POLL_SECONDS)
+
+
+class Stopped(Interrupted):
+    """A signal asked for an end.
+
+    Attributes:
+        status: the exit status, 128 + the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__("stopped; finished work is kept, and the same command resumes")
+        self.status = 128 + number
+
+
+def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable[[str], None] | None = None) -> int:
+    """Run DVC and return its status. A stop signal stops the stage, which saves its work.
+
+    Call it from the main thread: it handles the signals until DVC has ended.
+
+    Args:
+        arguments: of the `dvc` command.
+        cwd: folder of the repository; the current one by default.
+        show: receives each line of DVC and of the stage; without it they go to the output of this process.
+
+    Raises:
+        Stopped: a stop signal came, even if DVC had finished; all has ended.
+        PecoError: DVC can't be started.
+    """
+    process: subprocess.Popen[str] | None = None
+
+    def forward(_: signal.Signals) -> None:
+        # Always SIGINT, and to the whole group: the launcher stops its stage, while DVC waits for it and then exits cleanly.
+        # A SIGTERM would end DVC at once and leave the stage running.
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+
+    # DVC runs `python …`, which must be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if show else {}
+    with StopSignals(forward) as stop:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dvc", *arguments],
+                cwd=cwd,
+                env={**os.environ, "PATH": path},
+                text=True,
+                errors="replace",
+                process_group=0,
+                **piped,
+            )
+        except OSError as error:
+            raise PecoError(f"dvc: can't be started: {error}") from None
+        if stop.first:  # it came while DVC was being started
+            forward(stop.first)
+        in_traceback = False
+        for line in process.stdout or ():
+            in_traceback = in_traceback or (stop.first is not None and line.startswith("Traceback"))
+            if show and not in_traceback:  # DVC's traceback after a stop is of no interest
+                show(line)
+        status = process.wait()
+    if stop.first:
+        raise Stopped(stop.first)
+    return status if status >= 0 else 128 - status
+
+
+@contextlib.contextmanager
+def single_instance(command: str) -> Iterator[None]:
+    """Refuse a second call of a make target while one runs in this repository.
+
+    Raises:
+        PecoError: another one runs.
+    """
+    path = Path(f".dvc/tmp/{command}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if not locks.acquire(file):
+            raise PecoError(f"another `make {command}` runs here; wait until it has finished")
+        yield
