@@ -63,7 +63,7 @@ def load(folders: Mapping[str, Path]) -> tuple[dict[str, agreement.TokenDistance
     Raises:
         PecoError: a folder is wrong, or the sizes differ.
     """
-    sizes = {name: int(artifacts.section(path, io.KIND)["image_size"]) for name, path in folders.items()}
+    sizes = {name: io.image_size(path) for name, path in folders.items()}
     if len(set(sizes.values())) > 1:
         raise PecoError(f"tokenizers of different image sizes can't answer the same questions: {sizes}")
     where = device.choose()

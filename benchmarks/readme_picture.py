@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from peco.core.errors import PecoError
-from peco.data.shards import load_index, open_shards
+from peco.data.shards import open_evaluation_split
 from peco.report.figures import Painting, load_models, paint_predictions, read_images
 from peco.runtime import paths
 
@@ -28,7 +28,7 @@ ROWS = (("original", 0), ("reconstruction", 3), ("masked", 1), ("prediction", 2)
 def paintings(count: int) -> list[Painting]:
     """Masked predictions of the first images of val (of train, where there is none)."""
     models = load_models(paths.TOKENIZER, paths.BACKBONE)
-    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
+    split = open_evaluation_split(paths.SHARDS)
     if models.target != "tokens":
         raise PecoError(
             f"{paths.BACKBONE}: predicts pixels, so there are no tokens to paint; take one that predicts tokens"

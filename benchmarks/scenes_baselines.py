@@ -33,7 +33,7 @@ from peco.probes import linear
 from peco.probes.features import extract
 from peco.sources.open import VAL_START
 from peco.sources.scenes import CLASSES, render
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("tiny", []))
 SIZE = CFG.loader.image_size

@@ -9,87 +9,16 @@ edits params.yaml in place.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from peco.core import schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
 from pipelines.workflow import inputs
-from pipelines.workflow.architectures import check_architectures
+from pipelines.workflow.compose import PRESETS, check_architectures, compose_params, current_params, write
 
-PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
-PARAMS = Path("params.yaml")
 HUB_SECONDS = 20
-HEADER = """\
-# Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
-# choose another preset, data set or group with `make params`. docs/parameters.md says what each value means.
-"""
-
-
-def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
-    """Compose and validate.
-
-    Raises:
-        PecoError: an unknown preset, group or key, or a value that is not allowed.
-    """
-    if preset not in PRESETS:
-        raise PecoError(f"preset: {preset!r} is not allowed; expected one of {', '.join(PRESETS)}")
-    try:
-        with initialize_config_module("peco.conf", version_base="1.3"):
-            composed = compose("config", overrides=[f"preset={preset}", *overrides])
-        raw: Any = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise PecoError(f"can't compose {' '.join(overrides) or preset}: {str(error).splitlines()[0]}") from None
-    order = list(schema.to_dict(parse_params(raw)))
-    return {name: raw[name] for name in order}
-
-
-def render(values: dict[str, Any]) -> str:
-    """The text of params.yaml."""
-    body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
-    return HEADER.format(preset=values["preset"]) + body
-
-
-def write(values: dict[str, Any], path: Path = PARAMS) -> None:
-    """Write the file in one step: whoever reads it finds the old or the new one.
-
-    Raises:
-        PecoError: it can't be written; the old one is as it was.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(render(values), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def standing(path: Path = PARAMS) -> dict[str, Any]:
-    """The params.yaml that stands, unchecked, since it may be one of an older version; empty where there is none.
-
-    Raises:
-        PecoError: it can't be read.
-    """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
-        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it anew")
-    return found
 
 
 def kept_dataset(values: dict[str, Any], overrides: list[str]) -> list[str]:
@@ -140,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         # Everything is checked before the images are taken in, which may be long.
-        before = {} if args.preset else standing()
+        before = {} if args.preset else current_params()
         preset = args.preset or before.get("preset", "tiny")
         if args.data:
             found = inputs.look(args.data)

@@ -12,7 +12,7 @@ from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.params import load_params
 from pipelines.workflow import inputs
-from pipelines.workflow.architectures import check_architectures
+from pipelines.workflow.compose import check_architectures
 from pipelines.workflow.processes import Stopped, run_dvc
 
 REPORT = Path("reports/report.html")

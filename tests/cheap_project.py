@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.params import compose_params, render
+from pipelines.workflow.compose import compose_params, render
 
 ROOT = Path(__file__).parents[1]
 

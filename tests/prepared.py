@@ -24,7 +24,7 @@ from peco.runtime import paths
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
-from pipelines.params import compose_params, write
+from pipelines.workflow.compose import compose_params, write
 
 ROOT = Path(__file__).parents[1]
 COUNTS = {"train": 48, "val": 16}

@@ -25,8 +25,8 @@ from pipelines import ablation
 from pipelines.experiments import expqueue, grids
 from pipelines.experiments import page as comparison
 from pipelines.experiments import run as experiments
-from pipelines.params import compose_params, render
 from pipelines.workflow import processes
+from pipelines.workflow.compose import compose_params, render
 
 COMMAND = [sys.executable, "-m", "pipelines.ablation", "adversarial", "--seeds", "0"]
 

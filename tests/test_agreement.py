@@ -34,7 +34,7 @@ from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", []))
 SIZE = CFG.tokenizer.image_size

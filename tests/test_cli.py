@@ -19,7 +19,7 @@ from peco.mim import io as mim_io
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", []))
 SIZE, FACTOR, GRID = CFG.tokenizer.image_size, CFG.tokenizer.factor, CFG.tokenizer.grid

@@ -66,4 +66,9 @@ def test_no_file_is_named_twice(name: str) -> None:
 @pytest.mark.parametrize("name", GRAPH.stages)
 def test_folders_are_named_and_single_files_only_where_a_folder_holds_several_stages(name: str) -> None:
     single = {dep for dep in named(GRAPH[name]) if dep.endswith(".py")}
-    assert single <= {"peco/__init__.py", "peco/stages/__init__.py", "peco/evaluate/__init__.py", file_of(GRAPH[name].name.module)}
+    assert single <= {
+        "peco/__init__.py",
+        "peco/stages/__init__.py",
+        "peco/evaluate/__init__.py",
+        file_of(GRAPH[name].name.module),
+    }

@@ -40,7 +40,7 @@ from peco.stages import perceptual_net
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import nearest, usage_and_perplexity
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", ["evaluate.codebook.images=24"]))
 CODES, SIZE = CFG.tokenizer.quantizer.codes, CFG.tokenizer.image_size

@@ -23,8 +23,8 @@ from pipelines.experiments import page as comparison
 from pipelines.experiments import run as experiments
 from pipelines.experiments.dot_plot import dot_plot
 from pipelines.experiments.grids import VARIANTS, Point
-from pipelines.params import compose_params, render
-from pipelines.workflow.processes import alone
+from pipelines.workflow.compose import compose_params, render
+from pipelines.workflow.processes import single_instance
 
 PECO, PIXEL, REGRESSION = VARIANTS["peco"], VARIANTS["pixel"], VARIANTS["regression"]
 CFG = parse_params(compose_params("tiny", []))
@@ -253,7 +253,7 @@ def test_an_edit_meanwhile_and_a_second_call_end_it_in_a_line(
     assert compare.main(["--seeds", "0"]) == 2
     assert len(ran) == 1 and ran[0].startswith("compare-tiny-peco-0-")
     assert capsys.readouterr().err == "error: params.yaml or code changed since the start; run again\n"
-    with alone("compare"):
+    with single_instance("compare"):
         assert compare.main(["--seeds", "0"]) == 2
     assert capsys.readouterr().err == "error: another `make compare` runs here; wait for its end\n"
 

@@ -18,7 +18,7 @@ from peco.mim.model import MaskedImageModel, build_backbone
 from peco.perceptual.features import FeatureNet
 from peco.stages.perceptual_net import vit_args
 from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.params import PRESETS, compose_params, render
+from pipelines.workflow.compose import PRESETS, compose_params, render
 
 ROOT = Path(__file__).parents[1]
 

@@ -38,7 +38,7 @@ from peco.sources import scenes
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from peco.training.metrics import MetricLog
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 OPTIM = config.Optim(
     epochs=1, batch_size=4, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=1.0,

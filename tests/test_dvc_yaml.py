@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from pipelines.kfp import plan
-from pipelines.params import PRESETS, compose_params, render
+from pipelines.workflow.compose import PRESETS, compose_params, render
 from pipelines.workflow.graph import load_graph
 
 ROOT = Path(__file__).parents[1]

@@ -126,7 +126,7 @@ def test_nothing_is_cached_by_kubeflow(compiled: Compiled) -> None:
 
 
 def test_retries_are_those_of_the_stage(compiled: Compiled, tmp_path: Path) -> None:
-    asked = {name: resources.resolve(GRAPH[name], {}, single=False).retries for name in GRAPH.stages}
+    asked = {name: resources.resolve(GRAPH[name], {}).retries for name in GRAPH.stages}
     asked[kubeflow.COLLECT] = max(asked.values())
     for name, retries in asked.items():
         assert compiled.tasks[name].get("retryPolicy", {}).get("maxRetryCount", 0) == retries
@@ -144,7 +144,7 @@ def test_a_pod_has_the_volume_its_own_name_and_a_time_limit(compiled: Compiled, 
     assert fields == {
         "PECO_POD_NAME": "metadata.name", "PECO_POD_UID": "metadata.uid", "PECO_NAMESPACE": "metadata.namespace",
     }  # fmt: skip
-    limit = resources.resolve(GRAPH[name], {}, single=False).seconds if name in GRAPH.stages else 0
+    limit = resources.resolve(GRAPH[name], {}).seconds if name in GRAPH.stages else 0
     assert int(pod["activeDeadlineSeconds"]) > limit
     assert pod["imagePullPolicy"] == "IfNotPresent"
 

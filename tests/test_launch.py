@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.jobs.local import gpus, local_resources
 from pipelines.jobs.logs import Line, Screen, drop_old
-from pipelines.launch import gpus, here
-from pipelines.params import compose_params, render
+from pipelines.workflow.compose import compose_params, render
 from pipelines.workflow.graph import Stage
 
 ROOT = Path(__file__).parent.parent
@@ -417,17 +417,17 @@ def stage(**meta: int) -> Stage:
 
 
 def test_a_stage_gets_what_meta_asks_for_and_one_node_of_this_machine() -> None:
-    given = here(stage(nodes=4, processes=2, threads=3, workers=4), {}, single=False)
+    given = local_resources(stage(nodes=4, processes=2, threads=3, workers=4), {})
     assert (given.nodes, given.processes, given.threads, given.workers) == (1, 2, 3, 4)
-    assert here(stage(nodes=4), {"PECO_NODES": "2"}, single=False).nodes == 2
+    assert local_resources(stage(nodes=4), {"PECO_NODES": "2"}).nodes == 2
 
 
 def test_zero_means_what_the_machine_has() -> None:
     cores = len(os.sched_getaffinity(0))
-    none = here(stage(processes=0), {"CUDA_VISIBLE_DEVICES": ""}, single=False)
+    none = local_resources(stage(processes=0), {"CUDA_VISIBLE_DEVICES": ""})
     assert (none.processes, none.threads) == (1, cores)
-    assert here(stage(processes=0), {"CUDA_VISIBLE_DEVICES": "0,1,2"}, single=False).processes == 3
-    assert here(stage(processes=cores * 2), {}, single=False).threads == 1
+    assert local_resources(stage(processes=0), {"CUDA_VISIBLE_DEVICES": "0,1,2"}).processes == 3
+    assert local_resources(stage(processes=cores * 2), {}).threads == 1
 
 
 def test_gpus_are_counted_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import VectorQuantizer
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 ADVERSARIAL = config.Adversarial(weight=0.1, start=0.5, channels=8, layers=2)
 VQKD = "tokenizer.objective=vqkd"

@@ -22,7 +22,7 @@ from peco.core.errors import PecoError
 from peco.core.params import load_params
 from peco.sources.open import open_source
 from pipelines import params
-from pipelines.workflow import inputs
+from pipelines.workflow import compose, inputs
 
 ENV = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
@@ -35,7 +35,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template") / "project"
     (root / "data").mkdir(parents=True)
     shutil.copyfile(Path(__file__).parents[1] / "data" / "scenes.yaml", root / "data" / "scenes.yaml")
-    (root / "params.yaml").write_text(params.render(params.compose_params("smoke", [])))
+    (root / "params.yaml").write_text(compose.render(compose.compose_params("smoke", [])))
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True, env={**os.environ, **ENV})
     return root
@@ -322,7 +322,7 @@ def test_parameters_that_can_not_be_written_are_one_line(tmp_path: Path) -> None
     path = tmp_path / "params.yaml"
     (path / "x").mkdir(parents=True)
     with pytest.raises(PecoError, match=r"params\.yaml: can't be written \(Is a directory\)"):
-        params.write(params.compose_params("smoke", []), path)
+        compose.write(compose.compose_params("smoke", []), path)
     assert [file.name for file in tmp_path.iterdir()] == ["params.yaml"]
 
 

@@ -18,7 +18,7 @@ import pytest
 from test_chain import STAGES, Checkout
 
 from pipelines import local
-from pipelines.workflow.processes import alone
+from pipelines.workflow.processes import single_instance
 
 pytestmark = pytest.mark.chain
 
@@ -142,7 +142,7 @@ def test_a_second_call_beside_one_that_runs_is_refused(
     first: tuple[Local, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(first[0].path)
-    with alone("pipeline-local"):
+    with single_instance("pipeline-local"):
         assert local.main([]) == 2
     assert capsys.readouterr().err == "error: another `make pipeline-local` runs here; wait for its end\n"
 

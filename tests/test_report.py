@@ -35,7 +35,7 @@ from peco.sources.shard_writer import write_shards
 from peco.stages import report
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", []))
 SIZE, CODES = CFG.tokenizer.image_size, CFG.tokenizer.quantizer.codes

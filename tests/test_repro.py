@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import repro
-from pipelines.params import compose_params, render
+from pipelines.workflow.compose import compose_params, render
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ def test_the_environment_wins_over_meta_and_one_stage_over_all() -> None:
         "PECO_TOLERATIONS": "gpu=yes:NoSchedule",
         "PECO_TIME_LIMIT": "",
     }
-    given = resolve(asked, env, single=False)
+    given = resolve(asked, env)
     assert given == Resources(nodes=2, processes=7, memory="16Gi", tolerations="gpu=yes:NoSchedule")
-    assert resolve(stage(processes=2), env, single=False).processes == 5
+    assert resolve(stage(processes=2), env).processes == 5
 
 
 def test_a_single_process_stays_single() -> None:
@@ -53,7 +53,7 @@ def test_a_single_process_stays_single() -> None:
 )
 def test_a_wrong_value_names_its_variable(name: str, text: str) -> None:
     with pytest.raises(PecoError, match=rf"^{name} \(environment\): .* is not allowed; expected "):
-        resolve(stage(), {name: text}, single=False)
+        resolve(stage(), {name: text})
 
 
 def test_text_becomes_what_kubernetes_has() -> None:

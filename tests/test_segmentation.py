@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peco.evaluate.annotated.fit import fit_indexed
 from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
@@ -24,7 +25,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from peco.evaluate.annotated.fit import fit_indexed
 from peco.evaluate.annotated.scenes import open_segmentation
 from peco.evaluate.annotated.sets import IGNORE
 from peco.evaluate.segmentation import model as segmentation
@@ -38,7 +38,7 @@ from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
 from peco.sources import scenes
 from peco.training.distributed import Dist
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", []))
 SEGMENTATION = CFG.evaluate.segmentation

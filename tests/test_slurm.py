@@ -17,7 +17,6 @@ import slurm_commands
 
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
-from pipelines import components
 from pipelines.jobs import cluster, slurm
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage
@@ -139,7 +138,7 @@ def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            status = cluster.run(stage, components.tokenizer, given, Screen(), os.environ)
+            status = cluster.run(stage, Screen(), os.environ)
         finally:
             over.set()
             watcher.join()

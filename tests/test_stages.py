@@ -49,7 +49,7 @@ from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net, pretrain, tokens
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 ROOT = Path(__file__).parents[1]
 CFG = parse_params(compose_params("smoke", []))

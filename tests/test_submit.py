@@ -23,7 +23,7 @@ from urllib3.util import retry
 
 from pipelines import submit
 from pipelines.kfp import follow, revision, step
-from pipelines.params import compose_params, render
+from pipelines.workflow.compose import compose_params, render
 from pipelines.workflow.graph import Graph
 
 GRAPH = """\

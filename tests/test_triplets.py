@@ -24,7 +24,7 @@ from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, match_error, 
 from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate, generated
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 DATASET = parse_params(compose_params("smoke", [])).dataset
 

@@ -90,6 +90,15 @@ def describe(directory: str | Path) -> dict[str, Any]:
     return config
 
 
+def input_size(directory: str | Path) -> int:
+    """Side in pixels of the images that the timm model in a folder takes.
+
+    Raises:
+        PecoError: as in `describe`.
+    """
+    return int(describe(directory)["pretrained_cfg"]["input_size"][1])
+
+
 def section(directory: str | Path, kind: str) -> dict[str, Any]:
     """The `peco` part of a folder's config, which must be of this kind.
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from peco.core.errors import PecoError
 
@@ -35,6 +37,36 @@ def publish(tmp: Path, final: Path) -> None:
         os.rename(final, old)
     os.replace(tmp, final)
     _remove(old)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file at; at the end it replaces `path` in one step, so that a reader sees the old or the new one.
+
+    If the block raises, the old one is unchanged. The folder is made where it is missing.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Replace a file in one step.
+
+    Raises:
+        OSError: it can't be written; the old one is unchanged.
+    """
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON whose bytes depend on `values` alone. Raises as `write_file`."""
+    write_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager

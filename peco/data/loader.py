@@ -73,6 +73,7 @@ class TrainLoader:
             raise PecoError(f"{shards.root}: no samples to train on")
         order = GlobalOrder(tuple(s.samples for s in shards.shards), lanes, buffer, seed)
         self._lanes = _Lanes(shards, make, order, batch_size, rank, world)
+        self.samples = len(shards)
         mine = lanes // world
         self.workers = next(n for n in range(min(workers, mine), -1, -1) if n == 0 or mine % n == 0)
         self._device = device

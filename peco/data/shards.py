@@ -163,6 +163,11 @@ def open_shards(root: Path, split: str) -> ShardSet:
     )
 
 
+def open_evaluation_split(root: Path) -> ShardSet:
+    """The shards of val, or of train where there is no val. Raises as `open_shards`."""
+    return open_shards(root, "val" if "val" in load_index(root)["splits"] else "train")
+
+
 def _read_sample(block: bytes) -> tuple[str, bytes]:
     """Key and image of the sample that the tar members in `block` hold."""
     at = 0

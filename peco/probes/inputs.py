@@ -18,11 +18,6 @@ SCAN_BATCH = 128
 Features = tuple[dict[str, Tensor], Tensor]  # by block (N, D); labels (N,)
 
 
-def backbone_size() -> int:
-    """Side in pixels of the images that the backbone takes."""
-    return int(artifacts.describe(paths.BACKBONE)["pretrained_cfg"]["input_size"][1])
-
-
 def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
     """The pre-trained backbone and the same at random initialisation, with the prefix of their metrics."""
     where = device.choose()
@@ -33,5 +28,7 @@ def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
 def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
     """Features of every block of `model` for the evaluation views of a split."""
     where = next(model.parameters()).device
-    batches = scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers, device=where)
+    batches = scan(
+        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers, device=where
+    )
     return extract(model, batches)

@@ -104,8 +104,8 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
         mim_io.load(backbone).to(device),
         str(notes["target"]),
         config.Masking(**masking),
-        int(artifacts.section(tokenizer, tokenizer_io.KIND)["image_size"]),
-        int(artifacts.describe(backbone)["pretrained_cfg"]["input_size"][1]),
+        tokenizer_io.image_size(tokenizer),
+        artifacts.input_size(backbone),
     )
     grid = (models.tokenizer_size // models.tokenizer.factor,) * 2
     codes, theirs = models.tokenizer.quantizer.codes, models.backbone.head.out_features

@@ -34,6 +34,7 @@ from peco.core.environment import THREADS, WORKERS
 from peco.core.errors import Interrupted, PecoError
 from peco.core.numbers import rounded
 from peco.core.params import load_params
+from peco.core.publishing import write_json
 from peco.core.stage_name import StageName
 from peco.core.stopping import StopSignals
 from peco.runtime.fingerprint import code_hash, content_hash, require_present
@@ -107,12 +108,6 @@ class StageRun:
             (PICTURES / task).mkdir(parents=True, exist_ok=True)
 
 
-def require_task(run: StageRun, task: str) -> None:
-    """Raises Skipped where `evaluate.tasks` has the evaluation switched off."""
-    if not getattr(run.config.evaluate.tasks, task):
-        raise Skipped(f"switched off (evaluate.tasks.{task})")
-
-
 def is_main() -> bool:
     """Whether this process is the one that writes results."""
     return os.environ.get("RANK", "0") == "0"
@@ -132,26 +127,38 @@ def _in_background(work: Callable[[], bytes]) -> Future[bytes]:
     return future
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON whose bytes depend on `values` alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]) -> None:
     """Run a stage as this process's work, and exit: 0, 2 for an error the user can fix, 143 if interrupted, 1 for a defect.
 
-    SIGTERM and SIGINT end it in the midst of things, what it was writing is removed. A training has its own way to stop.
+    SIGTERM and SIGINT interrupt it anywhere; what it was writing is removed. A training handles them itself.
+
+    Args:
+        name: of the stage, as in dvc.yaml.
+        params: keys of the parameters that it may read.
+        main: its work.
     """
+    code = 0
     try:
         with StopSignals(
             _interrupt,
             signals=(signal.SIGTERM, signal.SIGINT),
             afterwards=signal.SIG_IGN,  # the process is about to leave
         ) as stop:
-            code = _status(name, params, main, stop)
+            try:
+                _set_up_torch()
+                run = StageRun(name, schema.restrict(load_params(), params))
+                try:
+                    main(run)
+                except Skipped as reason:
+                    if is_main():
+                        print(f"{name}: skipped: {reason}")
+                        run.metrics({"skipped": str(reason)})
+            except Exception as error:
+                if stop.first and not isinstance(error, PecoError):
+                    raise KeyboardInterrupt from None  # a rank whose peers have stopped fails in its next collective
+                code = _report(name, error)
     except KeyboardInterrupt:
-        _say(f"{name}: interrupted; run it again to go on")
+        _print_error(f"{name}: interrupted; run it again to resume")
         code = EXIT_INTERRUPTED
     sys.stdout.flush()
     sys.stderr.flush()
@@ -159,45 +166,35 @@ def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]
     os._exit(code)
 
 
-def _status(name: str, params: Iterable[str], main: Callable[[StageRun], None], stop: StopSignals) -> int:
-    """Run the stage, say what went wrong, and return the exit status."""
-    try:
-        if threads := THREADS.integer():
-            torch.set_num_threads(threads)
-        # Where equal bytes are promised; on GPUs it would cost speed, and attention would differ all the same.
-        if not uses_cuda():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        run = StageRun(name, schema.restrict(load_params(), params))
-        try:
-            main(run)
-        except Skipped as reason:
-            if is_main():
-                print(f"{name}: skipped: {reason}")
-                run.metrics({"skipped": str(reason)})
-    except Interrupted as error:
-        _say(f"{name}: {_without(name, error)}")
+def _set_up_torch() -> None:
+    """Fix the number of threads, and choose deterministic kernels on the CPU."""
+    if threads := THREADS.integer():
+        torch.set_num_threads(threads)
+    # Equal bytes are promised on the CPU; on GPUs it would cost speed, and attention would differ all the same.
+    if not uses_cuda():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _report(name: str, error: Exception) -> int:
+    """Print an error, in one line unless it is a defect, and return the exit status."""
+    text = str(error).removeprefix(
+        f"{name}: "
+    )  # a training's own message begins with its name, often that of the stage
+    if isinstance(error, Interrupted):
+        _print_error(f"{name}: {text}")
         return EXIT_INTERRUPTED
-    except PecoError as error:
-        _say(f"error: {name}: {_without(name, error)}")
+    if isinstance(error, PecoError):
+        _print_error(f"error: {name}: {text}")
         return EXIT_ERROR
-    except Exception as error:
-        if stop.first:  # a rank whose peers have left fails in whatever it does with them
-            raise KeyboardInterrupt from None
-        if cause := _fixable(error):
-            _say(f"error: {name}: {cause}")
-            return EXIT_ERROR
-        if _lost_peer(error):
-            # The launcher is about to end this process for the one that was lost, and should learn of that one's end first.
-            time.sleep(LOST_PEER_SECONDS)
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _without(name: str, error: PecoError) -> str:
-    """The message without the stage's name, which a training has that is the stage's only one."""
-    return str(error).removeprefix(f"{name}: ")
+    if cause := _fixable(error):
+        _print_error(f"error: {name}: {cause}")
+        return EXIT_ERROR
+    if _lost_peer(error):
+        # The launcher is about to end this process because of the one that was lost, and should see that one's end first.
+        time.sleep(LOST_PEER_SECONDS)
+    traceback.print_exception(error)
+    return 1
 
 
 def _lost_peer(error: Exception) -> bool:
@@ -212,13 +209,13 @@ def _fixable(error: Exception) -> str | None:
     # Torch raises this wherever the main thread happens to be when it learns of the loader process's end.
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return (
-            "a loader process was killed, most often for want of memory: free memory (/dev/shm too) or lower PECO_WORKERS, "
-            "and run again"
+            "a loader process was killed, most often because it ran out of memory: free memory (/dev/shm too) or lower "
+            "PECO_WORKERS, and run again"
         )
     return None
 
 
-def _say(line: str) -> None:
+def _print_error(line: str) -> None:
     print(line, file=sys.stderr)
 
 

@@ -29,10 +29,10 @@ from peco.probes import knn
 from peco.probes.features import extract
 from peco.probes.labelled import labelled_splits
 from peco.runtime import paths
-from peco.runtime.fit import fit, publish_metrics, seed_everything
 from peco.runtime.stage import Skipped, StageRun, run_stage
+from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.training.distributed import Dist
-from peco.training.loop import Task
+from peco.training.loop import Task, train
 
 PARAMS = (
     "seed",
@@ -96,7 +96,7 @@ def vit_args(vit: config.Vit, image_size: int, pool: str = "token") -> dict[str,
 def main(run: StageRun) -> None:
     cfg, size = run.config.perceptual_net, run.config.loader.image_size
     dist = Dist.init()
-    train = open_shards(paths.SHARDS, "train")
+    images = open_shards(paths.SHARDS, "train")
     if cfg.source == "timm":
         if dist.rank == 0:
             seed_everything(run.config.seed)  # for `pretrained: false`
@@ -123,10 +123,9 @@ def main(run: StageRun) -> None:
     task = MocoTask(moco)
     make = TwoViews(run.config.seed, cfg.moco.view, crop)
     work = run.work([paths.SHARDS], dist.share)
-    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
+    loader = train_loader(run, images, make, cfg.optim, dist)
+    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
-        if averaged is not None:
-            task.load_state_dict(averaged)
         encoder: Any = task.moco.encoder
         encoder.set_input_size((size, size))  # resamples the position embedding
         publish(encoder, vit_args(cfg.vit, size, cfg.moco.pool), "MoCo v3")

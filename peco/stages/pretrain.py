@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peco.core import artifacts, config, schema, workfiles
+from peco.core import config, schema, workfiles
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields
@@ -22,12 +22,12 @@ from peco.mim import io
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
 from peco.runtime import paths
-from peco.runtime.fit import fit, publish_metrics, seed_everything
 from peco.runtime.stage import StageRun, run_stage
+from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.tokenizer import io as tokenizer_io
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
-from peco.training.loop import Task
+from peco.training.loop import Frozen, Task, train
 
 PARAMS = ("seed", "loader", "tokens", "pretrain")
 
@@ -65,7 +65,7 @@ class TokenTask(Task):
     def __init__(self, model: MaskedImageModel, tokenizer: PerceptualTokenizer | None) -> None:
         super().__init__()
         self.model = model
-        self._tokenizer = (tokenizer,)  # in a tuple, so that it is no submodule
+        self._tokenizer = Frozen(tokenizer)
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         mask_BL = batch["mask"]
@@ -74,7 +74,7 @@ class TokenTask(Task):
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
         """The token of every patch, int64 (B, L): the stored ones, or those of the view, in fp32 as the stored ones are."""
-        (tokenizer,) = self._tokenizer
+        tokenizer = self._tokenizer.value
         if tokenizer is None:
             return batch["tokens"]
         x_BCHW = batch["image_tokenizer"]
@@ -97,8 +97,8 @@ class PixelTask(Task):
 def main(run: StageRun) -> None:
     cfg, seed, size = run.config.pretrain, run.config.seed, run.config.loader.image_size
     dist = Dist.init()
-    train = open_shards(paths.SHARDS, "train")
-    store = TokenStore(paths.TOKENS, train)
+    images = open_shards(paths.SHARDS, "train")
+    store = TokenStore(paths.TOKENS, images)
     grid = size // cfg.vit.patch_size
     if store.grid != grid:
         raise PecoError(
@@ -112,16 +112,15 @@ def main(run: StageRun) -> None:
     if cfg.target == "pixels":
         task = PixelTask(MaskedImageModel(backbone, 3 * cfg.vit.patch_size**2), cfg.vit.patch_size)
     else:
-        tokenizer_size = int(artifacts.section(paths.TOKENIZER, tokenizer_io.KIND)["image_size"])
+        tokenizer_size = tokenizer_io.image_size(paths.TOKENIZER)
         tokenizer = None if store.views else tokenizer_io.load(paths.TOKENIZER).to(dist.device)
         task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
     task.to(dist.device)
     make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     work = run.work([paths.SHARDS, paths.TOKENIZER, paths.TOKENS], dist.share)
-    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
+    loader = train_loader(run, images, make, cfg.optim, dist)
+    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
-        if averaged is not None:
-            task.load_state_dict(averaged)
         extra = {"masking": schema.to_dict(cfg.masking)}
         io.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
         summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}

@@ -15,7 +15,7 @@ import numpy as np
 
 from peco.core import config, device, schema
 from peco.core.image_metrics import psnr
-from peco.core.publishing import publish
+from peco.core.publishing import write_file
 from peco.data import views
 from peco.data.shards import ShardSet, load_index, open_shards
 from peco.report import figures, page, transfer
@@ -61,13 +61,7 @@ def main(run: StageRun) -> None:
         **pictures(cfg, metrics, open_shards(paths.SHARDS, split)),
         **perceptual_net(cfg, metrics),
     )
-    paths.REPORT.parent.mkdir(parents=True, exist_ok=True)
-    part = paths.REPORT.with_name(f".{paths.REPORT.name}.tmp")
-    try:
-        part.write_text(html, encoding="utf-8", newline="\n")
-        publish(part, paths.REPORT)
-    finally:
-        part.unlink(missing_ok=True)
+    write_file(paths.REPORT, html)
 
 
 def version(package: str) -> str:

@@ -14,19 +14,19 @@ from peco.core import artifacts, config, workfiles
 from peco.core.image_metrics import psnr
 from peco.data.loader import scan
 from peco.data.samples import CenterView, RandomView
-from peco.data.shards import load_index, open_shards
+from peco.data.shards import open_evaluation_split, open_shards
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
-from peco.runtime.fit import fit, publish_metrics, seed_everything
 from peco.runtime.stage import StageRun, run_stage
+from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.tokenizer import io
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
-from peco.training.loop import Task
+from peco.training.loop import Frozen, Task, train
 
 PARAMS = ("seed", "loader", "perceptual_net.blocks", "tokenizer")
 SCAN_BATCH = 64
@@ -53,18 +53,17 @@ class ReconstructionTask(CodebookTask):
 
     def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss, adversarial: config.Adversarial) -> None:
         super().__init__(tokenizer)
-        self._loss = (loss,)  # in a tuple, so that its frozen network is no part of the checkpoint
+        self._loss = Frozen(loss)  # it holds the perceptual network
         self.adversarial = adversarial
         self.discriminator = PatchDiscriminator(adversarial) if adversarial.weight else None
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         reconstruction, quantized = self.tokenizer(batch["image"])
-        (criterion,) = self._loss
-        loss, parts = criterion(reconstruction, batch["image"], quantized)
+        loss, parts = self._loss.value(reconstruction, batch["image"], quantized)
         if self.discriminator is not None:
             generator, discriminator = adversarial_losses(self.discriminator, reconstruction, batch["image"])
-            heard = step >= self.adversarial.start * total
-            loss = loss + discriminator + (self.adversarial.weight * generator if heard else 0)
+            generator_active = step >= self.adversarial.start * total
+            loss = loss + discriminator + (self.adversarial.weight * generator if generator_active else 0)
             parts |= {"generator": generator.detach(), "discriminator": discriminator.detach()}
         return loss, parts
 
@@ -77,14 +76,14 @@ class DistillationTask(CodebookTask):
     ) -> None:
         super().__init__(tokenizer)
         self.feature_decoder = decoder
-        self._losses = (distillation, loss)  # in a tuple, as above
+        self._distillation = Frozen(distillation)  # it holds the teacher
+        self._loss = loss
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         x_BCHW = batch["image"]
         reconstruction, quantized = self.tokenizer(x_BCHW, detach=True)
-        distillation, criterion = self._losses
-        distance = distillation(self.feature_decoder(quantized.z_q_BDhw), x_BCHW)
-        loss, parts = criterion(reconstruction, x_BCHW, quantized)
+        distance = self._distillation.value(self.feature_decoder(quantized.z_q_BDhw), x_BCHW)
+        loss, parts = self._loss(reconstruction, x_BCHW, quantized)
         return loss + distance, {**parts, "distillation": distance.detach()}
 
 
@@ -101,7 +100,7 @@ def build_task(cfg: config.Tokenizer, tokenizer: PerceptualTokenizer, distance: 
 def main(run: StageRun) -> None:
     cfg, seed = run.config.tokenizer, run.config.seed
     dist = Dist.init()
-    train = open_shards(paths.SHARDS, "train")
+    images = open_shards(paths.SHARDS, "train")
     seed_everything(seed)
     tokenizer = PerceptualTokenizer(
         cfg.autoencoder,
@@ -116,10 +115,9 @@ def main(run: StageRun) -> None:
     task = build_task(cfg, tokenizer, distance.to(dist.device))
     make = RandomView(seed, cfg.view, cfg.image_size)
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET], dist.share)
-    averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work)
+    loader = train_loader(run, images, make, cfg.optim, dist)
+    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
-        if averaged is not None:
-            task.load_state_dict(averaged)
         io.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
         summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
         publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
@@ -131,7 +129,7 @@ def score(
     tokenizer: PerceptualTokenizer, distance: PerceptualDistance, size: int, device: torch.device, workers: int
 ) -> dict[str, float]:
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
-    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
+    split = open_evaluation_split(paths.SHARDS)
     count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
     for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:

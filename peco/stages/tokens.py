@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from peco.core import artifacts, config, workfiles
-from peco.core.publishing import staging
+from peco.core import config, workfiles
+from peco.core.publishing import replacing, staging
 from peco.data import views
 from peco.data.loader import Fields, scan
 from peco.data.order import VIEW, sample_rng
@@ -59,7 +59,7 @@ def main(run: StageRun) -> None:
     dist = Dist.init()
     train = open_shards(paths.SHARDS, "train")
     tokenizer = io.load(paths.TOKENIZER).to(dist.device)
-    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
+    size = io.image_size(paths.TOKENIZER)
     count = run.config.tokens.views
     codes, grid = tokenizer.quantizer.codes, size // tokenizer.factor
     work = run.work([paths.SHARDS, paths.TOKENIZER], dist.share)
@@ -121,10 +121,8 @@ def write_shard(
         entries["view"] = batch["numbers"].cpu().numpy().view(views.VIEW_DTYPE)[..., 0]
         entries["tokens"] = tokens_Bhw.cpu().numpy().reshape(*entries.shape, -1)
         parts.append(entries)
-    part = target.with_suffix(".part")
-    with part.open("wb") as stream:
+    with replacing(target) as part, part.open("wb") as stream:
         np.save(stream, np.concatenate(parts))
-    part.replace(target)
 
 
 def code_usage(store: TokenStore) -> dict[str, float]:

@@ -35,6 +35,15 @@ def save(
     artifacts.save(directory, tokenizer.state_dict(), {"peco": {**(extra or {}), "kind": KIND, **built}})
 
 
+def image_size(directory: str | Path) -> int:
+    """Side in pixels of the images that a tokenizer was trained on.
+
+    Raises:
+        PecoError: the folder is missing, damaged or of another kind.
+    """
+    return int(artifacts.section(directory, KIND)["image_size"])
+
+
 def load(directory: str | Path) -> PerceptualTokenizer:
     """Read a tokenizer, in eval mode.
 

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from peco.core.environment import CHECKPOINT_SECONDS, CHECKPOINT_STEPS
 from peco.core.errors import PecoError
+from peco.core.publishing import replacing
 
-PAUSE = 50  # so that writing takes no more than two percent of the time
+MIN_INTERVAL_RATIO = (
+    50  # between checkpoints, over the time to write one: so writing takes two percent of the time at most
+)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -33,22 +36,18 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         PecoError: the disk is full, or the file grows over a limit. The previous checkpoint is untouched.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
+        # closed before the rename, durable after it
+        with replacing(path) as part, part.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
     except (OSError, RuntimeError) as error:
         if _is_full(error):
             raise PecoError(
                 f"disk full at {path.parent}: free space and run again; the last checkpoint is kept"
             ) from None
         raise
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -116,10 +115,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     module.load_state_dict(state)
 
 
-class Rhythm:
+class CheckpointSchedule:
     """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS, and every PECO_CHECKPOINT_STEPS steps where that is set.
 
-    Unless they are given, the seconds are 120, and at least `PAUSE` times what it took to write the last one, since all ranks wait.
+    Unless they are given, the seconds are 120, and at least `MIN_INTERVAL_RATIO` times what it took to write the last one, since all ranks wait.
 
     Raises:
         PecoError: one of them isn't a number of at least 0.
@@ -127,14 +126,16 @@ class Rhythm:
 
     def __init__(self) -> None:
         self._seconds = CHECKPOINT_SECONDS.number()
-        self._pause = 0.0 if CHECKPOINT_SECONDS.is_set() else PAUSE
+        self._min_ratio = 0.0 if CHECKPOINT_SECONDS.is_set() else MIN_INTERVAL_RATIO
         self._took = 0.0
         self._steps = CHECKPOINT_STEPS.number() or math.inf
         self._saved = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Whether to write one after `step` steps."""
-        return step % self._steps == 0 or time.monotonic() - self._saved >= max(self._seconds, self._pause * self._took)
+        return step % self._steps == 0 or time.monotonic() - self._saved >= max(
+            self._seconds, self._min_ratio * self._took
+        )
 
     def saved(self, seconds: float) -> None:
         """One was written just now, which took so long."""

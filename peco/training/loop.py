@@ -13,9 +13,9 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from peco.training.optim import Ema, lr_at, param_groups
 from peco.training.progress import Progress
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 POINTS = 200  # of a curve, at most
 
 
@@ -69,35 +70,42 @@ class Task(nn.Module):
         return param_groups(self, optim)
 
 
-def train(
-    task: Task,
-    loader_batches: Callable[[int, int], Iterator[Batch]],
-    *,
-    name: str,
-    samples: int,
-    optim: Optim,
-    seed: int,
-    dist: Dist,
-    work: Path,
-    logs: MetricLog,
-) -> dict[str, Tensor] | None:
+class Frozen(Generic[T]):
+    """Holds what a task uses and doesn't train, outside its state dict, parameters and moves between devices."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class Loader(Protocol):
+    """Training data; `peco.data.loader.TrainLoader` is one."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in an epoch."""
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
+        """This rank's part of the batches of the steps [start_step, stop_step), on its device."""
+
+
+def train(task: Task, loader: Loader, *, name: str, optim: Optim, seed: int, dist: Dist, work: Path) -> MetricLog:
     """Train `task` in place, from the checkpoint in `work` where there is one.
 
-    A checkpoint is written when `checkpoint.Rhythm` says so, when SIGTERM or SIGINT asks to stop, and after the last step.
+    A checkpoint is written when `CheckpointSchedule` says so, when SIGTERM or SIGINT asks to stop, and after the last step. With
+    `optim.ema` the task has the averaged parameters at the end.
 
     Args:
         task: moved to `dist.device` and set to training mode.
-        loader_batches: (start, stop) to this rank's batches of the steps [start, stop), on `dist.device`.
-        name: of the stage, for people.
-        samples: samples in an epoch.
+        loader: the data.
+        name: of the training, in messages and metrics.
         optim: recipe; `batch_size` is that of all ranks together.
         seed: of the random numbers drawn in a step.
         dist: this process.
-        work: folder of the checkpoint, which all ranks must see.
-        logs: gets loss, gradient norm, learning rate and the task's scalars as means over windows of steps, and the epoch metrics.
+        work: folder of checkpoint and curves, which all ranks must see.
 
     Returns:
-        State dict for `task` with averaged parameters, or None where `optim.ema` is None.
+        Its log: loss, gradient norm, learning rate and the task's scalars as means over windows of steps, and the epoch metrics.
+        To be published, and closed.
 
     Raises:
         PecoError: the batch doesn't divide, the checkpoint is of another model, the disk is full, or the training diverged.
@@ -108,14 +116,18 @@ def train(
             f"optim.batch_size: {optim.batch_size} is not allowed; expected a multiple of "
             f"{dist.world} processes x {optim.accumulate} accumulated parts (optim.accumulate)"
         )
-    run = _Run(task, name, samples, optim, seed, dist, work / "checkpoint.pt", logs)
+    work.mkdir(parents=True, exist_ok=True)
+    logs = MetricLog(name, work / "metrics", dist)
+    run = _Run(task, name, loader.samples, optim, seed, dist, work / "checkpoint.pt", logs)
     run.resume()
     asked = (signal.SIGTERM, signal.SIGINT)
     with StopSignals(signals=asked, even_ignored=asked) as stop:
-        run.loop(loader_batches, stop)
+        run.loop(loader, stop)
         if stop.first is not None:  # after the last step asked the ranks
             raise Interrupted(f"{name}: stopped after the last step; run it again to go on from here")
-    return run.ema.averaged(task) if run.ema else None
+    if run.ema:
+        task.load_state_dict(run.ema.averaged(task))
+    return logs
 
 
 class _Run:
@@ -129,7 +141,7 @@ class _Run:
         self.total = optim.steps(samples)
         self.warmup = round(optim.warmup_epochs * samples / optim.batch_size)
         self.window = -(-self.total // POINTS)
-        self.rhythm = checkpoint.Rhythm()
+        self.schedule = checkpoint.CheckpointSchedule()
         task.to(dist.device).train()
         self.optimizer = torch.optim.AdamW(
             task.param_groups(optim), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
@@ -174,10 +186,10 @@ class _Run:
                 "restarts": self.restarts,
             }
             checkpoint.save(self.path, state)
-        self.rhythm.saved(time.monotonic() - began)
+        self.schedule.saved(time.monotonic() - began)
         self.logs.exporter.saved()
 
-    def loop(self, loader_batches: Callable[[int, int], Iterator[Batch]], stop: StopSignals) -> None:
+    def loop(self, loader: Loader, stop: StopSignals) -> None:
         dist, total = self.dist, self.total
         model = self._model()
         progress = Progress(
@@ -186,7 +198,7 @@ class _Run:
         self.logs.exporter.set(
             {"restarts": self.restarts, "steps_done": self.step, "steps_planned": total, "nonfinite_steps": 0}
         )
-        batches = loader_batches(self.step, total)
+        batches = loader.batches(self.step, total)
         try:
             while self.step < total:
                 began = time.monotonic()
@@ -220,7 +232,7 @@ class _Run:
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
         # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
-        due = self.dist.rank == 0 and self.rhythm.due(step + 1)  # rank 0 is the one that knows how long saving takes
+        due = self.dist.rank == 0 and self.schedule.due(step + 1)  # rank 0 is the one that knows how long saving takes
         wishes = torch.tensor([stop.first is not None, due], dtype=torch.float64).to(self.dist.device)
         shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)

@@ -14,7 +14,7 @@ from typing import Any
 from peco.core import schema
 from peco.core.config import Config
 from peco.core.errors import PecoError
-from pipelines.params import compose_params
+from pipelines.workflow.compose import compose_params
 
 
 @dataclass(frozen=True)

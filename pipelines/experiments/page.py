@@ -5,7 +5,6 @@ Neither holds times, hosts or paths: the same results give the same bytes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from markupsafe import Markup
 
 from peco.core.config import Config
 from peco.core.errors import PecoError
+from peco.core.publishing import write_file
 from peco.report.template import STYLE
 from pipelines.experiments import tables
 from pipelines.experiments.dot_plot import dot_plot
@@ -127,11 +127,9 @@ def write(comparison: Comparison, stem: Path) -> list[Path]:
     """
     written = []
     for suffix, text in ((".md", markdown(comparison)), (".html", html(comparison))):
-        path, part = stem.with_name(stem.name + suffix), stem.with_name(stem.name + suffix + ".part")
+        path = stem.with_name(stem.name + suffix)
         try:
-            path.parent.mkdir(exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            write_file(path, text)
         except OSError as error:
             raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
         written.append(path)

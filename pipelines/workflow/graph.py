@@ -36,9 +36,9 @@ class Stage:
     deps: tuple[str, ...]
     params: tuple[str, ...]  # keys of params.yaml
     outs: tuple[str, ...]  # metrics and plots too
-    kind: str  # of resources in params.yaml that `meta` names; empty for none
     meta: Mapping[str, Any]  # resources by name
-    generated: bool  # one of a foreach
+    kind: str = ""  # of resources in params.yaml, if `meta` names one
+    generated: bool = False  # one of a foreach
 
     @property
     def distributed(self) -> bool:

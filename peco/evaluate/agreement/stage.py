@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from peco.core import artifacts, device, workfiles
 from peco.core.publishing import staging
-from peco.data.shards import load_index, open_shards
+from peco.data.shards import open_evaluation_split
 from peco.evaluate.agreement import scores as agreement
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC
 from peco.evaluate.agreement.triplets import PAIRS, Matched, TwoAfc, generated
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import io
 
 PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
@@ -42,7 +42,7 @@ RIGHT, WRONG, LINES = "#1a7f37", "#c4432b", "#8c959f"
 def main(run: StageRun) -> None:
     require_task(run, "agreement")
     cfg = run.config.evaluate.agreement
-    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
+    size = io.image_size(paths.TOKENIZER)
     where = device.choose()
     net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(where)
@@ -51,7 +51,7 @@ def main(run: StageRun) -> None:
 
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET, paths.TOKENIZER])
     items = TwoAfc(Path(cfg.path), work) if cfg.source == "bapps" else None  # opened first, to tell its faults at once
-    split = open_shards(paths.SHARDS, "val" if "val" in load_index(paths.SHARDS)["splits"] else "train")
+    split = open_evaluation_split(paths.SHARDS)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     with staging(PICTURES) as folder:
         for number, triplets in enumerate(generated(split, size, cfg.references, run.workers)):

@@ -55,6 +55,7 @@ class IndexLoader:
         if batch_size % world:
             raise PecoError(f"optim.batch_size: {batch_size} is not allowed; expected a multiple of {world} processes")
         self._order = GlobalOrder((count,), lanes=1, buffer=count, seed=seed)
+        self.samples = count
         self._make, self._workers, self._device = make, workers, device
         self._batch_size, self._rank, self._world = batch_size, rank, world
 

@@ -23,15 +23,15 @@ from peco.core.image_metrics import psnr
 from peco.core.publishing import staging
 from peco.data.loader import scan
 from peco.data.samples import CenterView
-from peco.data.shards import ShardSet, load_index, open_shards
+from peco.data.shards import ShardSet, open_evaluation_split, open_shards
 from peco.evaluate.codebook import measures as codebook
 from peco.evaluate.codebook.frechet import frechet_distance
 from peco.perceptual.features import FeatureNet
 from peco.probes import linear
 from peco.probes.labelled import labelled_splits
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import Skipped, StageRun, require_task, run_stage
+from peco.runtime.evaluation import require_task, write_details
+from peco.runtime.stage import Skipped, StageRun, run_stage
 from peco.tokenizer import io
 from peco.tokenizer.quantizer import usage_and_perplexity
 
@@ -89,7 +89,7 @@ def main(run: StageRun) -> None:
     cfg, seed, where = run.config.evaluate, run.config.seed, device.choose()
     tokenizer = io.load(paths.TOKENIZER).to(where)
     codes = tokenizer.quantizer.codes
-    size = int(artifacts.section(paths.TOKENIZER, io.KIND)["image_size"])
+    size = io.image_size(paths.TOKENIZER)
     train, val = (
         Images(split, min(cfg.codebook.images, len(split)), size, run.workers, where) for split in train_and_scored()
     )
@@ -121,7 +121,7 @@ def main(run: StageRun) -> None:
 def train_and_scored() -> tuple[ShardSet, ShardSet]:
     """Train, and val or, where there is none, train again."""
     train = open_shards(paths.SHARDS, "train")
-    return train, open_shards(paths.SHARDS, "val") if "val" in load_index(paths.SHARDS)["splits"] else train
+    return train, open_evaluation_split(paths.SHARDS)
 
 
 def some_patches(images: Images, factor: int, codes: int, seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import nn
 
 from peco.core import workfiles
 from peco.core.publishing import staging
-from peco.evaluate.annotated.fit import fit_indexed
+from peco.evaluate.annotated.loader import IndexLoader
 from peco.evaluate.annotated.sets import DetectionSet
 from peco.evaluate.detection import coco_eval
 from peco.evaluate.detection import pictures as detection_pictures
@@ -24,9 +24,10 @@ from peco.evaluate.detection.data import open_splits
 from peco.evaluate.detection.letterbox import DetectionView
 from peco.evaluate.detection.model import DetectionTask, build_detector, detect
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import STARTS, require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
+from peco.training.loop import train
 
 PARAMS = ("seed", "evaluate.tasks.detection", "evaluate.detection")
 PICTURES = paths.METRICS / "pictures" / "detection"
@@ -39,39 +40,38 @@ def main(run: StageRun) -> None:
     require_task(run, "detection")
     cfg, seed = run.config.evaluate.detection, run.config.seed
     dist = Dist.init()
-    train, val = open_splits(cfg)
-    make = DetectionView(train, seed, cfg.image_size, JITTER)
+    train_split, val = open_splits(cfg)
+    make = DetectionView(train_split, seed, cfg.image_size, JITTER)
     shown = [k * len(val) // min(SHOWN, len(val)) for k in range(min(SHOWN, len(val)))]
     pictures: dict[str, list[Image.Image]] = {
         "truth": [detection_pictures.draw(val.image(i), val.objects(i), val.classes) for i in shown]
     }
-    metrics: dict[str, Any] = {"train_images": len(train), "images": len(val), "masks": val.has_masks}
-    if left_out := train.skipped + val.skipped:
+    metrics: dict[str, Any] = {"train_images": len(train_split), "images": len(val), "masks": val.has_masks}
+    if left_out := train_split.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
     details: dict[str, Any] = {}
     work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
-    for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
+    loader = IndexLoader(
+        len(train_split), make, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
+        workers=run.workers, device=dist.device,
+    )  # fmt: skip
+    for start in STARTS:
         model = build_detector(
-            paths.BACKBONE, len(train.classes), cfg, masks=train.has_masks, pretrained=pretrained, seed=seed
+            paths.BACKBONE,
+            len(train_split.classes),
+            cfg,
+            masks=train_split.has_masks,
+            pretrained=start.pretrained,
+            seed=seed,
         )
         task = DetectionTask(model)
-        averaged, logs = fit_indexed(
-            run,
-            task,
-            len(train),
-            make,
-            cfg.optim,
-            dist=dist,
-            work=work,
-            name=f"detection_{name}",
-        )
-        if averaged is not None:
-            task.load_state_dict(averaged)
+        name = f"detection_{start.name}"
+        logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
         scores = evaluate(model, val, cfg.image_size, dist)
         for score, value in scores.items():
-            (details if score.endswith("_per_class") else metrics)[f"{prefix}{score}"] = value
+            (details if score.endswith("_per_class") else metrics)[f"{start.prefix}{score}"] = value
         if dist.rank == 0:
-            pictures[name] = [_picture(model, val, i, cfg.image_size) for i in shown]
+            pictures[start.name] = [_picture(model, val, i, cfg.image_size) for i in shown]
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:

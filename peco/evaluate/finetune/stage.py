@@ -18,10 +18,11 @@ from peco.data.shards import Sample
 from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate, policy
 from peco.probes.labelled import labelled_splits
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.fit import fit
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import STARTS, require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
+from peco.runtime.training import train_loader
 from peco.training.distributed import Dist
+from peco.training.loop import train
 
 PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
 PICTURES = paths.PICTURES / "finetune"
@@ -47,20 +48,20 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.evaluate.finetune, run.config.seed
     dist = Dist.init()
     require_pairs(cfg, dist.world)
-    train, val = labelled_splits()
-    size = int(artifacts.describe(paths.BACKBONE)["pretrained_cfg"]["input_size"][1])
+    train_split, val = labelled_splits()
+    size = artifacts.input_size(paths.BACKBONE)
     make = AugmentedView(seed, size, cfg)
     if cfg.rand_augment is not None:
         policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # by class
     work = run.work([paths.SHARDS, paths.BACKBONE], dist.share)
-    for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
-        model = build_classifier(paths.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
-        task = FinetuneTask(model, len(train.classes), cfg)
-        averaged, logs = fit(run, task, train, make, cfg.optim, dist=dist, work=work, name=f"finetune_{name}")
-        if averaged is not None:
-            task.load_state_dict(averaged)
+    loader = train_loader(run, train_split, make, cfg.optim, dist)
+    for start in STARTS:
+        model = build_classifier(paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed)
+        task = FinetuneTask(model, len(train_split.classes), cfg)
+        name = f"finetune_{start.name}"
+        logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
         batches = scan(
             val,
             CenterView(size),
@@ -70,8 +71,8 @@ def main(run: StageRun) -> None:
             workers=run.workers,
             device=dist.device,
         )
-        metrics[f"{prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
-        details[f"{prefix}accuracy"] = dict(zip(train.classes, by_class, strict=True))
+        metrics[f"{start.prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
+        details[f"{start.prefix}accuracy"] = dict(zip(train_split.classes, by_class, strict=True))
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:

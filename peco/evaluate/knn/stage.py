@@ -10,8 +10,8 @@ from peco.probes import knn
 from peco.probes.inputs import backbones, features
 from peco.probes.labelled import labelled_splits
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.knn", "evaluate.knn")
 PICTURES = paths.PICTURES / "knn"

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from peco.core import device
+from peco.core import artifacts, device
 from peco.core.publishing import staging
 from peco.data.loader import scan
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.probes import linear
-from peco.probes.inputs import SCAN_BATCH, Features, backbone_size, backbones, features
+from peco.probes.inputs import SCAN_BATCH, Features, backbones, features
 from peco.probes.labelled import labelled_splits
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.linear", "evaluate.linear")
 PICTURES = paths.PICTURES / "linear"
@@ -49,7 +49,7 @@ def image_statistics(split: ShardSet, workers: int) -> Features:
     """Raw pixels and colour histogram of the evaluation views: what a representation has to beat."""
     found: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
     labels = []
-    for batch in scan(split, CenterView(backbone_size()), batch_size=SCAN_BATCH, workers=workers):
+    for batch in scan(split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers):
         pixels = batch["image"].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         found["pixels"].append(torch.as_tensor(linear.raw_pixels(pixels)))
         found["histogram"].append(torch.as_tensor(linear.colour_histogram(pixels)))

@@ -17,14 +17,15 @@ from peco.core.publishing import staging
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
 from peco.evaluate.annotated import scenes as annotated_scenes
-from peco.evaluate.annotated.fit import fit_indexed
+from peco.evaluate.annotated.loader import IndexLoader
 from peco.evaluate.annotated.sets import SegmentationSet
 from peco.evaluate.segmentation import data as segmentation_data
 from peco.evaluate.segmentation import model as segmentation
 from peco.runtime import paths
-from peco.runtime.details import write_details
-from peco.runtime.stage import StageRun, require_task, run_stage
+from peco.runtime.evaluation import STARTS, require_task, write_details
+from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
+from peco.training.loop import train
 
 PARAMS = ("seed", "evaluate.tasks.segmentation", "evaluate.segmentation")
 PICTURES = paths.METRICS / "pictures" / "segmentation"
@@ -53,38 +54,34 @@ def main(run: StageRun) -> None:
     require_task(run, "segmentation")
     cfg, seed = run.config.evaluate.segmentation, run.config.seed
     dist = Dist.init()
-    train, val = open_splits(cfg)
-    make = AnnotatedCrop(train, seed, cfg.image_size, cfg.scale)
+    train_split, val = open_splits(cfg)
+    make = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
     shown = [k * len(val) // min(SHOWN, len(val)) for k in range(min(SHOWN, len(val)))]
     images = [val.image(i) for i in shown]
     pictures = {"image": [np.asarray(image) for image in images]}
     pictures["truth"] = [segmentation.colours(val.mask(i)) for i in shown]
-    metrics: dict[str, Any] = {"train_images": len(train), "images": len(val)}
-    if left_out := train.skipped + val.skipped:
+    metrics: dict[str, Any] = {"train_images": len(train_split), "images": len(val)}
+    if left_out := train_split.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
     details: dict[str, Any] = {}
     work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
-    for prefix, name, pretrained in (("", "pretrained", True), ("random_", "random", False)):
-        model = segmentation.build(paths.BACKBONE, len(train.classes), cfg, pretrained=pretrained, seed=seed)
-        task = segmentation.SegmentationTask(model)
-        averaged, logs = fit_indexed(
-            run,
-            task,
-            len(train),
-            make,
-            cfg.optim,
-            dist=dist,
-            work=work,
-            name=f"segmentation_{name}",
+    loader = IndexLoader(
+        len(train_split), make, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
+        workers=run.workers, device=dist.device,
+    )  # fmt: skip
+    for start in STARTS:
+        model = segmentation.build(
+            paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed
         )
-        if averaged is not None:
-            task.load_state_dict(averaged)
+        task = segmentation.SegmentationTask(model)
+        name = f"segmentation_{start.name}"
+        logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
         matrix = segmentation.evaluate(model, val, dist.rank, dist.world, dist.all_reduce_sum)
         scores = segmentation.scores(matrix, val.classes)
-        details[f"{prefix}iou"] = scores.pop("iou")
-        metrics |= {f"{prefix}{score}": value for score, value in scores.items()}
+        details[f"{start.prefix}iou"] = scores.pop("iou")
+        metrics |= {f"{start.prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
-            pictures[name] = [segmentation.colours(mask) for mask in segmentation.predict(model, images)]
+            pictures[start.name] = [segmentation.colours(mask) for mask in segmentation.predict(model, images)]
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:

@@ -1,0 +1,96 @@
+"""Composing params.yaml from the Hydra groups in `peco/conf`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from peco.core import config, schema
+from peco.core.errors import PecoError
+from peco.core.params import parse_params
+from peco.core.publishing import write_file
+
+PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
+PARAMS = Path("params.yaml")
+HEADER = """\
+# Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
+# choose another preset, data set or group with `make params`. docs/parameters.md says what each value means.
+"""
+# Of the presets; for these there is no need to import timm, which takes seconds.
+KNOWN = ("beit_base_patch16_224", "beit_large_patch16_224", "vit_base_patch16_224", "vit_small_patch16_224")
+
+
+def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
+    """Compose and validate.
+
+    Raises:
+        PecoError: an unknown preset, group or key, or a value that is not allowed.
+    """
+    if preset not in PRESETS:
+        raise PecoError(f"preset: {preset!r} is not allowed; expected one of {', '.join(PRESETS)}")
+    try:
+        with initialize_config_module("peco.conf", version_base="1.3"):
+            composed = compose("config", overrides=[f"preset={preset}", *overrides])
+        raw: Any = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PecoError(f"can't compose {' '.join(overrides) or preset}: {str(error).splitlines()[0]}") from None
+    order = list(schema.to_dict(parse_params(raw)))
+    return {name: raw[name] for name in order}
+
+
+def render(values: dict[str, Any]) -> str:
+    """The text of params.yaml."""
+    body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
+    return HEADER.format(preset=values["preset"]) + body
+
+
+def write(values: dict[str, Any], path: Path = PARAMS) -> None:
+    """Write the file in one step: a reader finds the old one or the new one.
+
+    Raises:
+        PecoError: it can't be written; the old one is unchanged.
+    """
+    try:
+        write_file(path, render(values))
+    except OSError as error:
+        raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
+
+
+def current_params(path: Path = PARAMS) -> dict[str, Any]:
+    """The present params.yaml, unchecked, since an older version may have written it; empty where there is none.
+
+    Raises:
+        PecoError: it can't be read.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it anew")
+    return found
+
+
+def check_architectures(parameters: config.Config) -> None:
+    """Refuse architectures that timm doesn't know now, and not in the stage that builds them, hours later.
+
+    Raises:
+        PecoError: there is one.
+    """
+    used = {"pretrain.vit.arch": parameters.pretrain.vit.arch}
+    if parameters.perceptual_net.source == "train":
+        used["perceptual_net.vit.arch"] = parameters.perceptual_net.vit.arch
+    for key, arch in used.items():
+        if arch not in KNOWN:
+            import timm
+
+            if not timm.is_model(arch):
+                raise PecoError(f"{key}: {arch!r} is not allowed; timm knows no such model")
