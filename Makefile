@@ -13,7 +13,7 @@ NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test test-extended lint compare ablation deps pipeline-compile pipeline-local pipeline-submit k8s-check
+.PHONY: help setup params repro test test-extended lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,11 +48,8 @@ test-extended: setup ## what needs Prometheus: installs Debian's package `promet
 	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
 	@python -m pytest tests/extended
 
-lint: setup ## ruff, mypy, and code dependencies in dvc.yaml
-	@ruff check . && ruff format --check peco pipelines tests benchmarks && mypy && python -m pipelines.closure --check
-
-deps: setup ## bring the code dependencies in dvc.yaml up to date with the imports
-	@python -m pipelines.closure --write
+lint: setup ## ruff, mypy and the import contracts
+	@ruff check . && ruff format --check peco pipelines k8s tests benchmarks && mypy && lint-imports
 
 pipeline-compile: setup ## the graph as a Kubeflow pipeline: OUT=pipeline.yaml; REV and SET as for pipeline-submit
 	@python -m pipelines.submit compile $(if $(OUT),--out '$(OUT)') $(if $(REV),--rev '$(REV)') $(if $(SET),--set $(SET))

@@ -28,7 +28,7 @@ from peco.evaluate.agreement.triplets import PAIRS, Matched, generate
 from peco.perceptual.features import FeatureNet
 from peco.sources.archives import is_hidden, open_archive
 from peco.sources.base import IMAGE_EXTENSIONS, extension, hashed
-from peco.tokenizer import io
+from peco.tokenizer import storage
 
 Scores = dict[str, np.ndarray]  # (R, P) by method
 
@@ -63,11 +63,11 @@ def load(folders: Mapping[str, Path]) -> tuple[dict[str, agreement.TokenDistance
     Raises:
         PecoError: a folder is wrong, or the sizes differ.
     """
-    sizes = {name: io.image_size(path) for name, path in folders.items()}
+    sizes = {name: storage.image_size(path) for name, path in folders.items()}
     if len(set(sizes.values())) > 1:
         raise PecoError(f"tokenizers of different image sizes can't answer the same questions: {sizes}")
     where = device.choose()
-    tokenizers = {name: agreement.TokenDistances(io.load(path).to(where)) for name, path in folders.items()}
+    tokenizers = {name: agreement.TokenDistances(storage.load(path).to(where)) for name, path in folders.items()}
     return tokenizers, next(iter(sizes.values()))
 
 

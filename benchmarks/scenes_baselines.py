@@ -126,9 +126,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     baselines: dict[str, Callable[[Split, Split], float]] = {
-        "colour histogram, linear probe": lambda t, v: probe(
-            lambda s: {"all": linear.colour_histogram(s.images)}, t, v
-        ),
+        "colour histogram, linear probe": lambda t, v: probe(lambda s: {"all": linear.color_histogram(s.images)}, t, v),
         "raw 16 x 16 pixels, linear probe": lambda t, v: probe(lambda s: {"all": linear.raw_pixels(s.images)}, t, v),
         "random backbone, linear probe": random_backbone,
         "small CNN, supervised": lambda t, v: supervised(t, v, args.passes),

@@ -15,7 +15,7 @@ def load_tokenizer(directory: str | Path) -> Any:
     Raises:
         peco.core.errors.PecoError: the folder is missing, damaged or of another kind.
     """
-    return importlib.import_module("peco.tokenizer.io").load(directory)
+    return importlib.import_module("peco.tokenizer.storage").load(directory)
 
 
 def load_backbone(directory: str | Path, **overrides: Any) -> Any:

@@ -98,11 +98,11 @@ def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, 
     Raises:
         PecoError: the folder is missing, damaged or no tokenizer's; the size does not divide into tokens.
     """
-    from peco.tokenizer import io
+    from peco.tokenizer import storage
 
-    tokenizer = io.load(folder)
+    tokenizer = storage.load(folder)
     if size is None:
-        size = io.image_size(folder)
+        size = storage.image_size(folder)
     if size < 1 or size % tokenizer.factor:
         raise PecoError(f"--size: {size} is not allowed; expected a multiple of {tokenizer.factor}")
     return tokenizer, size

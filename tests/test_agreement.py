@@ -32,7 +32,7 @@ from peco.runtime.stage import Skipped, StageRun
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
 
@@ -244,7 +244,7 @@ def test_summary_counts_what_there_is(references: int, seed: int) -> None:
 # --- the stage
 
 
-class Unlabelled:
+class Unlabeled:
     """Train only, no labels; one image is flat."""
 
     classes = ()
@@ -286,9 +286,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PECO_WORK", "PECO_WORKERS", "RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PECO_DEVICE", "cpu")
-    write_shards(Unlabelled(), paths.SHARDS, CFG.dataset, work=tmp_path / "work", workers=1)
+    write_shards(Unlabeled(), paths.SHARDS, CFG.dataset, work=tmp_path / "work", workers=1)
     cfg = CFG.tokenizer
-    tokenizer_io.save(paths.TOKENIZER, tokenizer(), cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
+    tokenizer_storage.save(paths.TOKENIZER, tokenizer(), cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
     torch.manual_seed(0)
     vit = CFG.perceptual_net.vit
     net = perceptual_net.build_vit(vit, SIZE, "avg")
@@ -354,15 +354,13 @@ def test_switched_off(here: Path) -> None:
 def test_the_picture_shows_the_choice(here: Path) -> None:
     triplets = generate(blobs(SIZE, 3), 0)
 
-    def colours(answer: float) -> set[tuple[int, int, int]]:
+    def colors(answer: float) -> set[tuple[int, int, int]]:
         row = np.full(len(PAIRS), answer)
         sheet = evaluate_agreement.picture(triplets, "shift_blur", {"pixels": row})
         below = sheet.crop((0, sheet.height - evaluate_agreement.LINE, sheet.width, sheet.height))
-        return {
-            colour for _, colour in below.getcolors(10_000) if len(set(colour)) == 3 and max(colour) - min(colour) > 90
-        }
+        return {color for _, color in below.getcolors(10_000) if len(set(color)) == 3 and max(color) - min(color) > 90}
 
-    right, wrong, tie = colours(1), colours(0), colours(0.5)
+    right, wrong, tie = colors(1), colors(0), colors(0.5)
     assert len(right) >= 1
     assert len(wrong) >= 1
     assert not right & wrong

@@ -14,9 +14,9 @@ import torch
 import peco
 from peco.core import artifacts, config, publishing
 from peco.core.errors import PecoError
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)
@@ -30,7 +30,7 @@ def make_backbone(directory: Path, layer_scale: float | None = 0.1, codes: int =
     for block in backbone.blocks:  # zero from the start, so that nothing would show whether they are loaded
         torch.nn.init.normal_(block.attn.relative_position_bias_table)
     model = MaskedImageModel(backbone, codes).eval()
-    mim_io.save(directory, model, arch=arch, model_args=model_args, extra={"image_size": 32})
+    mim_storage.save(directory, model, arch=arch, model_args=model_args, extra={"image_size": 32})
     return model
 
 
@@ -103,7 +103,7 @@ def test_any_timm_architecture_can_be_saved(tmp_path: Path) -> None:
 
 def test_backbone_with_its_prediction_head_comes_back(folder: Path) -> None:
     model = make_backbone(folder)
-    loaded = mim_io.load(folder)
+    loaded = mim_storage.load(folder)
     mask = torch.arange(32).reshape(2, 16) % 3 == 0
     x = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(loaded(x, mask), model(x, mask), rtol=0, atol=0)
@@ -113,7 +113,7 @@ def test_backbone_with_its_prediction_head_comes_back(folder: Path) -> None:
 def test_tokenizer_comes_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = PerceptualTokenizer(AUTOENCODER, QUANTIZER).eval()
-    tokenizer_io.save(tmp_path / "t", tokenizer, AUTOENCODER, QUANTIZER, extra={"image_size": 32})
+    tokenizer_storage.save(tmp_path / "t", tokenizer, AUTOENCODER, QUANTIZER, extra={"image_size": 32})
     loaded = peco.load_tokenizer(tmp_path / "t")
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(loaded.tokenize(x), tokenizer.tokenize(x))
@@ -172,7 +172,7 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_else(folder: Path) 
     make_backbone(folder, codes=8)
     assert sorted(digest(folder)) == ["config.json", "mim_head.safetensors", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["backbone"]
-    assert mim_io.load(folder).head.out_features == 8
+    assert mim_storage.load(folder).head.out_features == 8
 
 
 def test_a_failure_leaves_the_old_folder_whole(folder: Path) -> None:
@@ -260,7 +260,7 @@ def truncate(path: Path) -> None:
 def test_a_broken_folder_gives_one_line(folder: Path, damage: object, message: str) -> None:
     damage(folder)  # type: ignore[operator]
     with pytest.raises(PecoError, match=message) as caught:
-        mim_io.load(folder)
+        mim_storage.load(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -283,20 +283,20 @@ def test_missing_weights_are_refused_with_any_head(folder: Path, classes: int) -
 
 
 def test_a_tokenizer_of_another_shape_is_refused(tmp_path: Path) -> None:
-    tokenizer_io.save(tmp_path / "t", PerceptualTokenizer(AUTOENCODER, QUANTIZER), AUTOENCODER, QUANTIZER)
+    tokenizer_storage.save(tmp_path / "t", PerceptualTokenizer(AUTOENCODER, QUANTIZER), AUTOENCODER, QUANTIZER)
     described = artifacts.describe(tmp_path / "t")
     described["peco"]["quantizer"]["dim"] = 8
     (tmp_path / "t/config.json").write_text(json.dumps(described))
     with pytest.raises(PecoError, match=r"has shape .* the model needs"):
-        tokenizer_io.load(tmp_path / "t")
+        tokenizer_storage.load(tmp_path / "t")
     del described["peco"]["autoencoder"]["channels"]
     (tmp_path / "t/config.json").write_text(json.dumps(described))
     with pytest.raises(PecoError, match="not the parameters of a tokenizer"):
-        tokenizer_io.load(tmp_path / "t")
+        tokenizer_storage.load(tmp_path / "t")
 
 
 def test_the_wrong_kind_of_folder_is_named(folder: Path, tmp_path: Path) -> None:
-    tokenizer_io.save(tmp_path / "t", PerceptualTokenizer(AUTOENCODER, QUANTIZER), AUTOENCODER, QUANTIZER)
+    tokenizer_storage.save(tmp_path / "t", PerceptualTokenizer(AUTOENCODER, QUANTIZER), AUTOENCODER, QUANTIZER)
     with pytest.raises(PecoError, match="expected a model folder of kind 'tokenizer', found 'backbone'"):
         peco.load_tokenizer(folder)
     with pytest.raises(PecoError, match="not the folder of a timm model"):

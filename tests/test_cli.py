@@ -15,9 +15,9 @@ from PIL import Image
 import peco
 from peco import cli
 from peco.core.params import parse_params
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
 
@@ -32,10 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
-    tokenizer_io.save(root / cli.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
+    tokenizer_storage.save(root / cli.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": SIZE})
     backbone, arch, model_args = build_backbone(CFG.pretrain.vit, CFG.loader.image_size, 0.1, 0.0)
     model = MaskedImageModel(backbone, cfg.quantizer.codes)
-    mim_io.save(root / cli.BACKBONE, model, arch=arch, model_args=model_args)
+    mim_storage.save(root / cli.BACKBONE, model, arch=arch, model_args=model_args)
     for number, name in enumerate(("a/x.png", "b/x.jpg", "x-2.png", "wide.png")):
         (root / name).parent.mkdir(exist_ok=True)
         shape = (30, 70, 3) if name == "wide.png" else (40, 36, 3)

@@ -37,7 +37,7 @@ from peco.runtime.stage import Skipped, StageRun
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import nearest, usage_and_perplexity
 from pipelines.workflow.compose import compose_params
@@ -275,7 +275,7 @@ def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...] = (
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
     extra = {"image_size": SIZE}
-    tokenizer_io.save(root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, extra)
+    tokenizer_storage.save(root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, extra)
     return root
 
 
@@ -301,7 +301,7 @@ def run_in(root: Path, monkeypatch: pytest.MonkeyPatch, cfg: config.Config = CFG
 
 
 BOTH = {"usage", "perplexity", "psnr", "ssim", "frechet"}
-LABELLED = {
+LABELED = {
     "telling_codes",
     "class_bits",
     *(f"token_{name}_{value}" for name in ("histogram", "mean", "grid") for value in ("accuracy", "l2")),
@@ -317,7 +317,7 @@ def listed() -> dict[str, Any]:
 def test_everything_is_measured_of_both_codebooks(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shutil.copytree(made, tmp_path / "folder")
     metrics = run_in(root, monkeypatch)
-    assert set(metrics) == ALWAYS | LABELLED | {f"patches_{name}" for name in LABELLED}
+    assert set(metrics) == ALWAYS | LABELED | {f"patches_{name}" for name in LABELED}
     assert (metrics["codes"], metrics["images"], metrics["split"]) == (CODES, 24, "val")
     assert metrics["patches_token_histogram_accuracy"] > 0.8  # stripes across or down are different patches
     assert metrics["patches_psnr"] > metrics["psnr"]  # the tokenizer is at random initialisation

@@ -310,7 +310,7 @@ def test_a_preset_chooses_groups_and_leaves_their_values_alone() -> None:
 
 def test_a_stage_sees_only_what_it_declares(raw: dict[str, Any]) -> None:
     seen = schema.restrict(parse_params(raw), ["seed", "evaluate.knn"])
-    assert seen.seed == 0 and seen.evaluate.knn.neighbours == (5, 10, 20)
+    assert seen.seed == 0 and seen.evaluate.knn.neighbors == (5, 10, 20)
     for name in ("tokenizer", "preset"):
         with pytest.raises(AttributeError, match=name):
             getattr(seen, name)

@@ -452,10 +452,10 @@ def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> Non
     model = build_detector(
         save_backbone(tmp_path / "b", width=64), len(data.classes), cfg, masks=polygons, pretrained=True, seed=0
     )
-    dist, make = Dist(), DetectionView(data, 0, cfg.image_size, (1.0, 1.0))
+    dist, transform = Dist(), DetectionView(data, 0, cfg.image_size, (1.0, 1.0))
     train(
         DetectionTask(model),
-        IndexLoader(len(data), make, batch_size=8, seed=0).batches,
+        IndexLoader(len(data), transform, batch_size=8, seed=0).batches,
         name="detection",
         samples=len(data),
         optim=optim,

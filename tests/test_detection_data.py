@@ -24,7 +24,7 @@ from peco.evaluate.annotated.sets import DetectionSet, Objects
 from peco.evaluate.detection.coco import open_coco
 from peco.evaluate.detection.data import open_splits
 from peco.evaluate.detection.letterbox import DetectionView, draw, fit_image, fit_objects, fitted
-from peco.evaluate.detection.records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterise, run_lengths
+from peco.evaluate.detection.records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterize, run_lengths
 from peco.evaluate.detection.voc import open_voc
 from peco.evaluate.detection.yolo import open_yolo
 from peco.sources import scenes
@@ -242,7 +242,7 @@ def test_compressed_run_lengths(seed: int, size: tuple[int, int], share: float) 
     packed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     counts = run_lengths(packed)
     assert list(counts) == runs_of(mask)
-    assert (rasterise([Rle(counts)], size[::-1])[0] == mask).all()
+    assert (rasterize([Rle(counts)], size[::-1])[0] == mask).all()
     for damaged in (packed + b"P", b"1N"):  # more is announced; a negative count
         with pytest.raises(ValueError, match="run lengths"):
             run_lengths(damaged)

@@ -44,10 +44,10 @@ def folder(tmp_path: Path) -> Path:
 
 def blobs(n: int, classes: int, dim: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Points around one centre a class; the centres are the same for every seed."""
-    centres = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
+    centers = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (n,), generator=generator)
-    return centres[labels] + spread * torch.randn(n, dim, generator=generator), labels
+    return centers[labels] + spread * torch.randn(n, dim, generator=generator), labels
 
 
 # --- splits
@@ -177,7 +177,7 @@ def test_knn_chooses_the_block_that_tells_the_classes() -> None:
     assert result.block == "2" and result.accuracy > 0.9
     assert result.holdout_accuracy == max(max(row.values()) for row in result.tried.values())
     # The score is that of the choice, with all of train as neighbours.
-    predicted = knn.classify(train[0]["2"], train[1], val[0]["2"], (result.neighbours,), 0.07)[result.neighbours]
+    predicted = knn.classify(train[0]["2"], train[1], val[0]["2"], (result.neighbors,), 0.07)[result.neighbors]
     assert result.accuracy == pytest.approx((predicted == val[1]).float().mean().item())
 
 
@@ -282,7 +282,7 @@ def test_of_many_rows_some_are_fitted_to_choose_and_all_for_the_score(monkeypatc
 def test_colour_histogram_counts_joint_colours() -> None:
     images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
     images[0, :2] = (255, 0, 0)
-    histogram = linear.colour_histogram(images, bins=2)
+    histogram = linear.color_histogram(images, bins=2)
     assert histogram.shape == (2, 8) and histogram.dtype == torch.float32
     assert histogram[0].tolist() == [0.5, 0, 0, 0, 0.5, 0, 0, 0]
     assert histogram[1].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]

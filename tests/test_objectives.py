@@ -21,7 +21,7 @@ from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
 from peco.runtime.stage import StageRun
 from peco.stages import tokenizer
-from peco.tokenizer import io
+from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.loss import TokenizerLoss
@@ -164,7 +164,7 @@ def test_a_killed_training_ends_in_the_same_bytes_whatever_the_objective(
     train(stopped, monkeypatch)
     ours, theirs = ((root / paths.TOKENIZER / artifacts.WEIGHTS).read_bytes() for root in (whole, stopped))
     assert ours == theirs
-    loaded = io.load(whole / paths.TOKENIZER)  # and nothing that only served the training is in it
+    loaded = storage.load(whole / paths.TOKENIZER)  # and nothing that only served the training is in it
     assert not [name for name, _ in loaded.named_parameters() if name.startswith(("feature", "discriminator"))]
     scores = json.loads((whole / paths.METRICS / "tokenizer.json").read_text())
     assert {"val_psnr", "val_perceptual", "usage"} <= set(scores)

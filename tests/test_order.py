@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peco.core.errors import PecoError
-from peco.data.loader import TrainLoader, scan
+from peco.data.loader import TrainLoader, eval_batches
 from peco.data.order import GlobalOrder
 from peco.data.shards import Sample
 
@@ -44,12 +44,12 @@ class MemoryShards:
         return (Sample(i, f"{i:06d}", b"", -1) for i in range(start, stop))
 
 
-def make(sample: Sample, epoch: int) -> dict[str, int]:
+def transform(sample: Sample, epoch: int) -> dict[str, int]:
     return {"index": sample.index, "epoch": epoch}
 
 
 def stream(shards: MemoryShards, start: int, stop: int, **options: int) -> list[list[tuple[int, int]]]:
-    loader = TrainLoader(shards, make, **options)  # type: ignore[arg-type]
+    loader = TrainLoader(shards, transform, **options)  # type: ignore[arg-type]
     return [
         list(zip(batch["index"].tolist(), batch["epoch"].tolist(), strict=True))
         for batch in loader.batches(start, stop)
@@ -125,9 +125,9 @@ def test_epochs_and_seeds_differ_in_order() -> None:
 
 def test_impossible_splits_are_refused_by_name() -> None:
     with pytest.raises(PecoError, match=r"loader\.lanes"):
-        TrainLoader(MemoryShards([9]), make, batch_size=8, seed=0, lanes=8, buffer=2, world=3)  # type: ignore[arg-type]
+        TrainLoader(MemoryShards([9]), transform, batch_size=8, seed=0, lanes=8, buffer=2, world=3)  # type: ignore[arg-type]
     with pytest.raises(PecoError, match="batch_size"):
-        TrainLoader(MemoryShards([9]), make, batch_size=9, seed=0, lanes=8, buffer=2)  # type: ignore[arg-type]
+        TrainLoader(MemoryShards([9]), transform, batch_size=9, seed=0, lanes=8, buffer=2)  # type: ignore[arg-type]
 
 
 @settings(max_examples=30, deadline=None)
@@ -136,12 +136,12 @@ def test_a_scan_gives_every_sample_once_in_order(shard_sizes: list[int], batch: 
     found = [
         index
         for rank in range(world)
-        for part in scan(MemoryShards(shard_sizes), make, batch_size=batch, rank=rank, world=world)  # type: ignore[arg-type]
+        for part in eval_batches(MemoryShards(shard_sizes), transform, batch_size=batch, rank=rank, world=world)  # type: ignore[arg-type]
         for index in part["index"].tolist()
     ]
     assert found == list(range(sum(shard_sizes)))
 
 
 def test_a_scan_with_loader_processes_keeps_the_order() -> None:
-    batches = scan(MemoryShards([7, 20, 4]), make, batch_size=4, workers=2)  # type: ignore[arg-type]
+    batches = eval_batches(MemoryShards([7, 20, 4]), transform, batch_size=4, workers=2)  # type: ignore[arg-type]
     assert [i for b in batches for i in b["index"].tolist()] == list(range(31))

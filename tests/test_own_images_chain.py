@@ -41,7 +41,7 @@ def dvc(checkout: Checkout, *arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A finished chain on images alone, with a perceptual network of timm's, which is not trained and so has no curves."""
     root = tmp_path_factory.mktemp("unlabelled")
     checkout = Checkout(root / "checkout")
@@ -72,33 +72,31 @@ def test_a_folder_of_classes_in_no_split_is_split_trained_on_and_evaluated(tmp_p
     assert str(tmp_path) not in (checkout.path / "dvc.lock").read_text() + (checkout.path / "params.yaml").read_text()
 
 
-def test_images_without_classes_train_and_evaluations_say_why_they_are_skipped(unlabelled: Checkout) -> None:
-    assert set(unlabelled.ran()) == STAGES
+def test_images_without_classes_train_and_evaluations_say_why_they_are_skipped(unlabeled: Checkout) -> None:
+    assert set(unlabeled.ran()) == STAGES
     reason = "train has no labels"
     for name in ("knn", "linear", "finetune"):
-        assert unlabelled.json(f"metrics/evaluate/{name}.json") == {"skipped": reason}
-    assert unlabelled.json("metrics/pretrain.json").keys() == {"accuracy", "loss"}
-    text = words(unlabelled)
+        assert unlabeled.json(f"metrics/evaluate/{name}.json") == {"skipped": reason}
+    assert unlabeled.json("metrics/pretrain.json").keys() == {"accuracy", "loss"}
+    text = words(unlabeled)
     for name in ("kNN", "Linear", "Fine-tuned"):
         assert re.search(rf"{name}[^.]*: skipped, since {reason}\.", text), name
 
 
-def test_metrics_and_plots_show_where_a_stage_has_none(unlabelled: Checkout) -> None:
-    metrics = dvc(unlabelled, "metrics", "show")
+def test_metrics_and_plots_show_where_a_stage_has_none(unlabeled: Checkout) -> None:
+    metrics = dvc(unlabeled, "metrics", "show")
     assert "metrics/tokenizer.json" in metrics and "metrics/pretrain.json" in metrics
-    assert list((unlabelled.path / "metrics/plots/perceptual_net").iterdir()) == []
-    page = Path(
-        dvc(unlabelled, "plots", "show", "-o", str(unlabelled.path / ".work/plots")).strip().splitlines()[-1][7:]
-    )
+    assert list((unlabeled.path / "metrics/plots/perceptual_net").iterdir()) == []
+    page = Path(dvc(unlabeled, "plots", "show", "-o", str(unlabeled.path / ".work/plots")).strip().splitlines()[-1][7:])
     assert "tokenizer" in page.read_text(encoding="utf-8") and "perceptual_net/" not in page.read_text(encoding="utf-8")
 
 
-def test_the_pixel_codebook_is_an_experiment_beside_peco(unlabelled: Checkout) -> None:
-    before = len(unlabelled.ran())
-    dvc(unlabelled, "exp", "run", "-q", "--name", "pixel", "-S", "tokenizer.perceptual.weight=0", "tokenizer")
-    assert unlabelled.ran()[before:] == ["tokenizer"]
-    difference = json.loads(dvc(unlabelled, "exp", "diff", "--json", "HEAD", "pixel"))
+def test_the_pixel_codebook_is_an_experiment_beside_peco(unlabeled: Checkout) -> None:
+    before = len(unlabeled.ran())
+    dvc(unlabeled, "exp", "run", "-q", "--name", "pixel", "-S", "tokenizer.perceptual.weight=0", "tokenizer")
+    assert unlabeled.ran()[before:] == ["tokenizer"]
+    difference = json.loads(dvc(unlabeled, "exp", "diff", "--json", "HEAD", "pixel"))
     assert difference["params"]["params.yaml"] == {"tokenizer.perceptual.weight": {"old": 1.0, "new": 0, "diff": -1.0}}
     scores = difference["metrics"]["metrics/tokenizer.json"]
     assert {"val_psnr", "val_l1", "val_perceptual"} <= set(scores)
-    assert "pixel" in dvc(unlabelled, "exp", "show", "--csv")
+    assert "pixel" in dvc(unlabeled, "exp", "show", "--csv")

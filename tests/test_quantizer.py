@@ -135,8 +135,8 @@ def test_normalised_codes_are_unit_vectors_and_ignore_scale() -> None:
 
 
 def test_kmeans_runs_once_and_finds_clusters() -> None:
-    centres = 10 * torch.eye(4)
-    z = centres.repeat(32, 1).view(8, 4, 4, 4).permute(0, 3, 1, 2) + 0.01 * latents(0)
+    centers = 10 * torch.eye(4)
+    z = centers.repeat(32, 1).view(8, 4, 4, 4).permute(0, 3, 1, 2) + 0.01 * latents(0)
     quantizer = VectorQuantizer(dataclasses.replace(CFG, codes=8, kmeans_iters=10))
     quantizer.eval()
     quantizer(z)

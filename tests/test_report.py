@@ -26,14 +26,14 @@ from benchmarks import readme_picture
 from peco.core import schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.report import charts, figures
 from peco.runtime.stage import StageRun
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import report
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
 
@@ -45,8 +45,8 @@ SCORES: dict[str, dict[str, Any]] = {
     "tokenizer": {"usage": 0.9375, "perplexity": 11.4, "val_psnr": 17.25, "val_l1": 0.1, "val_perceptual": 1.5},
     "pretrain": {"loss": 2.5, "accuracy": 0.125},
     "evaluate/knn": {
-        "accuracy": 0.625, "block": "2", "neighbours": 5,
-        "random_accuracy": 0.5, "random_block": "norm", "random_neighbours": 5,
+        "accuracy": 0.625, "block": "2", "neighbors": 5,
+        "random_accuracy": 0.5, "random_block": "norm", "random_neighbors": 5,
     },
     "evaluate/linear": {
         "accuracy": 0.7, "block": "2", "l2": 0.01, "random_accuracy": 0.75, "random_block": "1", "random_l2": 0.1,
@@ -80,7 +80,7 @@ def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...]) ->
     write_shards(Source(splits, classes), root / "artifacts" / "shards", CFG.dataset, work=root / "work", workers=1)
     torch.manual_seed(0)
     tokenizer = PerceptualTokenizer(CFG.tokenizer.autoencoder, CFG.tokenizer.quantizer)
-    tokenizer_io.save(
+    tokenizer_storage.save(
         root / "artifacts" / "tokenizer",
         tokenizer,
         CFG.tokenizer.autoencoder,
@@ -103,7 +103,7 @@ def save_backbone(root: Path, outputs: int, target: Literal["tokens", "pixels"] 
     extra = {"masking": schema.to_dict(CFG.pretrain.masking)}
     model = MaskedImageModel(backbone, outputs)
     path = root / "artifacts" / "backbone"
-    mim_io.save(path, model, target=target, arch=arch, model_args=model_args, extra=extra)
+    mim_storage.save(path, model, target=target, arch=arch, model_args=model_args, extra=extra)
 
 
 def write_scores(root: Path, name: str, values: dict[str, Any]) -> None:

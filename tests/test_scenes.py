@@ -93,8 +93,8 @@ def test_power_spectrum_falls_as_in_photographs() -> None:
     window = np.hanning(64)[:, None] * np.hanning(64)
     power = np.zeros((64, 64))
     for scene in many():
-        grey = scene.image.mean(axis=2)
-        power += np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
+        gray = scene.image.mean(axis=2)
+        power += np.abs(np.fft.fft2((gray - gray.mean()) * window)) ** 2
     frequency = np.fft.fftfreq(64, 1 / 64)
     ring = np.rint(np.hypot(frequency[:, None], frequency)).astype(int).ravel()
     radial = np.bincount(ring, power.ravel()) / np.bincount(ring)
@@ -104,22 +104,22 @@ def test_power_spectrum_falls_as_in_photographs() -> None:
 
 
 def test_patches_are_neither_flat_nor_noise() -> None:
-    grey = np.stack([scene.image.mean(axis=2) for scene in many()])
-    patches = grey.reshape(-1, 8, 8, 8, 8).swapaxes(2, 3).reshape(-1, 8, 8)
+    gray = np.stack([scene.image.mean(axis=2) for scene in many()])
+    patches = gray.reshape(-1, 8, 8, 8, 8).swapaxes(2, 3).reshape(-1, 8, 8)
     assert (patches.std(axis=(1, 2)) < 2).mean() < 0.02, "hardly any patch is flat"
-    centred = grey - grey.mean(axis=(1, 2), keepdims=True)
-    neighbours = (centred[:, :, 1:] * centred[:, :, :-1]).mean() / (centred**2).mean()
-    assert 0.75 < neighbours < 0.98
+    centered = gray - gray.mean(axis=(1, 2), keepdims=True)
+    neighbors = (centered[:, :, 1:] * centered[:, :, :-1]).mean() / (centered**2).mean()
+    assert 0.75 < neighbors < 0.98
 
 
 def test_colour_and_area_do_not_tell_the_class() -> None:
     labels = np.array([scene.label for scene in many()])
-    image_colour = np.stack([scene.image.mean(axis=(0, 1)) for scene in many()])
-    object_colour = np.stack([scene.image[scene.masks[0]].mean(axis=0) for scene in many()])
-    for colour in (image_colour, object_colour):
-        means = np.stack([colour[labels == c].mean(axis=0) for c in range(len(CLASSES))])
-        error = colour.std(axis=0) / np.sqrt(len(labels) / len(CLASSES))
-        assert (np.abs(means - colour.mean(axis=0)) < 4 * error).all()
+    image_color = np.stack([scene.image.mean(axis=(0, 1)) for scene in many()])
+    object_color = np.stack([scene.image[scene.masks[0]].mean(axis=0) for scene in many()])
+    for color in (image_color, object_color):
+        means = np.stack([color[labels == c].mean(axis=0) for c in range(len(CLASSES))])
+        error = color.std(axis=0) / np.sqrt(len(labels) / len(CLASSES))
+        assert (np.abs(means - color.mean(axis=0)) < 4 * error).all()
     area = np.array([scene.masks[0].sum() / scene.visible[0] for scene in many()])
     by_class = np.array([area[labels == c].mean() for c in range(len(CLASSES))])
     assert by_class.max() / by_class.min() < 1.2

@@ -32,7 +32,7 @@ from peco.evaluate.segmentation import stage as evaluate_segmentation
 from peco.evaluate.segmentation.data import open_folder
 from peco.evaluate.segmentation.model import SegmentationTask, UperNet, build, evaluate, predict, scores
 from peco.evaluate.segmentation.stage import AnnotatedCrop
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
@@ -49,7 +49,7 @@ CLASSES = 5
 def save_backbone(folder: Path, vit: config.Vit, size: int) -> Path:
     torch.manual_seed(0)
     backbone, arch, model_args = build_backbone(vit, size, 0.1, 0.0)
-    mim_io.save(folder, MaskedImageModel(backbone, 16), arch=arch, model_args=model_args)
+    mim_storage.save(folder, MaskedImageModel(backbone, 16), arch=arch, model_args=model_args)
     return folder
 
 
@@ -273,7 +273,7 @@ def test_pretrained_and_random_differ_in_the_backbone_only(folder: Path) -> None
         assert torch.equal(random[name], again[name])
         if not name.startswith("backbone."):
             assert torch.equal(value, random[name])
-    weights = mim_io.load(folder).state_dict()["backbone.blocks.0.attn.qkv.weight"]
+    weights = mim_storage.load(folder).state_dict()["backbone.blocks.0.attn.qkv.weight"]
     assert torch.equal(given_folder["backbone.blocks.0.attn.qkv.weight"], weights)
     assert not torch.equal(random["backbone.blocks.0.attn.qkv.weight"], weights)
 
@@ -326,9 +326,9 @@ def test_colours_are_those_of_pascal_voc() -> None:
     classes = np.array([[0, 1, 2, 3], [4, 15, 20, IGNORE]], dtype=np.int32)
     expected = [[(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0)]]
     expected += [[(0, 0, 128), (192, 128, 128), (0, 64, 128), (255, 255, 255)]]
-    assert np.array_equal(segmentation.colours(classes), np.array(expected))
-    all_colours = segmentation.colours(np.arange(256, dtype=np.int32)[None])[0]
-    assert len(np.unique(all_colours, axis=0)) == 256
+    assert np.array_equal(segmentation.colors(classes), np.array(expected))
+    all_colors = segmentation.colors(np.arange(256, dtype=np.int32)[None])[0]
+    assert len(np.unique(all_colors, axis=0)) == 256
 
 
 # --- stage
@@ -442,11 +442,11 @@ def test_eight_photos_are_learnt_by_heart(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("PECO_WORK", raising=False)
     cfg = run.config.evaluate.segmentation
     model = build(save_backbone(tmp_path / "b", vit, SIDE), len(train.classes), cfg, pretrained=True, seed=0)
-    make = AnnotatedCrop(train, 0, SIDE, cfg.scale)
+    transform = AnnotatedCrop(train, 0, SIDE, cfg.scale)
     task = SegmentationTask(model)
-    fit_indexed(run, task, len(train), make, cfg.optim, dist=Dist(), work=run.work([Path(cfg.path)]), name="overfit")[
-        1
-    ].close()
+    fit_indexed(
+        run, task, len(train), transform, cfg.optim, dist=Dist(), work=run.work([Path(cfg.path)]), name="overfit"
+    )[1].close()
     found = scores(evaluate(model, val), val.classes)
     assert found["miou"] > 0.9, found
 

@@ -221,7 +221,7 @@ def other_classes_in_val(root: Path) -> None:
     (root / "annotations/validation/classes.txt").write_text("sky\ncar\n")
 
 
-def colours_for_indices(root: Path) -> None:
+def colors_for_indices(root: Path) -> None:
     write(root / "annotations/training/a.png", photo())
 
 
@@ -282,7 +282,7 @@ def only_ignored_class(root: Path) -> None:
             None,
             r"validation/classes\.txt: class 1 is 'car', but 'road' in .*training/classes\.txt",
         ),
-        (colours_for_indices, None, r"a\.png: an image of mode RGB; expected one channel"),
+        (colors_for_indices, None, r"a\.png: an image of mode RGB; expected one channel"),
         (damaged_mask, None, r"a\.png: can't be read as a mask"),
         (lossy_mask, None, r"a\.jpg: no mask .*a\.png"),
         (damaged_image, None, r"a\.jpg: can't be read as an image"),

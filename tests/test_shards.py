@@ -107,7 +107,7 @@ def test_samples_keep_their_bytes_labels_and_order(written: Path) -> None:
     for split, items in (("train", raw(45)), ("val", raw(6, "val"))):
         shards = open_shards(written, split)
         assert len(shards) == len(items)
-        assert shards.labelled
+        assert shards.labeled
         read = list(shards.read(0, len(shards)))
         assert [(s.image, s.label) for s in read] == [(r.image, r.label) for r in items]
         assert [s.index for s in read] == list(range(len(items)))
@@ -145,8 +145,8 @@ def test_splits_may_come_interleaved(written: Path, tmp_path: Path) -> None:
 def test_samples_without_labels(tmp_path: Path) -> None:
     write(tmp_path / "s", raw(8, label=lambda i: -1) + raw(8, "val", label=lambda i: i - 1 if i < 2 else 1))
     none, some = open_shards(tmp_path / "s", "train"), open_shards(tmp_path / "s", "val")
-    assert not none.labelled
-    assert not some.labelled
+    assert not none.labeled
+    assert not some.labeled
     assert {s.label for s in none.read(0, 8)} == {-1}
     assert [s.label for s in some.read(0, 8)] == [-1, 0, 1, 1, 1, 1, 1, 1]
     splits = load_index(tmp_path / "s")["splits"]
@@ -286,8 +286,8 @@ def pixel(image: Image.Image, at: tuple[int, int] = (4, 4)) -> tuple[int, ...]:
     return value
 
 
-def plain(mode: str, colour: object) -> Image.Image:
-    return Image.new(mode, (9, 9), colour)  # type: ignore[arg-type]
+def plain(mode: str, color: object) -> Image.Image:
+    return Image.new(mode, (9, 9), color)  # type: ignore[arg-type]
 
 
 def palette(transparent: bool) -> bytes:

@@ -30,14 +30,14 @@ from peco.core import artifacts, config, device, schema, workfiles
 from peco.core.errors import Interrupted, PecoError
 from peco.core.params import parse_params
 from peco.core.publishing import staging
-from peco.data.loader import Fields, TrainLoader, scan
+from peco.data.loader import Fields, TrainLoader, eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore, write_index
 from peco.evaluate.finetune import stage as evaluate_finetune
 from peco.evaluate.knn import stage as evaluate_knn
 from peco.evaluate.linear import stage as evaluate_linear
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.perceptual.features import FeatureNet
 from peco.probes import inputs as probes
@@ -47,7 +47,7 @@ from peco.runtime.stage import StageRun, run_stage
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net, pretrain, tokens
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
 
@@ -84,10 +84,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)
-    tokenizer_io.save(root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
+    tokenizer_storage.save(
+        root / paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size}
+    )
     backbone, arch, model_args = build_backbone(CFG.pretrain.vit, SIZE, CFG.pretrain.layer_scale, 0.0)
     model = MaskedImageModel(backbone, cfg.quantizer.codes)
-    mim_io.save(root / paths.BACKBONE, model, arch=arch, model_args=model_args)
+    mim_storage.save(root / paths.BACKBONE, model, arch=arch, model_args=model_args)
     return root
 
 
@@ -187,7 +189,7 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     )
     backbone, _, _ = build_backbone(cfg.vit, SIZE, None, 0.0)
     model = MaskedImageModel(backbone, codes)
-    task = pretrain.TokenTask(model, tokenizer_io.load(paths.TOKENIZER))
+    task = pretrain.TokenTask(model, tokenizer_storage.load(paths.TOKENIZER))
     for epoch in range(views):
         for sample in train.read(0, len(train)):
             ours, theirs = online(sample, epoch), stored(sample, epoch)
@@ -209,9 +211,9 @@ def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path
     cfg = change(cfg, "pretrain", target="pixels")
     pretrain.main(run_of(pretrain, cfg))
     assert set(metrics("pretrain")) == {"loss"}
-    model = mim_io.load(paths.BACKBONE)
+    model = mim_storage.load(paths.BACKBONE)
     assert model.head.out_features == 3 * cfg.pretrain.vit.patch_size**2
-    assert artifacts.section(paths.BACKBONE, mim_io.KIND)["target"] == "pixels"
+    assert artifacts.section(paths.BACKBONE, mim_storage.KIND)["target"] == "pixels"
     evaluate_knn.main(run_of(evaluate_knn))  # the backbone serves as any other
     assert "accuracy" in metrics("evaluate/knn")
 
@@ -301,7 +303,7 @@ def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int)
             found.extend(batch["index"].tolist())
 
     with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
-        read(scan(train, Broken(9), batch_size=4, workers=workers))
+        read(eval_batches(train, Broken(9), batch_size=4, workers=workers))
     assert found == list(range(8))  # what lies before comes first
     loader = TrainLoader(train, Broken(9), batch_size=8, seed=0, lanes=8, buffer=4, workers=workers)
     with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
@@ -309,7 +311,7 @@ def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int)
 
 
 @pytest.fixture
-def finish(
+def to_device(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[[Callable[[StageRun], None]], tuple[int, list[str]]]]:
     """Runs a stage to its end in this process and returns its status and what it wrote to stderr."""
@@ -347,8 +349,8 @@ def raising(error: BaseException) -> Callable[[StageRun], None]:
     return main
 
 
-def test_a_stage_ends_with_a_line_and_a_status(finish: Any) -> None:
-    assert finish(lambda run: None) == (0, [])
+def test_a_stage_ends_with_a_line_and_a_status(to_device: Any) -> None:
+    assert to_device(lambda run: None) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -360,36 +362,36 @@ def test_a_stage_ends_with_a_line_and_a_status(finish: Any) -> None:
         (OSError(28, "No space", "x.tar"), 2, "error: stage: disk full while writing x.tar: free space and run again"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(finish: Any, error: BaseException, status: int, line: str) -> None:
-    assert finish(raising(error)) == (status, [line])
+def test_what_the_user_can_mend_is_one_line(to_device: Any, error: BaseException, status: int, line: str) -> None:
+    assert to_device(raising(error)) == (status, [line])
 
 
-def test_a_defect_shows_its_traceback(finish: Any) -> None:
-    status, lines = finish(raising(RuntimeError("boom")))
+def test_a_defect_shows_its_traceback(to_device: Any) -> None:
+    status, lines = to_device(raising(RuntimeError("boom")))
     assert (status, lines[-1]) == (1, "RuntimeError: boom")
     assert lines[0].startswith("Traceback")
 
 
-def test_a_killed_loader_process_is_one_line(finish: Any) -> None:
+def test_a_killed_loader_process_is_one_line(to_device: Any) -> None:
     def main(run: StageRun) -> None:
-        list(scan(open_shards(paths.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
+        list(eval_batches(open_shards(paths.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
 
-    status, lines = finish(main)
+    status, lines = to_device(main)
     assert (status, len(lines)) == (2, 1)
     assert "lower PECO_WORKERS" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["PECO_WORKERS", "PECO_THREADS"])
 def test_a_number_in_the_environment_that_is_none_is_one_line(
-    finish: Any, monkeypatch: pytest.MonkeyPatch, name: str
+    to_device: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "many")
-    status, lines = finish(lambda run: print(run.workers))
+    status, lines = to_device(lambda run: print(run.workers))
     assert (status, lines) == (2, [f"error: stage: {name}: 'many' is not allowed; expected an integer, at least 0"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_tidies_up_and_nothing_swallows_it(finish: Any, number: signal.Signals) -> None:
+def test_a_stop_tidies_up_and_nothing_swallows_it(to_device: Any, number: signal.Signals) -> None:
     def main(run: StageRun) -> None:
         with staging(Path("out")) as folder:
             (folder / "half").touch()
@@ -402,11 +404,11 @@ def test_a_stop_tidies_up_and_nothing_swallows_it(finish: Any, number: signal.Si
                 os.kill(os.getpid(), number)  # the same stop, a second time
                 time.sleep(0.05)
 
-    assert finish(main) == (143, ["stage: interrupted; run it again to go on"])
+    assert to_device(main) == (143, ["stage: interrupted; run it again to go on"])
     assert not {"out", ".out.tmp"} & set(os.listdir())
 
 
-def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(finish: Any) -> None:
+def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(to_device: Any) -> None:
     def main(run: StageRun) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -414,7 +416,7 @@ def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(finish: An
         except KeyboardInterrupt:
             raise RuntimeError("Connection closed by peer") from None
 
-    assert finish(main) == (143, ["stage: interrupted; run it again to go on"])
+    assert to_device(main) == (143, ["stage: interrupted; run it again to go on"])
 
 
 def test_the_shards_stage_stopped_in_the_midst_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -562,5 +564,5 @@ def test_an_empty_file_of_token_targets_is_one_line(here: Path) -> None:
 def test_evaluation_views_are_scanned_in_order(here: Path) -> None:
     val = open_shards(paths.SHARDS, "val")
     for workers in (0, 2):
-        found = [batch["index"] for batch in scan(val, CenterView(SIZE), batch_size=3, workers=workers)]
+        found = [batch["index"] for batch in eval_batches(val, CenterView(SIZE), batch_size=3, workers=workers)]
         assert torch.cat(found).tolist() == list(range(len(val)))

@@ -11,7 +11,7 @@ from PIL import Image
 from peco.core import config
 from peco.data import views
 
-RECIPE = config.View(
+RECIPE = config.ViewDistribution(
     scale=(0.1, 1.0),
     ratio=(0.75, 1.3333),
     flip=0.5,
@@ -21,7 +21,7 @@ RECIPE = config.View(
     blur=0.5,
     solarize=0.2,
 )
-PLAIN = config.View(
+PLAIN = config.ViewDistribution(
     scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, jitter=(0, 0, 0, 0), jitter_prob=0, grayscale=0, blur=0, solarize=0
 )
 
@@ -50,8 +50,8 @@ def test_crops_lie_inside_and_follow_the_recipe(seed: int, width: int, height: i
     assert 0 <= view.left <= width - view.width
     assert 0 <= view.top <= height - view.height
     area = view.width * view.height / (width * height)
-    centred = views.center(width, height)
-    assert 0.1 - 0.05 <= area <= 1 or (view.width, view.height) == (centred.width, centred.height)
+    centered = views.center(width, height)
+    assert 0.1 - 0.05 <= area <= 1 or (view.width, view.height) == (centered.width, centered.height)
 
 
 def test_the_plain_recipe_changes_nothing() -> None:
@@ -62,28 +62,33 @@ def test_the_plain_recipe_changes_nothing() -> None:
 
 def test_flip_mirrors_left_and_right() -> None:
     image = picture(16, 16)
-    flipped = views.apply(image, views.View(0, 0, 16, 16, flip=True), 16)
+    flipped = views.apply(image, views.ViewDistribution(0, 0, 16, 16, flip=True), 16)
     assert np.array_equal(flipped, np.asarray(image)[:, ::-1])
 
 
 def test_grayscale_has_no_colour_and_a_full_turn_of_hue_is_none() -> None:
     image = picture(16, 16)
-    gray = views.apply(image, views.View(0, 0, 16, 16, grayscale=True), 16)
+    gray = views.apply(image, views.ViewDistribution(0, 0, 16, 16, grayscale=True), 16)
     assert (gray[..., 0] == gray[..., 1]).all()
-    turned = views.apply(image, views.View(0, 0, 16, 16, hue=0.5), 16).astype(int)
-    back = views.apply(Image.fromarray(turned.astype(np.uint8)), views.View(0, 0, 16, 16, hue=-0.5), 16).astype(int)
+    turned = views.apply(image, views.ViewDistribution(0, 0, 16, 16, hue=0.5), 16).astype(int)
+    back = views.apply(
+        Image.fromarray(turned.astype(np.uint8)), views.ViewDistribution(0, 0, 16, 16, hue=-0.5), 16
+    ).astype(int)
     assert abs(back - np.asarray(image).astype(int)).mean() < 4
 
 
 def test_solarize_inverts_only_bright_pixels() -> None:
     image = picture(16, 16)
-    before, after = np.asarray(image).astype(int), views.apply(image, views.View(0, 0, 16, 16, solarize=True), 16)
+    before, after = (
+        np.asarray(image).astype(int),
+        views.apply(image, views.ViewDistribution(0, 0, 16, 16, solarize=True), 16),
+    )
     assert np.array_equal(after, np.where(before < views.SOLARIZE_THRESHOLD, before, 255 - before))
 
 
 def test_a_view_of_another_image_is_refused() -> None:
     with pytest.raises(ValueError, match="outside"):
-        views.apply(picture(10, 10), views.View(0, 0, 20, 10), 8)
+        views.apply(picture(10, 10), views.ViewDistribution(0, 0, 20, 10), 8)
 
 
 def test_draws_follow_the_probabilities() -> None:

@@ -63,7 +63,7 @@ class Loader:
 
 
 @dataclass(frozen=True)
-class View:
+class ViewDistribution:
     """Distribution that views are drawn from (`peco/data/views.py`)."""
 
     scale: tuple[Fraction, Fraction]  # area of the crop over the area of the image
@@ -138,7 +138,7 @@ class MoCo:
     freeze_patch_embed: bool
     pool: Literal["token", "avg"]  # what the loss sees: the class token, as in the paper, or the mean of the patches
     crop_size: Annotated[int, Range(8)] | None  # side of the views in pixels; null: loader.image_size
-    view: View
+    view: ViewDistribution
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Tokenizer:
     perceptual: Perceptual
     adversarial: Adversarial
     commitment: NonNegative
-    view: View
+    view: ViewDistribution
     optim: Optim
 
     @property
@@ -226,7 +226,7 @@ class Tokenizer:
 @dataclass(frozen=True)
 class Tokens:
     views: Annotated[int, Range(0, 1000)]  # stored views of a sample; 0: fresh views, tokens computed while training
-    view: View
+    view: ViewDistribution
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Knn:
-    neighbours: tuple[Count, ...]
+    neighbors: tuple[Count, ...]
     temperature: Positive
 
 

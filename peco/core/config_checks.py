@@ -25,7 +25,7 @@ def check(config: Config) -> None:
     _check_heads("pretrain.vit", config.pretrain.vit)
     if config.perceptual_net.source == "train":
         _check_trained_net(config)
-    _check_optimisation(config)
+    _check_optimization(config)
     _check_views(config)
     _check_dense(config)
     _check_objective(config)
@@ -144,7 +144,7 @@ def _check_trained_net(config: Config) -> None:
         require(block <= depth, "perceptual_net.blocks", block, f"at most perceptual_net.vit.depth ({depth})")
 
 
-def _check_optimisation(config: Config) -> None:
+def _check_optimization(config: Config) -> None:
     evaluate, lanes = config.evaluate, config.loader.lanes
     from_shards = {
         "tokenizer.optim": config.tokenizer.optim,

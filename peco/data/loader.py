@@ -23,7 +23,7 @@ from peco.data.shards import Sample, ShardSet
 
 Fields = dict[str, Any]
 Batch = dict[str, Tensor]
-Make = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and numbers
+Transform = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and numbers
 
 
 class TrainLoader:
@@ -52,7 +52,7 @@ class TrainLoader:
     def __init__(
         self,
         shards: ShardSet,
-        make: Make,
+        transform: Transform,
         *,
         batch_size: int,
         seed: int,
@@ -72,7 +72,7 @@ class TrainLoader:
         if len(shards) == 0:
             raise PecoError(f"{shards.root}: no samples to train on")
         order = GlobalOrder(tuple(s.samples for s in shards.shards), lanes, buffer, seed)
-        self._lanes = _Lanes(shards, make, order, batch_size, rank, world)
+        self._lanes = _Lanes(shards, transform, order, batch_size, rank, world)
         self.samples = len(shards)
         mine = lanes // world
         self.workers = next(n for n in range(min(workers, mine), -1, -1) if n == 0 or mine % n == 0)
@@ -82,12 +82,12 @@ class TrainLoader:
         """Batches of the steps [start_step, stop_step), at the cost of at most one window of reads a lane before the first."""
         parts = load(_Steps(self._lanes, start_step, stop_step), self.workers)
         while part := list(islice(parts, max(1, self.workers))):  # worker w gives part w of each batch, in turn
-            yield finish(part, self._device)
+            yield to_device(part, self._device)
 
 
-def scan(
+def eval_batches(
     shards: ShardSet,
-    make: Make,
+    transform: Transform,
     *,
     batch_size: int,
     start: int = 0,
@@ -103,17 +103,17 @@ def scan(
     """
     count = (len(shards) if stop is None else stop) - start
     start, stop = start + count * rank // world, start + count * (rank + 1) // world
-    for batch in load(_Scan(shards, make, start, stop, batch_size), workers):
-        yield finish([batch], device)
+    for batch in load(_Scan(shards, transform, start, stop, batch_size), workers):
+        yield to_device([batch], device)
 
 
 class _Lanes:
     """The lanes of one rank: reads samples for any part of the stream."""
 
     def __init__(
-        self, shards: ShardSet, make: Make, order: GlobalOrder, batch_size: int, rank: int, world: int
+        self, shards: ShardSet, transform: Transform, order: GlobalOrder, batch_size: int, rank: int, world: int
     ) -> None:
-        self.shards, self.make, self.order, self.batch_size = shards, make, order, batch_size
+        self.shards, self.transform, self.order, self.batch_size = shards, transform, order, batch_size
         self.rank, self.world = rank, world
 
     def read(self, slot: int, start_position: int) -> Iterator[tuple[Sample, int]]:
@@ -164,14 +164,14 @@ class _Steps(Batches):
         streams = [lanes.read(slot, self._start * lanes.batch_size) for slot in mine]
         rounds = lanes.batch_size // lanes.order.lanes
         for _ in range(self._start, self._stop):
-            yield collate([lanes.make(*next(stream)) for stream in streams for _ in range(rounds)])
+            yield collate([lanes.transform(*next(stream)) for stream in streams for _ in range(rounds)])
 
 
 class _Scan(Batches):
     """Batches of consecutive samples."""
 
-    def __init__(self, shards: ShardSet, make: Make, start: int, stop: int, batch_size: int) -> None:
-        self._shards, self._make, self._range, self._batch_size = shards, make, (start, stop), batch_size
+    def __init__(self, shards: ShardSet, transform: Transform, start: int, stop: int, batch_size: int) -> None:
+        self._shards, self._transform, self._range, self._batch_size = shards, transform, (start, stop), batch_size
 
     def batches(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -180,7 +180,7 @@ class _Scan(Batches):
         # Worker w reads batches w, w + workers, ...: the DataLoader takes them in turn, which restores the order.
         for first in range(start + number * self._batch_size, stop, workers * self._batch_size):
             samples = self._shards.read(first, min(first + self._batch_size, stop))
-            yield collate([self._make(sample, 0) for sample in samples])
+            yield collate([self._transform(sample, 0) for sample in samples])
 
 
 def load(dataset: Batches, workers: int) -> Iterator[Batch]:
@@ -210,7 +210,7 @@ def collate(samples: list[Fields]) -> Batch:
     return {name: torch.from_numpy(np.stack([np.asarray(s[name]) for s in samples])) for name in samples[0]}
 
 
-def finish(parts: list[Batch], device: torch.device) -> Batch:
+def to_device(parts: list[Batch], device: torch.device) -> Batch:
     """Parts of a batch, one behind the other, as a batch on the device, its pixels as floats."""
     batch = {}
     for name in parts[0]:

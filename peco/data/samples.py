@@ -16,12 +16,14 @@ class RandomView:
     """The view of a sample in an epoch: "image" of `size` pixels a side."""
 
     seed: int
-    recipe: config.View
+    distribution: config.ViewDistribution
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         image = sample.decode()
-        view = views.draw(sample_rng(self.seed, epoch, sample.index, VIEW), self.recipe, image.width, image.height)
+        view = views.draw(
+            sample_rng(self.seed, epoch, sample.index, VIEW), self.distribution, image.width, image.height
+        )
         return {"index": sample.index, "image": views.apply(image, view, self.size)}
 
 

@@ -80,7 +80,7 @@ class ShardSet:
     shards: tuple[ShardInfo, ...]
     classes: tuple[str, ...]
     labels: np.ndarray
-    labelled: bool
+    labeled: bool
     starts: np.ndarray
     offsets: np.ndarray
 
@@ -157,7 +157,7 @@ def open_shards(root: Path, split: str) -> ShardSet:
         shards=shards,
         classes=tuple(index["classes"]),
         labels=_load_array(root / f"{split}.labels.npy", entry["samples"]),
-        labelled=entry["labelled"],
+        labeled=entry["labelled"],
         starts=np.cumsum(counts) - counts,
         offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
     )

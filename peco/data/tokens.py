@@ -16,7 +16,7 @@ import numpy as np
 
 from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
-from peco.data.views import VIEW_DTYPE, View, from_record
+from peco.data.views import VIEW_DTYPE, ViewDistribution, from_record
 
 INDEX = "index.json"
 
@@ -85,7 +85,7 @@ class TokenStore:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
-    def get(self, sample: int, view: int) -> tuple[View, np.ndarray]:
+    def get(self, sample: int, view: int) -> tuple[ViewDistribution, np.ndarray]:
         """View and tokens (int64, (grid * grid,)) of a stored view of a sample."""
         shard = int(np.searchsorted(self.shards.starts, sample, side="right")) - 1
         entry = self._map(shard)[sample - int(self.shards.starts[shard]), view]

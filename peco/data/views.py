@@ -22,7 +22,7 @@ SOLARIZE_THRESHOLD = 128
 
 
 @dataclass(frozen=True)
-class View:
+class ViewDistribution:
     """One view. The crop is in pixels of the upright original; colour factors of 1 and a hue shift of 0 change nothing."""
 
     left: int
@@ -41,54 +41,54 @@ class View:
 
 # float32 and int32 hold what `draw` gives exactly, because `draw` rounds to them.
 VIEW_DTYPE = np.dtype(
-    [(f.name, {"int": "<i4", "bool": "?", "float": "<f4"}[str(f.type)]) for f in dataclasses.fields(View)]
+    [(f.name, {"int": "<i4", "bool": "?", "float": "<f4"}[str(f.type)]) for f in dataclasses.fields(ViewDistribution)]
 )
 
 
-def to_record(view: View) -> np.ndarray:
+def to_record(view: ViewDistribution) -> np.ndarray:
     """The view as a 0-d array of `VIEW_DTYPE`, without loss."""
     return np.array(dataclasses.astuple(view), dtype=VIEW_DTYPE)
 
 
-def from_record(record: np.ndarray | np.void) -> View:
+def from_record(record: np.ndarray | np.void) -> ViewDistribution:
     """Inverse of `to_record`."""
-    return View(*record.item())
+    return ViewDistribution(*record.item())
 
 
-def center(width: int, height: int) -> View:
+def center(width: int, height: int) -> ViewDistribution:
     """The evaluation view: the centre square of an image of this size in pixels."""
     side = min(width, height)
-    return View(left=(width - side) // 2, top=(height - side) // 2, width=side, height=side)
+    return ViewDistribution(left=(width - side) // 2, top=(height - side) // 2, width=side, height=side)
 
 
-def draw(rng: np.random.Generator, recipe: config.View, width: int, height: int) -> View:
+def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width: int, height: int) -> ViewDistribution:
     """Draw a view of an image of `width` x `height` pixels.
 
     The crop is the random resized crop of Inception: area and aspect (log-uniform) by `recipe`, retried where it doesn't fit, then
     the centre. A fixed number of random numbers is drawn per decision, whatever the decision.
     """
-    left, top, crop_width, crop_height = _draw_crop(rng, recipe, width, height)
+    left, top, crop_width, crop_height = _draw_crop(rng, distribution, width, height)
     flip, jitter, gray, blur, solarize = rng.random(5)
-    factors = rng.uniform(-1, 1, 4) * (jitter < recipe.jitter_prob) * np.array(recipe.jitter)
+    factors = rng.uniform(-1, 1, 4) * (jitter < distribution.jitter_prob) * np.array(distribution.jitter)
     brightness, contrast, saturation = (max(0.0, 1.0 + float(f)) for f in factors[:3])
     sigma = rng.uniform(*BLUR_SIGMA)
-    return View(
+    return ViewDistribution(
         left=left,
         top=top,
         width=crop_width,
         height=crop_height,
-        flip=bool(flip < recipe.flip),
+        flip=bool(flip < distribution.flip),
         brightness=_float32(brightness),
         contrast=_float32(contrast),
         saturation=_float32(saturation),
         hue=_float32(factors[3]),
-        grayscale=bool(gray < recipe.grayscale),
-        blur=_float32(sigma) if blur < recipe.blur else 0.0,
-        solarize=bool(solarize < recipe.solarize),
+        grayscale=bool(gray < distribution.grayscale),
+        blur=_float32(sigma) if blur < distribution.blur else 0.0,
+        solarize=bool(solarize < distribution.solarize),
     )
 
 
-def apply(image: Image.Image, view: View, size: int) -> np.ndarray:
+def apply(image: Image.Image, view: ViewDistribution, size: int) -> np.ndarray:
     """Pixels of a view: uint8 of shape (size, size, 3).
 
     Args:
@@ -123,9 +123,11 @@ def apply(image: Image.Image, view: View, size: int) -> np.ndarray:
     return np.asarray(pixels)
 
 
-def _draw_crop(rng: np.random.Generator, recipe: config.View, width: int, height: int) -> tuple[int, int, int, int]:
-    areas = rng.uniform(*recipe.scale, CROP_ATTEMPTS) * width * height
-    aspects = np.exp(rng.uniform(math.log(recipe.ratio[0]), math.log(recipe.ratio[1]), CROP_ATTEMPTS))
+def _draw_crop(
+    rng: np.random.Generator, distribution: config.ViewDistribution, width: int, height: int
+) -> tuple[int, int, int, int]:
+    areas = rng.uniform(*distribution.scale, CROP_ATTEMPTS) * width * height
+    aspects = np.exp(rng.uniform(math.log(distribution.ratio[0]), math.log(distribution.ratio[1]), CROP_ATTEMPTS))
     offsets = rng.random(2)
     widths = np.rint(np.sqrt(areas * aspects)).astype(int)
     heights = np.rint(np.sqrt(areas / aspects)).astype(int)

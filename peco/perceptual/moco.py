@@ -40,9 +40,9 @@ class GlobalBatchNorm(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         x_BD = x_BD.float()
-        centred_BD = x_BD - self.mean_over_ranks(x_BD.mean(0))
-        variance_D = self.mean_over_ranks(centred_BD.square().mean(0))
-        out_BD = centred_BD * torch.rsqrt(variance_D + self.eps)
+        centered_BD = x_BD - self.mean_over_ranks(x_BD.mean(0))
+        variance_D = self.mean_over_ranks(centered_BD.square().mean(0))
+        out_BD = centered_BD * torch.rsqrt(variance_D + self.eps)
         return out_BD if self.weight_D is None or self.bias_D is None else out_BD * self.weight_D + self.bias_D
 
 

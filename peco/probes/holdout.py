@@ -9,7 +9,7 @@ import numpy as np
 from peco.core.errors import PecoError
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """The part of a split that matters here; `peco.data.shards.ShardSet` has it."""
 
     @property
@@ -46,7 +46,7 @@ def holdout_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.n
     return np.setdiff1d(np.arange(n), chosen), chosen
 
 
-def why_skipped(train: Labelled, val: Labelled) -> str | None:
+def why_skipped(train: Labeled, val: Labeled) -> str | None:
     """The reason why a labelled evaluation isn't possible, as half a sentence for a message; None if it is."""
     for name, split in (("train", train), ("val", val)):
         if len(split.labels) == 0:

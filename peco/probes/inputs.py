@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from peco.core import artifacts, device
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.probes.features import extract
@@ -28,7 +28,7 @@ def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
 def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
     """Features of every block of `model` for the evaluation views of a split."""
     where = next(model.parameters()).device
-    batches = scan(
+    batches = eval_batches(
         split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers, device=where
     )
     return extract(model, batches)

@@ -26,7 +26,7 @@ class KnnResult:
 
     accuracy: float  # on val
     block: str  # chosen on the holdout, as is
-    neighbours: int
+    neighbors: int
     holdout_accuracy: float
     tried: dict[str, dict[int, float]]  # accuracy on the holdout by block and number of neighbours
 
@@ -60,27 +60,27 @@ def evaluate(
 
     def accuracies(index_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, truth_M: Tensor) -> dict[int, float]:
         index_ND, labels_N, queries_MD = (part.to(device) for part in (index_ND, labels_N, queries_MD))
-        predictions = classify(index_ND, labels_N, queries_MD, knn.neighbours, knn.temperature)
+        predictions = classify(index_ND, labels_N, queries_MD, knn.neighbors, knn.temperature)
         return {k: (predicted_M.cpu() == truth_M).double().mean().item() for k, predicted_M in predictions.items()}
 
     tried = {
         block: accuracies(features[fit], train_labels[fit], features[held], train_labels[held])
         for block, features in train_features.items()
     }
-    block, k = max(((b, k) for b in tried for k in knn.neighbours), key=lambda choice: tried[choice[0]][choice[1]])
+    block, k = max(((b, k) for b in tried for k in knn.neighbors), key=lambda choice: tried[choice[0]][choice[1]])
     scored = accuracies(train_features[block], train_labels, val_features[block], val_labels)
-    return KnnResult(accuracy=scored[k], block=block, neighbours=k, holdout_accuracy=tried[block][k], tried=tried)
+    return KnnResult(accuracy=scored[k], block=block, neighbors=k, holdout_accuracy=tried[block][k], tried=tried)
 
 
 def classify(
-    features_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbours: tuple[int, ...], temperature: float
+    features_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbors: tuple[int, ...], temperature: float
 ) -> dict[int, Tensor]:
     """Class of each query by a vote of its nearest neighbours in cosine similarity s, each with weight exp(s / temperature).
 
     Args:
         features_ND, queries_MD: float, of any length of the vectors.
         labels_N: int64, not negative.
-        neighbours: numbers of neighbours to try; more than N count as N.
+        neighbors: numbers of neighbours to try; more than N count as N.
         temperature: of the weights.
 
     Returns:
@@ -88,14 +88,14 @@ def classify(
     """
     classes = int(labels_N.max()) + 1
     index_ND = F.normalize(features_ND, dim=1)
-    k_max = min(max(neighbours), len(index_ND))
-    found: dict[int, list[Tensor]] = {k: [] for k in neighbours}
+    k_max = min(max(neighbors), len(index_ND))
+    found: dict[int, list[Tensor]] = {k: [] for k in neighbors}
     for queries_mD in torch.split(queries_MD, QUERIES_AT_ONCE):
         similarity_mk, nearest_mk = (F.normalize(queries_mD, dim=1) @ index_ND.T).topk(k_max, dim=1)
         # Relative to the nearest, so that no weight overflows; in float64, so that the order of the sum decides nothing.
         weight_mk = ((similarity_mk - similarity_mk[:, :1]).double() / temperature).exp()
         voted_mk = labels_N[nearest_mk]
-        for k in neighbours:
+        for k in neighbors:
             votes_mC = weight_mk.new_zeros(len(queries_mD), classes).scatter_add_(1, voted_mk[:, :k], weight_mk[:, :k])
             found[k].append(votes_mC.argmax(dim=1))
     return {k: torch.cat(parts) for k, parts in found.items()}

@@ -170,7 +170,7 @@ def fit(
     return Classifier(mean_D, scale_D, theta[:-1], theta[-1], converged)
 
 
-def colour_histogram(images: np.ndarray, bins: int = 8) -> Tensor:
+def color_histogram(images: np.ndarray, bins: int = 8) -> Tensor:
     """Joint RGB histogram of each image: a baseline that knows colours and nothing of shape.
 
     Args:

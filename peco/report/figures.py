@@ -20,18 +20,18 @@ from torch import Tensor
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.core.numbers import spread
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
-from peco.mim import io as mim_io
+from peco.mim import storage as mim_storage
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, patchify, unpatchify
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import usage_and_perplexity
 
 SCAN_BATCH = 64
-MASK_GREY = 0.5
+MASK_GRAY = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,18 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
     Raises:
         PecoError: one is missing or damaged, or they don't belong together.
     """
-    notes = artifacts.section(backbone, mim_io.KIND)
+    notes = artifacts.section(backbone, mim_storage.KIND)
     masking = notes.get("masking")
     if not isinstance(masking, dict):
         raise PecoError(
             f"{backbone}: config.json lacks the masking of its pre-training; `dvc repro pretrain` makes it anew"
         )
     models = Models(
-        tokenizer_io.load(tokenizer).to(device),
-        mim_io.load(backbone).to(device),
+        tokenizer_storage.load(tokenizer).to(device),
+        mim_storage.load(backbone).to(device),
         str(notes["target"]),
         config.Masking(**masking),
-        tokenizer_io.image_size(tokenizer),
+        tokenizer_storage.image_size(tokenizer),
         artifacts.input_size(backbone),
     )
     grid = (models.tokenizer_size // models.tokenizer.factor,) * 2
@@ -120,7 +120,7 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
 
 def read_images(shards: ShardSet, size: int, count: int) -> tuple[Tensor, list[int]]:
     """The first `count` images of a split (fewer, if it has fewer) in their evaluation view, BCHW in [0, 1], and their labels."""
-    batches = list(scan(shards, CenterView(size), batch_size=SCAN_BATCH, stop=min(count, len(shards))))
+    batches = list(eval_batches(shards, CenterView(size), batch_size=SCAN_BATCH, stop=min(count, len(shards))))
     return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["label"] for batch in batches]).tolist()
 
 
@@ -207,7 +207,7 @@ def paint_pixels(models: Models, x_BCHW: Tensor, mask_Bhw: Tensor) -> list[Paint
 def hide(x_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
     """The images with grey in place of masked patches."""
     side = x_BCHW.shape[-1] // mask_Bhw.shape[-1]
-    return x_BCHW.masked_fill(mask_Bhw[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3), MASK_GREY)
+    return x_BCHW.masked_fill(mask_Bhw[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3), MASK_GRAY)
 
 
 def strip(pictures: Sequence[np.ndarray]) -> Image.Image:

@@ -112,7 +112,7 @@ def choices(metrics: Metrics) -> list[str]:
     """What was chosen on the held-out part of train."""
     notes = []
     for name, key, setting, form in (
-        ("kNN", "evaluate/knn", "neighbours", "{} neighbours"),
+        ("kNN", "evaluate/knn", "neighbors", "{} neighbours"),
         ("Linear probe", "evaluate/linear", "l2", "L2 {:g}"),
     ):
         found = metrics.get(key, {})

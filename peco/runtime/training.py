@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from peco.core.config import Optim
-from peco.data.loader import Make, TrainLoader
+from peco.data.loader import TrainLoader, Transform
 from peco.data.shards import ShardSet
 from peco.runtime.paths import METRICS, PLOTS
 from peco.runtime.stage import StageRun
@@ -18,7 +18,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train_loader(run: StageRun, shards: ShardSet, make: Make, optim: Optim, dist: Dist) -> TrainLoader:
+def train_loader(run: StageRun, shards: ShardSet, transform: Transform, optim: Optim, dist: Dist) -> TrainLoader:
     """The global batches of a split, of which this process gets its part.
 
     Args:
@@ -30,7 +30,7 @@ def train_loader(run: StageRun, shards: ShardSet, make: Make, optim: Optim, dist
     """
     loader = TrainLoader(
         shards,
-        make,
+        transform,
         batch_size=optim.batch_size,
         seed=run.config.seed,
         lanes=run.config.loader.lanes,

@@ -88,10 +88,10 @@ class Scene:
 # those that cut must lie inside, so that the signed polygon areas sum to the area of the shape.
 
 
-def _arc(radius: float | Floats, start: float, stop: float, count: int, centre: float = 0.0) -> Floats:
+def _arc(radius: float | Floats, start: float, stop: float, count: int, center: float = 0.0) -> Floats:
     """`count` points (count, 2) at angles start..stop (both included) about (centre, 0)."""
     angle = np.linspace(start, stop, count)
-    return np.stack([centre + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.stack([center + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
 def _ring(u: Floats) -> list[Outline]:
@@ -115,10 +115,10 @@ def _crescent(u: Floats) -> list[Outline]:
     depth = 0.35 + 0.15 * u[1]  # half the thickness in the middle
     x, y = np.cos(half), np.sin(half)
     bottom = -1.0 + 2 * depth  # where the inner arc crosses the axis
-    centre = (x * x + y * y - bottom * bottom) / (2 * (x - bottom))
-    radius = centre - bottom
-    tip = float(np.arctan2(y, x - centre))
-    inner = _arc(radius, 2 * np.pi - tip, tip, 25, centre)
+    center = (x * x + y * y - bottom * bottom) / (2 * (x - bottom))
+    radius = center - bottom
+    tip = float(np.arctan2(y, x - center))
+    inner = _arc(radius, 2 * np.pi - tip, tip, 25, center)
     return [(np.concatenate([_arc(1.0, half, 2 * np.pi - half, 33), inner]), 1)]
 
 
@@ -210,7 +210,7 @@ def _leaves(
     # Inverse of the distribution function of a density proportional to radius ** -3.
     low, high = radii[0] ** -2, radii[1] ** -2
     radius = (low - u[:, 0] * (low - high)) ** -0.5
-    centre = middle + reach * (2 * u[:, 1:3] - 1)
+    center = middle + reach * (2 * u[:, 1:3] - 1)
     # 24 vertices serve all kinds: triangles, quadrilaterals and hexagons visit each corner several times.
     corners = np.array([3, 4, 4, 6, 24, 24, 24, 24])[(u[:, 3] * 8).astype(int), None]
     angle = 2 * np.pi * (np.arange(24) * corners // 24 / corners)
@@ -218,8 +218,8 @@ def _leaves(
     x, y = np.cos(angle) * stretch, np.sin(angle) / stretch
     turn = 2 * np.pi * u[:, 5:6]
     x, y = x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)
-    points = centre[:, None] + radius[:, None, None] * np.stack([x, y], axis=2)
-    return points, np.concatenate([centre, radius[:, None]], axis=1)
+    points = center[:, None] + radius[:, None, None] * np.stack([x, y], axis=2)
+    return points, np.concatenate([center, radius[:, None]], axis=1)
 
 
 def _fill(polygons: Iterable[Outline], raster: int) -> Bytes:
@@ -234,7 +234,7 @@ def _fill(polygons: Iterable[Outline], raster: int) -> Bytes:
 # --- materials ---
 
 
-def _colours(count: int, rng: np.random.Generator) -> Floats:
+def _colors(count: int, rng: np.random.Generator) -> Floats:
     """Random RGB (count, 3) in 0..1: broad in lightness, moderate in chroma, as in photographs."""
     u = rng.random((count, 3))
     hue, chroma = 2 * np.pi * u[:, 0], _CHROMA * u[:, 1]
@@ -296,7 +296,7 @@ def _pattern(label: int, x: NDArray[np.float32], y: NDArray[np.float32], u: Floa
     return surface
 
 
-def _paint(ids: Bytes, frames: Floats, colours: Floats, surfaces: dict[int, int], rng: np.random.Generator) -> Bytes:
+def _paint(ids: Bytes, frames: Floats, colors: Floats, surfaces: dict[int, int], rng: np.random.Generator) -> Bytes:
     """Texture the item map.
 
     ids (R, R): number of the item seen at each raster cell; frames (M, 3): centre and radius of each item in
@@ -337,7 +337,7 @@ def _paint(ids: Bytes, frames: Floats, colours: Floats, surfaces: dict[int, int]
         px = ((at_x + 0.5) / raster - frames[item, 0]).astype(f32)
         py = ((at_y + 0.5) / raster - frames[item, 1]).astype(f32)
         light[inside] += f32(_RELIEF[0] + (_RELIEF[1] - _RELIEF[0]) * v[4]) * _pattern(label, px, py, v[:4])
-    rgb = np.take(colours.astype(f32), ids, axis=0) + light[:, :, None]
+    rgb = np.take(colors.astype(f32), ids, axis=0) + light[:, :, None]
     rounded: Bytes = (np.clip(rgb, 0.0, 1.0) * f32(255) + f32(0.5)).astype(np.uint8)
     return rounded
 
@@ -354,7 +354,7 @@ def _label(seed: int, index: int) -> int:
 
 def _contrasting(behind: Floats, rng: np.random.Generator) -> Floats:
     """A random colour (3,) that stands out against the mean colour `behind` (3,)."""
-    choices = _colours(8, rng)
+    choices = _colors(8, rng)
     distance = np.sqrt(np.sum((choices - behind) ** 2, axis=1))
     # The first that differs by `_CONTRAST`, or the most different if none does.
     chosen: Floats = choices[np.argmax(np.minimum(distance, _CONTRAST))]
@@ -395,8 +395,8 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     ids = _fill(zip(leaves, range(1, _LEAVES + 1), strict=True), raster)
     frames = np.concatenate([[[0.5, 0.5, 0.7]], frames])
     # The leaves' colours scatter about one colour, as under one light; occluders share it.
-    palette = _colours(1, rng) - 0.5 * _SCATTER
-    colours = palette + _SCATTER * _colours(len(frames), rng)
+    palette = _colors(1, rng) - 0.5 * _SCATTER
+    colors = palette + _SCATTER * _colors(len(frames), rng)
 
     # Objects, the main one last: it lies on top.
     others = np.argsort(rng.random(len(CLASSES)))
@@ -414,12 +414,12 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
         areas = [_fill(pose, raster) > 0 for pose in poses]
         best = int(np.argmin([np.count_nonzero(ids[area] >= first) for area in areas]))
         outlines, whole = poses[best], areas[best]
-        behind = np.bincount(ids[whole], minlength=len(colours)) @ colours / whole.sum()
+        behind = np.bincount(ids[whole], minlength=len(colors)) @ colors / whole.sum()
         middle = 0.5 * (outlines[0][0].min(axis=0) + outlines[0][0].max(axis=0))
         ids[whole] = len(frames)
         surfaces[len(frames)] = kind
         frames = np.concatenate([frames, [[*middle, half_side]]])
-        colours = np.concatenate([colours, _contrasting(behind, rng)[None]])
+        colors = np.concatenate([colors, _contrasting(behind, rng)[None]])
         wholes.append(whole)
 
     # Occluders, each dropped on the main object unless too little of it would remain.
@@ -432,7 +432,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
         if left[-1] > least and left[-1] == left.max():
             ids = covered
     frames = np.concatenate([frames, cover_frames])
-    colours = np.concatenate([colours, palette + _SCATTER * _colours(_OCCLUDERS, rng)])
+    colors = np.concatenate([colors, palette + _SCATTER * _colors(_OCCLUDERS, rng)])
 
     parts = np.stack([ids == main - n for n in range(objects)])  # main first
     whole_areas = np.array([whole.sum() for whole in reversed(wholes)])
@@ -441,7 +441,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     masks = _sum_cells(parts, size) * 2 > _SUPER**2
     keep = (visible >= _KEPT) & masks.any(axis=(1, 2))
     keep[0] = True
-    rgb = np.moveaxis(_paint(ids, frames, colours, surfaces, rng), 2, 0)
+    rgb = np.moveaxis(_paint(ids, frames, colors, surfaces, rng), 2, 0)
     image = (_sum_cells(rgb, size) + _SUPER**2 // 2) // _SUPER**2
     return Scene(
         image=np.ascontiguousarray(np.moveaxis(image, 0, 2).astype(np.uint8)),

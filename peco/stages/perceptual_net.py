@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from peco.core import artifacts, config, workfiles
 from peco.core.errors import PecoError
 from peco.data import views
-from peco.data.loader import Fields, scan
+from peco.data.loader import Fields, eval_batches
 from peco.data.order import SECOND_VIEW, VIEW, sample_rng
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
@@ -27,7 +27,7 @@ from peco.perceptual.features import build_timm, hub_commit
 from peco.perceptual.moco import MoCo
 from peco.probes import knn
 from peco.probes.features import extract
-from peco.probes.labelled import labelled_splits
+from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun, run_stage
 from peco.runtime.training import publish_metrics, seed_everything, train_loader
@@ -43,7 +43,7 @@ PARAMS = (
     "perceptual_net.moco",
     "perceptual_net.optim",
 )
-SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbours=(5, 10, 20), temperature=0.07)
+SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbors=(5, 10, 20), temperature=0.07)
 SCAN_BATCH = 128
 
 
@@ -52,7 +52,7 @@ class TwoViews:
     """Two independent views of a sample, as contrastive learning needs."""
 
     seed: int
-    recipe: config.View
+    distribution: config.ViewDistribution
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
@@ -60,7 +60,7 @@ class TwoViews:
         fields: Fields = {"index": sample.index}
         for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
             rng = sample_rng(self.seed, epoch, sample.index, purpose)
-            view = views.draw(rng, self.recipe, image.width, image.height)
+            view = views.draw(rng, self.distribution, image.width, image.height)
             fields[name] = views.apply(image, view, self.size)
         return fields
 
@@ -121,9 +121,9 @@ def main(run: StageRun) -> None:
         rank=dist.rank,
     )
     task = MocoTask(moco)
-    make = TwoViews(run.config.seed, cfg.moco.view, crop)
+    transform = TwoViews(run.config.seed, cfg.moco.view, crop)
     work = run.work([paths.SHARDS], dist.share)
-    loader = train_loader(run, images, make, cfg.optim, dist)
+    loader = train_loader(run, images, transform, cfg.optim, dist)
     logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
         encoder: Any = task.moco.encoder
@@ -171,7 +171,7 @@ def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str
 def score(run: StageRun, dist: Dist) -> dict[str, float]:
     """kNN accuracy of the published network and of the same at random initialisation; empty where labels are missing."""
     try:
-        train, val = labelled_splits()
+        train, val = labeled_splits()
     except Skipped as reason:
         print(f"{run.name}: kNN score skipped: {reason}", flush=True)
         return {}
@@ -184,7 +184,7 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
         ours, theirs = (
             extract(
                 model.to(dist.device),
-                scan(split, center, batch_size=SCAN_BATCH, workers=run.workers, device=dist.device),
+                eval_batches(split, center, batch_size=SCAN_BATCH, workers=run.workers, device=dist.device),
             )
             for split in (train, val)
         )

@@ -18,13 +18,13 @@ from peco.data.loader import Fields
 from peco.data.order import MASK, VIEW, sample_rng
 from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore
-from peco.mim import io
+from peco.mim import storage
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
 from peco.runtime.training import publish_metrics, seed_everything, train_loader
-from peco.tokenizer import io as tokenizer_io
+from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Frozen, Task, train
@@ -37,7 +37,7 @@ class MaskedView:
     """A view of a sample, its mask, and its tokens where they are stored; else the view at the tokenizer's size, if it is given."""
 
     seed: int
-    recipe: config.View
+    distribution: config.ViewDistribution
     size: int
     grid: int
     masking: config.Masking
@@ -52,7 +52,7 @@ class MaskedView:
             view, fields["tokens"] = self.store.get(sample.index, epoch % self.store.views)
         else:
             rng = sample_rng(self.seed, epoch, sample.index, VIEW)
-            view = views.draw(rng, self.recipe, image.width, image.height)
+            view = views.draw(rng, self.distribution, image.width, image.height)
             if self.tokenizer_size is not None:
                 fields["image_tokenizer"] = views.apply(image, view, self.tokenizer_size)
         fields["image"] = views.apply(image, view, self.size)
@@ -112,17 +112,17 @@ def main(run: StageRun) -> None:
     if cfg.target == "pixels":
         task = PixelTask(MaskedImageModel(backbone, 3 * cfg.vit.patch_size**2), cfg.vit.patch_size)
     else:
-        tokenizer_size = tokenizer_io.image_size(paths.TOKENIZER)
-        tokenizer = None if store.views else tokenizer_io.load(paths.TOKENIZER).to(dist.device)
+        tokenizer_size = tokenizer_storage.image_size(paths.TOKENIZER)
+        tokenizer = None if store.views else tokenizer_storage.load(paths.TOKENIZER).to(dist.device)
         task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
     task.to(dist.device)
-    make = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
+    transform = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     work = run.work([paths.SHARDS, paths.TOKENIZER, paths.TOKENS], dist.share)
-    loader = train_loader(run, images, make, cfg.optim, dist)
+    loader = train_loader(run, images, transform, cfg.optim, dist)
     logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
         extra = {"masking": schema.to_dict(cfg.masking)}
-        io.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
+        storage.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
         summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}
         publish_metrics(run, logs, summary)
         workfiles.mark_finished(work)

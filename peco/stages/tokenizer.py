@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peco.core import artifacts, config, workfiles
 from peco.core.image_metrics import psnr
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView, RandomView
 from peco.data.shards import open_evaluation_split, open_shards
 from peco.perceptual.distance import PerceptualDistance
@@ -20,7 +20,7 @@ from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
 from peco.runtime.training import publish_metrics, seed_everything, train_loader
-from peco.tokenizer import io
+from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.loss import TokenizerLoss
@@ -113,12 +113,12 @@ def main(run: StageRun) -> None:
     net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     task = build_task(cfg, tokenizer, distance.to(dist.device))
-    make = RandomView(seed, cfg.view, cfg.image_size)
+    transform = RandomView(seed, cfg.view, cfg.image_size)
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET], dist.share)
-    loader = train_loader(run, images, make, cfg.optim, dist)
+    loader = train_loader(run, images, transform, cfg.optim, dist)
     logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
     if dist.rank == 0:
-        io.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
+        storage.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
         summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
         publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
         workfiles.mark_finished(work)
@@ -131,7 +131,7 @@ def score(
     """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
     split = open_evaluation_split(paths.SHARDS)
     count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
-    for batch in scan(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
+    for batch in eval_batches(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:
             break
         x_BCHW = batch["image"]

@@ -19,13 +19,13 @@ import torch
 from peco.core import config, workfiles
 from peco.core.publishing import replacing, staging
 from peco.data import views
-from peco.data.loader import Fields, scan
+from peco.data.loader import Fields, eval_batches
 from peco.data.order import VIEW, sample_rng
 from peco.data.shards import Sample, ShardSet, open_shards
 from peco.data.tokens import TokenStore, entry_dtype, shard_file, write_index
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
-from peco.tokenizer import io
+from peco.tokenizer import storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import usage_and_perplexity
 from peco.training.distributed import Dist
@@ -40,14 +40,14 @@ class StoredViews:
     """All stored views of a sample: pixels uint8 (V, H, W, 3) and their numbers (V,) of VIEW_DTYPE as bytes."""
 
     seed: int
-    recipe: config.View
+    distribution: config.ViewDistribution
     count: int
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         image = sample.decode()
         drawn = [
-            views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.recipe, image.width, image.height)
+            views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.distribution, image.width, image.height)
             for v in range(self.count)
         ]
         numbers = np.stack([views.to_record(view) for view in drawn])
@@ -58,8 +58,8 @@ class StoredViews:
 def main(run: StageRun) -> None:
     dist = Dist.init()
     train = open_shards(paths.SHARDS, "train")
-    tokenizer = io.load(paths.TOKENIZER).to(dist.device)
-    size = io.image_size(paths.TOKENIZER)
+    tokenizer = storage.load(paths.TOKENIZER).to(dist.device)
+    size = storage.image_size(paths.TOKENIZER)
     count = run.config.tokens.views
     codes, grid = tokenizer.quantizer.codes, size // tokenizer.factor
     work = run.work([paths.SHARDS, paths.TOKENIZER], dist.share)
@@ -67,10 +67,10 @@ def main(run: StageRun) -> None:
     folder.mkdir(exist_ok=True)
     files = [folder / shard_file(shard.name) for shard in train.shards] if count else []
     if count:
-        make = StoredViews(run.config.seed, run.config.tokens.view, count, size)
+        transform = StoredViews(run.config.seed, run.config.tokens.view, count, size)
         for number in range(dist.rank, len(train.shards), dist.world):
             if not files[number].exists():
-                write_shard(train, number, tokenizer, make, files[number], dist.device, run.workers)
+                write_shard(train, number, tokenizer, transform, files[number], dist.device, run.workers)
             if dist.rank == 0:
                 print(f"tokens  shard {number + 1}/{len(train.shards)}", flush=True)
     wait_for(files, visible=dist.rank == 0)
@@ -103,7 +103,7 @@ def write_shard(
     train: ShardSet,
     number: int,
     tokenizer: PerceptualTokenizer,
-    make: StoredViews,
+    transform: StoredViews,
     target: Path,
     device: torch.device,
     workers: int,
@@ -112,12 +112,14 @@ def write_shard(
     start = int(train.starts[number])
     stop = start + train.shards[number].samples
     parts = []
-    samples = max(1, IMAGES_AT_ONCE // make.count)
-    for batch in scan(train, make, batch_size=samples, workers=workers, start=start, stop=stop, device=device):
+    samples = max(1, IMAGES_AT_ONCE // transform.count)
+    for batch in eval_batches(
+        train, transform, batch_size=samples, workers=workers, start=start, stop=stop, device=device
+    ):
         pixels = batch["pixels"].flatten(0, 1)
         x_BCHW = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
         tokens_Bhw = tokenizer.tokenize(x_BCHW)
-        entries = np.empty((len(batch["pixels"]), make.count), dtype=entry_dtype(tokens_Bhw[0].numel()))
+        entries = np.empty((len(batch["pixels"]), transform.count), dtype=entry_dtype(tokens_Bhw[0].numel()))
         entries["view"] = batch["numbers"].cpu().numpy().view(views.VIEW_DTYPE)[..., 0]
         entries["tokens"] = tokens_Bhw.cpu().numpy().reshape(*entries.shape, -1)
         parts.append(entries)

@@ -233,8 +233,8 @@ class _Run:
         norm = nn.utils.get_total_norm(grads)
         # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
         due = self.dist.rank == 0 and self.schedule.due(step + 1)  # rank 0 is the one that knows how long saving takes
-        wishes = torch.tensor([stop.first is not None, due], dtype=torch.float64).to(self.dist.device)
-        shared = self.dist.all_reduce_sum(torch.cat([wishes, norm.double()[None], local])).tolist()
+        flags = torch.tensor([stop.first is not None, due], dtype=torch.float64).to(self.dist.device)
+        shared = self.dist.all_reduce_sum(torch.cat([flags, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
         means = (total_value / self.dist.world for total_value in shared[2:])
         values = {"lr": lr, **dict(zip(["grad_norm", "loss", *names], means, strict=True))}

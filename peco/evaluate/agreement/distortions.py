@@ -114,8 +114,8 @@ def blocking(x_CSS: np.ndarray, rng: np.random.Generator) -> Strength:
 
 def fade(x_CSS: np.ndarray, rng: np.random.Generator) -> Strength:
     """Less contrast: every pixel moves towards the mean grey of the image."""
-    grey = x_CSS.mean()
-    return lambda strength: x_CSS + strength * (grey - x_CSS)
+    gray = x_CSS.mean()
+    return lambda strength: x_CSS + strength * (gray - x_CSS)
 
 
 @functools.cache

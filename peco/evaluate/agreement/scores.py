@@ -186,9 +186,9 @@ def share_interval(scores_R: np.ndarray) -> dict[str, float]:
     if n == 0:
         return {}
     p = float(scores_R.mean())
-    centre, spread = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    center, spread = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     scale = 1 + Z**2 / n
-    return {"accuracy": p, "low": max(0.0, (centre - spread) / scale), "high": min(1.0, (centre + spread) / scale)}
+    return {"accuracy": p, "low": max(0.0, (center - spread) / scale), "high": min(1.0, (center + spread) / scale)}
 
 
 def summarize(scores: Mapping[str, np.ndarray]) -> dict[str, object]:

@@ -22,7 +22,7 @@ from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
-from peco.tokenizer import io
+from peco.tokenizer import storage
 
 PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
 PICTURES = paths.METRICS / "pictures" / "agreement"
@@ -42,11 +42,11 @@ RIGHT, WRONG, LINES = "#1a7f37", "#c4432b", "#8c959f"
 def main(run: StageRun) -> None:
     require_task(run, "agreement")
     cfg = run.config.evaluate.agreement
-    size = io.image_size(paths.TOKENIZER)
+    size = storage.image_size(paths.TOKENIZER)
     where = device.choose()
     net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(where)
-    tokens = agreement.TokenDistances(io.load(paths.TOKENIZER).to(where))
+    tokens = agreement.TokenDistances(storage.load(paths.TOKENIZER).to(where))
     methods: list[agreement.Method] = [agreement.pixel_distances, tokens, network.between]
 
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET, paths.TOKENIZER])
@@ -91,10 +91,10 @@ def picture(triplets: Matched, pair: str, answers: Mapping[str, np.ndarray]) -> 
         y = LINE + side + GAP // 2 + LINE * number + LINE // 2
         pen.text((middles[1], y), NAMES[method], fill="black", font=font, anchor="mm")
         answer = row[PAIRS.index(pair)]
-        for x, chosen, colour in ((middles[0], answer == 1, RIGHT), (middles[2], answer == 0, WRONG)):
-            outline = colour if chosen else LINES
+        for x, chosen, color in ((middles[0], answer == 1, RIGHT), (middles[2], answer == 0, WRONG)):
+            outline = color if chosen else LINES
             if chosen or answer == 0.5:
-                pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour if chosen else None, outline=outline, width=2)
+                pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=color if chosen else None, outline=outline, width=2)
     return sheet
 
 

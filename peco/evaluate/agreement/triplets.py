@@ -24,7 +24,7 @@ import numpy as np
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.images import decode
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, MIN_ERROR, match_error, mean_squared_error
@@ -71,7 +71,9 @@ def generate(reference_CSS: np.ndarray, index: int) -> Matched:
 def generated(shards: ShardSet, size: int, count: int, workers: int = 0) -> Iterator[Matched]:
     """Triplets of the first `count` images of a split (fewer, if it has fewer), at `size` pixels a side."""
     index = 0
-    for batch in scan(shards, CenterView(size), batch_size=BATCH, stop=min(count, len(shards)), workers=workers):
+    for batch in eval_batches(
+        shards, CenterView(size), batch_size=BATCH, stop=min(count, len(shards)), workers=workers
+    ):
         for x_CSS in batch["image"].double().numpy():
             yield generate(x_CSS, index)
             index += 1

@@ -15,10 +15,10 @@ from torch.utils.data import get_worker_info
 
 from peco.core.device import CPU
 from peco.core.errors import PecoError
-from peco.data.loader import Batch, Batches, Fields, collate, finish, load
+from peco.data.loader import Batch, Batches, Fields, collate, load, to_device
 from peco.data.order import GlobalOrder
 
-MakeIndexed = Callable[[int, int], Fields]  # (index, epoch) -> named arrays and numbers
+IndexTransform = Callable[[int, int], Fields]  # (index, epoch) -> named arrays and numbers
 
 
 class IndexLoader:
@@ -41,7 +41,7 @@ class IndexLoader:
     def __init__(
         self,
         count: int,
-        make: MakeIndexed,
+        transform: IndexTransform,
         *,
         batch_size: int,
         seed: int,
@@ -56,13 +56,13 @@ class IndexLoader:
             raise PecoError(f"optim.batch_size: {batch_size} is not allowed; expected a multiple of {world} processes")
         self._order = GlobalOrder((count,), lanes=1, buffer=count, seed=seed)
         self.samples = count
-        self._make, self._workers, self._device = make, workers, device
+        self._transform, self._workers, self._device = transform, workers, device
         self._batch_size, self._rank, self._world = batch_size, rank, world
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """Batches of the steps [start_step, stop_step)."""
         for batch in load(_Parts(self, start_step, stop_step), self._workers):
-            yield finish([batch], self._device)
+            yield to_device([batch], self._device)
 
     def part(self, step: int) -> list[tuple[int, int]]:
         """Index and epoch of each sample of this rank's part of a batch."""
@@ -71,9 +71,9 @@ class IndexLoader:
         keys = (divmod(position, len(self._order)) for position in range(first, first + share))
         return [(int(_epoch(self._order, epoch)[place]), epoch) for epoch, place in keys]
 
-    def make(self, step: int) -> Batch:
+    def transform(self, step: int) -> Batch:
         """This rank's part of a batch, before its pixels become floats."""
-        return collate([self._make(index, epoch) for index, epoch in self.part(step)])
+        return collate([self._transform(index, epoch) for index, epoch in self.part(step)])
 
 
 class _Parts(Batches):
@@ -86,7 +86,7 @@ class _Parts(Batches):
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         for step in range(self._start + number, self._stop, workers):
-            yield self._loader.make(step)
+            yield self._loader.transform(step)
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs

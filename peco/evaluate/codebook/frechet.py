@@ -42,8 +42,8 @@ def frechet_distance(a_ND: Tensor, b_ND: Tensor) -> float:
 def _moments(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     x_ND = x_ND.double()
     mean_D = x_ND.mean(dim=0)
-    centred_ND = x_ND - mean_D
-    return mean_D, centred_ND.T @ centred_ND / (len(x_ND) - 1)
+    centered_ND = x_ND - mean_D
+    return mean_D, centered_ND.T @ centered_ND / (len(x_ND) - 1)
 
 
 def _root(cov_DD: Tensor) -> Tensor:

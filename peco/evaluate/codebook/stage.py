@@ -21,18 +21,18 @@ from torch import Tensor
 from peco.core import artifacts, config, device, image_metrics, numbers
 from peco.core.image_metrics import psnr
 from peco.core.publishing import staging
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet, open_evaluation_split, open_shards
 from peco.evaluate.codebook import measures as codebook
 from peco.evaluate.codebook.frechet import frechet_distance
 from peco.perceptual.features import FeatureNet
 from peco.probes import linear
-from peco.probes.labelled import labelled_splits
+from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import Skipped, StageRun, run_stage
-from peco.tokenizer import io
+from peco.tokenizer import storage
 from peco.tokenizer.quantizer import usage_and_perplexity
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.codebook", "evaluate.codebook")
@@ -72,8 +72,8 @@ class Images:
 
     def batches(self) -> Iterator[Tensor]:
         """All, float BCHW in [0, 1]."""
-        make = CenterView(self.size)
-        for batch in scan(self.split, make, batch_size=SCAN_BATCH, stop=self.count, workers=self.workers):
+        transform = CenterView(self.size)
+        for batch in eval_batches(self.split, transform, batch_size=SCAN_BATCH, stop=self.count, workers=self.workers):
             yield batch["image"].to(self.device)
 
     def pixels(self, index: int) -> np.ndarray:
@@ -87,9 +87,9 @@ class Images:
 def main(run: StageRun) -> None:
     require_task(run, "codebook")
     cfg, seed, where = run.config.evaluate, run.config.seed, device.choose()
-    tokenizer = io.load(paths.TOKENIZER).to(where)
+    tokenizer = storage.load(paths.TOKENIZER).to(where)
     codes = tokenizer.quantizer.codes
-    size = io.image_size(paths.TOKENIZER)
+    size = storage.image_size(paths.TOKENIZER)
     train, val = (
         Images(split, min(cfg.codebook.images, len(split)), size, run.workers, where) for split in train_and_scored()
     )
@@ -103,7 +103,7 @@ def main(run: StageRun) -> None:
     metrics |= usage_scores(books, tokens) | reconstruction_scores(books, tokens, val)
     metrics |= class_scores(books, tokens, val, seed)
     try:
-        labelled_splits()
+        labeled_splits()
         probe = config.Linear(l2=cfg.codebook.l2, max_iter=cfg.codebook.max_iter)
         metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout, where)
     except Skipped as reason:
@@ -190,9 +190,9 @@ def class_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images
     names = images.split.classes
     metrics: dict[str, Any] = {}
     for book, tokens_Nhw in zip(books, tokens, strict=True):
-        labelled_Nhw = tokens_Nhw[rows].to(images.device)
+        labeled_Nhw = tokens_Nhw[rows].to(images.device)
         found = codebook.class_information(
-            labelled_Nhw, labels_N, codes=len(book.vectors_KD), classes=len(names), seed=seed
+            labeled_Nhw, labels_N, codes=len(book.vectors_KD), classes=len(names), seed=seed
         )
         metrics[f"{book.prefix}telling_codes"] = int(found.telling_K.sum())
         metrics[f"{book.prefix}class_bits"] = float(found.bits_K[found.images_K > 0].mean())

@@ -36,9 +36,9 @@ def open_splits(cfg: config.Detection) -> tuple[DetectionSet, DetectionSet]:
         return train, val
     if not path.is_dir():
         raise PecoError(f"{path}: no such folder; evaluate.detection.path must name one with annotated images")
-    labelled, scored = _OPEN[cfg.source](path)
-    require_distinct(labelled, scored)
-    learnt = labelled.trainable()
+    labeled, scored = _OPEN[cfg.source](path)
+    require_distinct(labeled, scored)
+    learnt = labeled.trainable()
     require_scored(scored)
     require_same_kind(learnt, scored)  # last: a split without objects has no masks either
     return learnt, scored

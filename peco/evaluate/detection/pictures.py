@@ -36,18 +36,18 @@ def draw(
     pixels = np.asarray(image, dtype=np.float32)
     for n in shown:
         if found.masks is not None:
-            veil_3 = np.array(_colour(found.labels[n]), dtype=np.float32)
+            veil_3 = np.array(_color(found.labels[n]), dtype=np.float32)
             pixels = np.where(found.masks[n][..., None], (1 - VEIL) * pixels + VEIL * veil_3, pixels)
     canvas, factor = _resized(np.rint(pixels).astype(np.uint8))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     for n in shown:
         x0, y0, x1, y1 = (factor * found.boxes[n]).round().tolist()
-        colour = _colour(found.labels[n])
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
+        color = _color(found.labels[n])
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=2)
         name = classes[found.labels[n]]
         text = f"{name} {scores[n]:.2f}" if isinstance(found, Detections) else name
         corner = (x0, max(0, y0 - FONT_SIZE - 2))
-        pen.rectangle(pen.textbbox(corner, text, font), fill=colour)
+        pen.rectangle(pen.textbbox(corner, text, font), fill=color)
         pen.text(corner, text, fill="white", font=font)
     return canvas
 
@@ -62,7 +62,7 @@ def _resized(pixels: NDArray[np.uint8]) -> tuple[Image.Image, float]:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), float(factor)
 
 
-def _colour(label: int) -> tuple[int, int, int]:
+def _color(label: int) -> tuple[int, int, int]:
     """A dark, saturated colour; those of consecutive classes are far apart."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -122,7 +122,7 @@ class RecordedSet:
             PecoError: a panoptic PNG can't be read.
         """
         record = self.records[i]
-        masks = None if record.regions is None else rasterise(record.regions, record.size)
+        masks = None if record.regions is None else rasterize(record.regions, record.size)
         return Objects(record.boxes, record.labels, masks, record.crowd)
 
     def trainable(self) -> RecordedSet:
@@ -263,7 +263,7 @@ def all_or_none(annotations: Iterable[Annotation]) -> bool:
     return True in first
 
 
-def rasterise(regions: Sequence[Region], size: tuple[int, int]) -> NDArray[np.bool_]:
+def rasterize(regions: Sequence[Region], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Regions as masks (N, H, W); polygons by COCO's own rules.
 
     Args:

@@ -41,7 +41,7 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.evaluate.detection, run.config.seed
     dist = Dist.init()
     train_split, val = open_splits(cfg)
-    make = DetectionView(train_split, seed, cfg.image_size, JITTER)
+    transform = DetectionView(train_split, seed, cfg.image_size, JITTER)
     shown = [k * len(val) // min(SHOWN, len(val)) for k in range(min(SHOWN, len(val)))]
     pictures: dict[str, list[Image.Image]] = {
         "truth": [detection_pictures.draw(val.image(i), val.objects(i), val.classes) for i in shown]
@@ -52,7 +52,7 @@ def main(run: StageRun) -> None:
     details: dict[str, Any] = {}
     work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
     loader = IndexLoader(
-        len(train_split), make, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
+        len(train_split), transform, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
         workers=run.workers, device=dist.device,
     )  # fmt: skip
     for start in STARTS:

@@ -170,7 +170,7 @@ def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finet
         uint8 (size, size, 3).
     """
     rng = np.random.default_rng(list(key))
-    recipe = config.View(
+    distribution = config.ViewDistribution(
         scale=cfg.crop_scale,
         ratio=CROP_RATIO,
         flip=0.5,
@@ -180,7 +180,7 @@ def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finet
         blur=0,
         solarize=0,
     )
-    pixels = views.apply(image, views.draw(rng, recipe, image.width, image.height), size)
+    pixels = views.apply(image, views.draw(rng, distribution, image.width, image.height), size)
     if cfg.rand_augment is not None:
         with seeded(key):
             pixels = np.asarray(policy(cfg.rand_augment, size)(Image.fromarray(pixels)))

@@ -11,12 +11,12 @@ from typing import Any
 from peco.core import artifacts, config, workfiles
 from peco.core.errors import PecoError
 from peco.core.publishing import staging
-from peco.data.loader import Fields, scan
+from peco.data.loader import Fields, eval_batches
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample
 from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate, policy
-from peco.probes.labelled import labelled_splits
+from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
@@ -48,21 +48,21 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.evaluate.finetune, run.config.seed
     dist = Dist.init()
     require_pairs(cfg, dist.world)
-    train_split, val = labelled_splits()
+    train_split, val = labeled_splits()
     size = artifacts.input_size(paths.BACKBONE)
-    make = AugmentedView(seed, size, cfg)
+    transform = AugmentedView(seed, size, cfg)
     if cfg.rand_augment is not None:
         policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # by class
     work = run.work([paths.SHARDS, paths.BACKBONE], dist.share)
-    loader = train_loader(run, train_split, make, cfg.optim, dist)
+    loader = train_loader(run, train_split, transform, cfg.optim, dist)
     for start in STARTS:
         model = build_classifier(paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed)
         task = FinetuneTask(model, len(train_split.classes), cfg)
         name = f"finetune_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
-        batches = scan(
+        batches = eval_batches(
             val,
             CenterView(size),
             batch_size=SCAN_BATCH,

@@ -8,7 +8,7 @@ from peco.core import device
 from peco.core.publishing import staging
 from peco.probes import knn
 from peco.probes.inputs import backbones, features
-from peco.probes.labelled import labelled_splits
+from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
@@ -19,7 +19,7 @@ PICTURES = paths.PICTURES / "knn"
 
 def main(run: StageRun) -> None:
     require_task(run, "knn")
-    train, val = labelled_splits()
+    train, val = labeled_splits()
     metrics: dict[str, Any] = {}
     tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and number of neighbours
     for prefix, model in backbones(run.config.seed):
@@ -34,7 +34,7 @@ def main(run: StageRun) -> None:
         metrics |= {
             f"{prefix}accuracy": result.accuracy,
             f"{prefix}block": result.block,
-            f"{prefix}neighbours": result.neighbours,
+            f"{prefix}neighbors": result.neighbors,
         }
     with staging(PICTURES) as folder:
         write_details(folder, tried)

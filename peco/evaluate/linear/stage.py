@@ -8,12 +8,12 @@ import torch
 
 from peco.core import artifacts, device
 from peco.core.publishing import staging
-from peco.data.loader import scan
+from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.probes import linear
 from peco.probes.inputs import SCAN_BATCH, Features, backbones, features
-from peco.probes.labelled import labelled_splits
+from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
@@ -24,7 +24,7 @@ PICTURES = paths.PICTURES / "linear"
 
 def main(run: StageRun) -> None:
     require_task(run, "linear")
-    train, val = labelled_splits()
+    train, val = labeled_splits()
     cfg, holdout, where = run.config.evaluate.linear, run.config.evaluate.holdout, device.choose()
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
@@ -49,10 +49,12 @@ def image_statistics(split: ShardSet, workers: int) -> Features:
     """Raw pixels and colour histogram of the evaluation views: what a representation has to beat."""
     found: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
     labels = []
-    for batch in scan(split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers):
+    for batch in eval_batches(
+        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers
+    ):
         pixels = batch["image"].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         found["pixels"].append(torch.as_tensor(linear.raw_pixels(pixels)))
-        found["histogram"].append(torch.as_tensor(linear.colour_histogram(pixels)))
+        found["histogram"].append(torch.as_tensor(linear.color_histogram(pixels)))
         labels.append(batch["label"])
     return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
 

@@ -64,7 +64,7 @@ class UperNet(nn.Module):
         self.backbone = backbone
         self.pyramid = nn.ModuleList(_rescale(width, round(math.log2(patch / stride))) for stride in STRIDES)
         # The decoder passes over its first two inputs, which a convolutional encoder has at strides 1 and 2.
-        self.decoder = _group_normalised(UPerNetDecoder([0, 0, *[width] * len(STRIDES)], decoder_channels=channels))
+        self.decoder = _group_normalized(UPerNetDecoder([0, 0, *[width] * len(STRIDES)], decoder_channels=channels))
         self.head = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
         mean_C11, std_C11 = artifacts.normalization(backbone)
         self.register_buffer("mean_C11", mean_C11, persistent=False)
@@ -98,10 +98,10 @@ def build(directory: str | Path, classes: int, cfg: config.Segmentation, *, pret
     Raises:
         PecoError: the folder is missing or damaged, or the backbone has too few blocks.
     """
-    make = artifacts.load_timm if pretrained else artifacts.random_like
+    transform = artifacts.load_timm if pretrained else artifacts.random_like
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="timm.layers.interpolate")  # about the speed of resampling
-        backbone = make(directory, seed=seed, num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
+        backbone = transform(directory, seed=seed, num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
     depth = len(cast(Any, backbone).blocks)
     if max(cfg.blocks) > depth:
         raise PecoError(
@@ -247,17 +247,17 @@ def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP)), channels)
 
 
-def _group_normalised(module: nn.Module) -> nn.Module:
+def _group_normalized(module: nn.Module) -> nn.Module:
     """The module with group in place of batch normalisation."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, _group_norm(child.num_features))
         else:
-            _group_normalised(child)
+            _group_normalized(child)
     return module
 
 
-def colours(classes_HW: NDArray[np.int32]) -> NDArray[np.uint8]:
+def colors(classes_HW: NDArray[np.int32]) -> NDArray[np.uint8]:
     """A picture (H, W, 3) of a mask by a fixed colour map: class 0 is black, what is ignored white.
 
     The bits of the class number are dealt out to red, green and blue in turn, the lowest to the highest, as PASCAL VOC does.

@@ -55,18 +55,18 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.evaluate.segmentation, run.config.seed
     dist = Dist.init()
     train_split, val = open_splits(cfg)
-    make = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
+    transform = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
     shown = [k * len(val) // min(SHOWN, len(val)) for k in range(min(SHOWN, len(val)))]
     images = [val.image(i) for i in shown]
     pictures = {"image": [np.asarray(image) for image in images]}
-    pictures["truth"] = [segmentation.colours(val.mask(i)) for i in shown]
+    pictures["truth"] = [segmentation.colors(val.mask(i)) for i in shown]
     metrics: dict[str, Any] = {"train_images": len(train_split), "images": len(val)}
     if left_out := train_split.skipped + val.skipped:
         metrics["left_out"] = dict(left_out)
     details: dict[str, Any] = {}
     work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
     loader = IndexLoader(
-        len(train_split), make, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
+        len(train_split), transform, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
         workers=run.workers, device=dist.device,
     )  # fmt: skip
     for start in STARTS:
@@ -81,7 +81,7 @@ def main(run: StageRun) -> None:
         details[f"{start.prefix}iou"] = scores.pop("iou")
         metrics |= {f"{start.prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
-            pictures[start.name] = [segmentation.colours(mask) for mask in segmentation.predict(model, images)]
+            pictures[start.name] = [segmentation.colors(mask) for mask in segmentation.predict(model, images)]
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:

@@ -8,7 +8,7 @@ from peco.runtime import paths
 from peco.runtime.stage import Skipped
 
 
-def labelled_splits() -> tuple[ShardSet, ShardSet]:
+def labeled_splits() -> tuple[ShardSet, ShardSet]:
     """Train and val.
 
     Raises:
