@@ -8,9 +8,12 @@ torchx run -s local_cwd pipelines/components.py:stage --name tokenizer -j 1x2
 from torchx import specs
 from torchx.components import dist
 
+from peco.core.environment import THREADS, WORKERS
 from peco.core.stage_name import StageName
 
 IMAGE = "peco"
+# User and group in the image (k8s/Dockerfile), who own the files on the shared volume.
+USER = 10001
 PORT = 29500
 
 
@@ -26,7 +29,7 @@ def stage(
 ) -> specs.AppDef:
     """Run one stage of dvc.yaml: a single process directly, several by torchrun, which costs a few seconds more.
 
-    The role is named after the stage, with an underscore in place of characters that Kubernetes and multi-node rendezvous refuse.
+    The role has the stage's name with underscores in place of characters that Kubernetes and multi-node rendezvous refuse.
 
     Args:
         name: the stage, such as tokenizer or evaluate@knn
@@ -39,11 +42,11 @@ def stage(
         port: rendezvous port, used where there are several nodes
     """
     stage_name = StageName(name)
-    # By default a waiting thread spins for long, which makes training very slow on a machine that does anything else
+    # By default a waiting thread spins for long, which slows training down a lot on a machine that also does other work
     # (docs/results.md).
-    variables = {"PECO_WORKERS": str(workers), "GOMP_SPINCOUNT": "10000"}
+    variables = {WORKERS.name: str(workers), "GOMP_SPINCOUNT": "10000"}
     if threads:
-        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PECO_THREADS"), str(threads))
+        variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", THREADS.name), str(threads))
     variables |= env or {}
     if j != "1x1":
         # torchrun labels each line with its rank, unless PET_REDIRECTS asks for a file for each rank.

@@ -1,13 +1,14 @@
 """Run one stage: `python -m pipelines.launch STAGE`, the command of every stage in dvc.yaml.
 
-The stage runs as a TorchX job: on this machine (pipelines/jobs/local.py), one process directly, several by torchrun, or on a
-cluster (pipelines/jobs/cluster.py). Its lines appear as they are written, a stop is forwarded, its status is returned: 0, 2 for an
-error that the user can fix, 128 + the signal for a stop, 1 for the rest. docs/architecture.md lists the environment variables.
+The stage runs as a TorchX job on this machine (pipelines/jobs/local.py) or on a cluster (pipelines/jobs/cluster.py): one process
+directly, several by torchrun. Its lines appear as they are written, stop signals are forwarded, its exit status is returned: 0, 2
+for an error that the user can fix, 128 + the signal for a stop, 1 otherwise. docs/architecture.md lists the environment variables.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -16,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peco.core import workfiles
+from peco.core.environment import WORK
 from peco.core.errors import PecoError
 from peco.core.params import load_params
-from pipelines.jobs import local
+from pipelines.jobs import cluster, local
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.environment import SCHEDULER
-from pipelines.workflow.graph import load_graph
+from pipelines.workflow.graph import Stage, load_graph
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         load_params("params.yaml")
-        _share_work_folder()
         stage = load_graph()[name]
-        if SCHEDULER.text() == "local_cwd":
-            status = local.run(stage, Screen())
+        _require_module(stage)
+        if repository := _repository_of_experiment():
+            # Working files are kept there, so that the experiment resumes: its own folder is gone afterwards.
+            os.environ[WORK.name] = str(repository / workfiles.root())
         else:
-            from pipelines.jobs import cluster  # imports clients that a single machine may lack
-
-            status = cluster.run(stage, Screen())
+            # DVC starts a stage after recording the previous one. Experiments may run at the same time.
+            workfiles.remove_finished(keep=stage.name.role)
+        run = local.run if SCHEDULER.text() == "local_cwd" else cluster.run
+        status = run(stage, Screen())
         if status == 0:
             _record_time(name, time.monotonic() - started)
         return status
@@ -49,15 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the output any more
+        # Nothing reads the output any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _share_work_folder() -> None:
-    """Keep an experiment's working files in its repository, so that it resumes: DVC runs it in a folder that is gone afterwards."""
-    for parent in Path.cwd().parents:
-        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
-            os.environ["PECO_WORK"] = str(parent.parents[2] / workfiles.root())
+def _require_module(stage: Stage) -> None:
+    module = stage.name.module
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise PecoError(f"{stage.name}: there is no module {module}; add one")
+
+
+def _repository_of_experiment() -> Path | None:
+    """The repository if this is one of its experiments, which DVC runs in a folder below `.dvc/tmp/exps`."""
+    return next((p.parents[2] for p in Path.cwd().parents if p.parts[-3:] == (".dvc", "tmp", "exps")), None)
 
 
 def _record_time(name: str, seconds: float) -> None:

@@ -1,7 +1,7 @@
-"""A Kubernetes API server with Volcano's job controller, as far as the workflow may notice: strict in what it takes.
+"""A Kubernetes API server with Volcano's job controller, as far as the workflow uses them. It refuses invalid requests.
 
-A test moves the pods; the controller part does to the job what Volcano would, by the job's own policies. With `execute`, the pods
-really run their commands.
+Tests change the pods; the controller changes the job as Volcano would, by the job's own policies. With `execute`, the pods really
+run their commands.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Answer(Exception):
 
 
 class KubernetesApi:
-    """Use it as a context; `kubeconfig` writes the file that leads here."""
+    """The server, as a context; `kubeconfig` writes the file that points to it."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Json] = {}
@@ -58,8 +58,8 @@ class KubernetesApi:
         self.conflicts = 0  # updates to come that find the job changed meanwhile
         self.down = False
         self.missed: list[str] = []  # requests while it was down
-        self.unreadable = ""  # why the API can't get at any log
-        self.cuts = 0  # each cuts every log that is being followed
+        self.unreadable = ""  # the error of each request for a log
+        self.cuts = 0  # an increment breaks the connection of every log
         self.execute = False
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.saving = 0.0  # seconds that a pod takes to end after SIGTERM
@@ -105,12 +105,12 @@ class KubernetesApi:
         )
         return path
 
-    # What a test looks at and does
+    # For tests
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 8) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
-            assert time.monotonic() < deadline, f"it didn't come about; requests: {self.verbs()}, faults: {self.faults}"
+            assert time.monotonic() < deadline, f"it didn't happen; requests: {self.verbs()}, faults: {self.faults}"
             time.sleep(0.01)
         return found
 
@@ -124,7 +124,7 @@ class KubernetesApi:
         return [f"{method} {path}" for method, path, _ in self.requests if method != "GET"]
 
     def start(self) -> list[str]:
-        """All pods have nodes and run; their names."""
+        """Run all pods; returns their names."""
         self.job()
         with self.lock:
             for pod in self.pods.values():
@@ -154,7 +154,7 @@ class KubernetesApi:
                 self._phase("Completed")
 
     def evict(self, pod: str) -> None:
-        """What Volcano's preemption does: a condition, then the deletion of the pod."""
+        """Do as Volcano's preemption: set a condition, then delete the pod."""
         with self.lock:
             self.pods[pod]["status"].setdefault("conditions", []).append(
                 {
@@ -168,7 +168,7 @@ class KubernetesApi:
             self._delete_pod(pod, "PodEvicted")
 
     def forget(self) -> None:
-        """Job and pods are gone."""
+        """Remove job and pods."""
         with self.lock:
             self.jobs.clear()
             self.pods.clear()
@@ -202,11 +202,11 @@ class KubernetesApi:
                 f"VC_{t['name'].replace('-', '_').upper()}_HOSTS": "localhost" for t in self.job()["spec"]["tasks"]
             }
             own = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-            given = {entry["name"]: entry["value"] for entry in container["env"]}
+            stated = {entry["name"]: entry["value"] for entry in container["env"]}
             process = subprocess.Popen(
                 container["command"],
                 cwd=container["workingDir"],
-                env={**own, **hosts, **given},
+                env={**own, **hosts, **stated},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -224,7 +224,7 @@ class KubernetesApi:
                 self.end(name, code if code >= 0 else 128 - code)
 
     def _event(self, event: str) -> None:
-        """Do what the job's policies say; without a word on it Volcano only makes missing pods anew."""
+        """Apply the job's policies; without one for the event Volcano only creates missing pods again."""
         job = next(iter(self.jobs.values()), None)
         if job is None or job["status"]["state"].get("phase") not in ("Pending", "Running"):
             return
@@ -282,7 +282,7 @@ class KubernetesApi:
     # Requests
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any, kind: str) -> Json:
-        """The object or list to send.
+        """The object or list that answers a request.
 
         Raises:
             Answer: an error's status.
@@ -330,7 +330,7 @@ class KubernetesApi:
         self._known(query, "labelSelector")
         key, equals, value = query.get("labelSelector", "").partition("=")
         if not equals:
-            raise self._fault(400, "pods are to be listed by a label")
+            raise self._fault(400, "pods must be listed by a label")
         found = [pod for pod in self.pods.values() if pod["metadata"]["labels"].get(key) == value]
         return {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": found}
 
@@ -341,7 +341,7 @@ class KubernetesApi:
             pod["metadata"]["name"] = task["name"]
             wrong += violations(pod, {})
         if job["spec"].get("minAvailable", 0) > len(job["spec"]["tasks"]):
-            wrong.append("spec.minAvailable: more than there are")
+            wrong.append("spec.minAvailable: more than the number of tasks")
         if wrong:
             raise self._fault(422, "; ".join(wrong))
         name = job["metadata"]["name"]
@@ -384,7 +384,7 @@ class KubernetesApi:
         return {"apiVersion": "v1", "kind": "Status", "status": "Success"}
 
     def log(self, pod: str, query: dict[str, str]) -> Iterator[bytes]:
-        """Lines of a pod as they come; ends with its container, or in the midst of a line when it is cut."""
+        """Lines of a pod as they come; ends with its container, or within a line if the connection is to break."""
         self._known(query, "container", "follow", "timestamps", "sinceTime")
         found = self._one(self.pods, pod, "pods")
         if query.get("container") != found["spec"]["containers"][0]["name"]:
@@ -481,7 +481,7 @@ class _Handler(BaseHTTPRequestHandler):
             for chunk in chunks:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                 self.wfile.flush()
-                if not chunk.endswith(b"\n"):  # cut: no last chunk
+                if not chunk.endswith(b"\n"):  # broken: no last chunk
                     self.close_connection = True
                     return
             self.wfile.write(b"0\r\n\r\n")

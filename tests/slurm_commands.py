@@ -1,7 +1,7 @@
-"""Stand-ins for sbatch, srun, squeue, sacct, scancel and sinfo, as far as the workflow may notice: they really run the script.
+"""Stand-ins for sbatch, srun, squeue, sacct, scancel and sinfo, as far as the workflow uses them: they really run the script.
 
-`install` puts them into a folder for the PATH; a job is a folder of files below `$FAKE_SLURM`. A test leaves files there, too:
-`full`: jobs wait, and none ever runs; `purged`: squeue has forgotten the jobs that have ended; `unaccounted`: sacct knows none.
+`install` puts them into a folder for the PATH; a job is a folder of files below `$FAKE_SLURM`. Tests create files there, too:
+`full`: jobs wait forever; `purged`: squeue has forgotten the jobs that have ended; `unaccounted`: sacct knows no job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SBATCH = {
     *("ntasks-per-node", "cpus-per-task", "mem", "gpus-per-node"),
 }
 SRUN = {"output", "error", "wait", "kill-on-bad-exit", "export"}
-# By the daemon that is asked: slurmctld or slurmdbd.
+# Messages where the daemon, slurmctld or slurmdbd, can't be reached.
 AWAY = {
     "squeue": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
     "scancel": "scancel: error: slurm_kill_job2() failed: Unable to contact slurm controller (connect failure)",
@@ -37,7 +37,7 @@ def install(folder: Path) -> None:
 
 
 def away(*commands: str) -> None:
-    """From now on these commands don't reach their daemon, and all others do."""
+    """From now on exactly these commands can't reach their daemon."""
     (root() / "away").write_text(" ".join(commands))
 
 
@@ -49,7 +49,7 @@ def calls(command: str) -> list[str]:
 
 
 def turn(job: Path, state: str) -> None:
-    """The job gets into this state; whoever looks sees the one or the other."""
+    """Change the job's state; readers see the old or the new one."""
     part = job / f"state.{os.getpid()}"
     part.write_text(state)
     part.replace(job / "state")
@@ -64,7 +64,7 @@ def jobs() -> list[Path]:
 
 
 def options(words: list[str], known: set[str]) -> tuple[dict[str, str], list[str]]:
-    """Options at the front, and the rest; ends the process for one that is not known."""
+    """Leading options, and the rest; an unknown option ends the process."""
     found = {}
     while words and words[0].startswith("--"):
         name, _, value = words.pop(0)[2:].partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -16,17 +17,18 @@ import pytest
 from kubernetes_api import KubernetesApi
 
 from k8s.check import violations
+from peco.core import stopping
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
-from pipelines import components, launch
-from pipelines.jobs import cluster, kube, volcano
-from pipelines.jobs import pod_log as podlog
+from peco.core.stage_name import StageName
+from pipelines import launch
+from pipelines.jobs import cluster, job, kube, pod_log, volcano
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage, load_graph
 
 ROOT = Path(__file__).parent.parent
 NAME = "peco-tokenizer-0123456789abcdef"
-GIVEN = Resources(
+TWO_NODES = Resources(
     nodes=2,
     processes=4,
     workers=3,
@@ -41,7 +43,7 @@ GIVEN = Resources(
     time_limit="2h",
 )
 ONE = Resources(threads=2)
-TROUBLE = 'Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: i/o timeout'
+LOG_ERROR = 'Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: i/o timeout'
 Result = tuple[int, str, str]
 Run = Callable[..., Result]
 
@@ -50,10 +52,10 @@ Run = Callable[..., Result]
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
     for name in [name for name in os.environ if name.startswith("PECO_") and name != "PECO_TEST_SCHEMAS"]:
         monkeypatch.delenv(name)
-    for module in (volcano, podlog):
-        for name, value in (("POLL_SECONDS", 0.03), ("RETRY_SECONDS", 0.03), ("LOG_SECONDS", 3.0)):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(volcano.Volcano, "poll_seconds", 0.03)
+    monkeypatch.setattr(pod_log, "RETRY_SECONDS", 0.03)
+    for module in (volcano, pod_log):
+        monkeypatch.setattr(module, "LOG_SECONDS", 3.0)
     monkeypatch.chdir(tmp_path)
     with KubernetesApi() as server:
         environment = {
@@ -75,26 +77,26 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesA
         assert server.faults == []
 
 
-def stage(name: str = "tokenizer") -> Stage:
-    return Stage(name, ("x",), (), ("seed",), (), {}, generated=False)
+def stage(name: str = "tokenizer", resources: Resources = ONE) -> Stage:
+    return Stage(StageName(name), ("x",), (), ("seed",), (), dataclasses.asdict(resources), "train")
 
 
 @pytest.fixture
 def notes() -> list[str]:
-    """The launcher's own lines, as soon as they are on the screen."""
+    """The launcher's own lines, as soon as they are shown."""
     return []
 
 
 @pytest.fixture
 def run(api: KubernetesApi, notes: list[str], capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a stage while `scenario` goes on beside it; status, stdout, stderr."""
+    """Runs a stage while `scenario` runs in a thread; status, stdout, stderr."""
 
     class Noted(Screen):
         def note(self, text: str) -> None:
             super().note(text)
             notes.append(text)
 
-    def follow(scenario: Callable[[], object] = lambda: None, given: Resources = GIVEN) -> Result:
+    def follow(scenario: Callable[[], object] = lambda: None, resources: Resources = TWO_NODES) -> Result:
         failed: list[BaseException] = []
         over = threading.Event()
 
@@ -106,16 +108,16 @@ def run(api: KubernetesApi, notes: list[str], capsys: pytest.CaptureFixture[str]
                 if not over.is_set():
                     os.kill(os.getpid(), signal.SIGTERM)
 
-        beside = threading.Thread(target=guarded)
-        beside.start()
+        thread = threading.Thread(target=guarded)
+        thread.start()
         late = threading.Timer(90, lambda: os.kill(os.getpid(), signal.SIGTERM))
         late.start()
         try:
-            status = cluster.run(stage(), components.tokenizer, given, Noted(), os.environ)
+            status = cluster.run(stage(resources=resources), Noted(), os.environ)
         finally:
             over.set()
             late.cancel()
-            beside.join()
+            thread.join()
         if failed:
             raise failed[0]
         out, err = capsys.readouterr()
@@ -132,7 +134,7 @@ def complete(api: KubernetesApi) -> None:
 # The job
 
 
-def test_the_job_asks_for_what_the_stage_is_given(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
+def test_the_job_requests_the_stages_resources(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
     status, _, err = run(lambda: complete(api))
     assert (status, err) == (0, f"tokenizer: job {NAME} created in namespace peco\n")
     job = api.jobs[NAME]
@@ -176,7 +178,7 @@ def test_the_job_asks_for_what_the_stage_is_given(api: KubernetesApi, run: Run, 
 
 
 def test_the_job_meets_volcanos_own_definition(api: KubernetesApi, run: Run) -> None:
-    """The server refuses what doesn't; here it is made sure that it had the definition to check by."""
+    """The server refuses jobs that don't; this checks that it had the definition."""
     if not os.environ.get("PECO_TEST_SCHEMAS"):
         pytest.skip("PECO_TEST_SCHEMAS names no folder with Volcano's definition of a job")
     run(lambda: complete(api))
@@ -185,7 +187,7 @@ def test_the_job_meets_volcanos_own_definition(api: KubernetesApi, run: Run) -> 
     assert violations(body | {"spec": body["spec"] | {"retries": 1}}, api.definitions) == ["spec.retries: unknown key"]
 
 
-def test_the_job_differs_from_run_to_run_in_nothing(api: KubernetesApi, run: Run) -> None:
+def test_the_job_is_the_same_in_every_run(api: KubernetesApi, run: Run) -> None:
     bodies = []
     for _ in range(2):
         run(lambda: complete(api))
@@ -196,7 +198,7 @@ def test_the_job_differs_from_run_to_run_in_nothing(api: KubernetesApi, run: Run
     assert f"--rdzv_id {NAME} " in command[-1].replace("'", "")
 
 
-def test_the_stage_gets_its_environment_and_no_secret(
+def test_the_stage_receives_its_environment_and_no_secret(
     api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PECO_CHECKPOINT_SECONDS", "30")
@@ -222,11 +224,11 @@ def test_the_stage_gets_its_environment_and_no_secret(
 @pytest.mark.parametrize("name", load_graph(ROOT).stages)
 def test_every_stage_has_names_that_kubernetes_takes(name: str) -> None:
     found = load_graph(ROOT)[name]
-    job = cluster.job_name(found, Resources(nodes=64), {"PECO_JOB_KEY": "0123456789abcdef"})
-    pod = f"{job}-{re.sub('[^a-z0-9]', '', found.role)}-63-0"
-    assert re.fullmatch(r"peco-[a-z]([-a-z0-9]*[a-z0-9])?", job)
+    name_of_job = job.job_name(found, Resources(nodes=64), {"PECO_JOB_KEY": "0123456789abcdef"})
+    pod = f"{name_of_job}-{re.sub('[^a-z0-9]', '', found.name.role)}-63-0"
+    assert re.fullmatch(r"peco-[a-z]([-a-z0-9]*[a-z0-9])?", name_of_job)
     assert len(pod) <= 63
-    app = cluster.build_app(getattr(components, found.role), Resources(), {})
+    app = job.build_app(found, Resources(), {})
     assert all("-" not in role.name for role in app.roles)
 
 
@@ -236,39 +238,39 @@ def test_a_name_follows_from_commit_changes_stage_and_parameters(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("seed: 0\nother: 1\n")
     with pytest.raises(PecoError, match="PECO_JOB_KEY"):
-        cluster.job_name(stage(), ONE, {})
+        job.job_name(stage(), ONE, {})
     for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b commit -qm x"):
         subprocess.run(["git", *command.split()], check=True)
-    first = cluster.job_name(stage(), ONE, {})
-    assert cluster.job_name(stage(), ONE, {}) == first
-    assert cluster.job_name(stage("tokens"), ONE, {}) != first
+    first = job.job_name(stage(), ONE, {})
+    assert job.job_name(stage(), ONE, {}) == first
+    assert job.job_name(stage("tokens"), ONE, {}) != first
     (tmp_path / "params.yaml").write_text("seed: 1\nother: 1\n")
-    assert cluster.job_name(stage(), ONE, {}) != first
+    assert job.job_name(stage(), ONE, {}) != first
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message"),
     [
         ("PECO_NAMESPACE", "", "PECO_NAMESPACE: not set"),
         ("PECO_IMAGE", "", "PECO_IMAGE: not set"),
         ("PECO_VOLUME_PATH", "/elsewhere", "not on the shared volume"),
         ("PECO_WORK", "/tmp/elsewhere", "not on the shared volume"),
-        ("PECO_POD_UID", "", "set both, or none"),
+        ("PECO_POD_UID", "", "set both, or neither"),
         ("PECO_JOB_KEY", "A key", "PECO_JOB_KEY"),
         ("PECO_GRACE_SECONDS", "long", "PECO_GRACE_SECONDS"),
         ("KUBECONFIG", "/nowhere", "KUBECONFIG"),
     ],
 )
 def test_a_wrong_environment_is_one_line_and_nothing_is_created(
-    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    with pytest.raises(PecoError, match=re.escape(says)):
+    with pytest.raises(PecoError, match=re.escape(message)):
         run()
     assert api.verbs() == []
 
 
-# Finding it again
+# Finding the job again
 
 
 def test_a_second_attempt_follows_the_job_that_runs(
@@ -276,7 +278,7 @@ def test_a_second_attempt_follows_the_job_that_runs(
 ) -> None:
     def first() -> None:
         api.start()
-        api.down = True  # the first step's pod is cut off, and gives up
+        api.down = True  # the first step's pod loses the connection, and gives up
 
     monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "0")
     status, _, err = run(first)
@@ -294,7 +296,7 @@ def test_a_second_attempt_follows_the_job_that_runs(
 
     status, out, err = run(second)
     assert status == 0
-    assert "is there already (Running): following it" in err
+    assert "already exists (Running): following it" in err
     assert out == "[1] step 7\n" * 2
     assert [verb.split()[0] for verb in api.verbs()] == ["POST", "PATCH"]
     [owner] = api.jobs[NAME]["metadata"]["ownerReferences"]
@@ -306,8 +308,8 @@ def test_a_job_that_appears_in_the_same_moment_is_followed(
 ) -> None:
     run(lambda: complete(api))
     api._phase("Running")
-    get, calls = volcano._Run._get, iter([None])
-    monkeypatch.setattr(volcano._Run, "_get", lambda self: next(calls, get(self)))
+    get, calls = volcano.Volcano._get, iter([None])
+    monkeypatch.setattr(volcano.Volcano, "_get", lambda self: next(calls, get(self)))
 
     def end() -> None:
         api.wait_for(lambda: any(verb.startswith("PATCH") for verb in api.verbs()))
@@ -336,7 +338,7 @@ def test_a_job_that_has_ended_is_replaced(api: KubernetesApi, run: Run, phase: s
 # Lines
 
 
-def test_lines_of_all_ranks_appear_once_whatever_the_connection_does(api: KubernetesApi, run: Run) -> None:
+def test_lines_of_all_ranks_appear_once_even_if_the_connection_breaks(api: KubernetesApi, run: Run) -> None:
     def scenario() -> None:
         first, second = api.start()
         for number in range(60):
@@ -357,10 +359,10 @@ def test_lines_of_all_ranks_appear_once_whatever_the_connection_does(api: Kubern
     assert len(lines) == 180
 
 
-def test_a_log_that_cannot_be_read_is_told_once_and_shown_when_it_can(
+def test_a_log_that_cannot_be_read_is_reported_once_and_shown_when_it_can(
     api: KubernetesApi, run: Run, notes: list[str]
 ) -> None:
-    api.unreadable = TROUBLE
+    api.unreadable = LOG_ERROR
 
     def reads() -> int:
         return sum(path.endswith("/log") for _, path, _ in api.requests)
@@ -376,15 +378,15 @@ def test_a_log_that_cannot_be_read_is_told_once_and_shown_when_it_can(
 
     status, out, err = run(scenario, ONE)
     assert (status, out) == (0, "step 1\n")
-    [_, told] = err.splitlines()
-    assert told.startswith(f"tokenizer: the log of pod {NAME}-tokenizer-0-0 can't be read (500: {TROUBLE})")
+    [_, note] = err.splitlines()
+    assert note.startswith(f"tokenizer: the log of pod {NAME}-tokenizer-0-0 can't be read (500: {LOG_ERROR})")
 
 
-def test_a_log_that_can_never_be_read_is_told_at_the_end(api: KubernetesApi, run: Run) -> None:
-    api.unreadable = TROUBLE
+def test_a_log_that_can_never_be_read_is_reported_at_the_end(api: KubernetesApi, run: Run) -> None:
+    api.unreadable = LOG_ERROR
     status, out, err = run(lambda: complete(api), ONE)
     assert (status, out) == (0, "")
-    assert err.count(f"can't be read (500: {TROUBLE})") == 1
+    assert err.count(f"can't be read (500: {LOG_ERROR})") == 1
 
 
 def test_one_process_has_no_rank(api: KubernetesApi, run: Run) -> None:
@@ -417,8 +419,8 @@ def fail(api: KubernetesApi, code: int, *lines: str) -> None:
     api.end(second, 1)
 
 
-def test_a_failed_rank_ends_the_job_and_its_lines_say_why(api: KubernetesApi, run: Run) -> None:
-    api.saving = 60  # what the others do doesn't hold it up
+def test_a_failed_rank_ends_the_job_and_its_last_lines_are_shown(api: KubernetesApi, run: Run) -> None:
+    api.saving = 60  # the other pods don't delay it
     lines = [f"line {number}" for number in range(30)]
     status, out, err = run(lambda: fail(api, 1, *lines, "ValueError: no"))
     assert status == 1
@@ -429,7 +431,7 @@ def test_a_failed_rank_ends_the_job_and_its_lines_say_why(api: KubernetesApi, ru
     assert api.jobs[NAME]["status"]["state"]["phase"] == "Terminating"
 
 
-def test_what_a_user_can_mend_is_one_line_and_status_2(api: KubernetesApi, run: Run) -> None:
+def test_an_error_that_the_user_can_fix_is_one_line_and_status_2(api: KubernetesApi, run: Run) -> None:
     status, out, err = run(lambda: fail(api, 2, "error: data: missing; get some"))
     assert status == 2
     assert (out + err).count("error: ") == 1
@@ -443,23 +445,23 @@ def test_a_killed_rank_is_named_by_its_signal(api: KubernetesApi, run: Run) -> N
 
 
 @pytest.mark.parametrize(
-    ("reason", "pod_reason", "says"),
+    ("reason", "pod_reason", "message"),
     [
-        ("OOMKilled", "", "want of memory; raise memory 64Gi"),
-        ("", "DeadlineExceeded", "time_limit 2h"),
+        ("OOMKilled", "", "ran out of memory and was killed; raise memory 64Gi"),
+        ("", "DeadlineExceeded", "reached time_limit 2h"),
         ("", "Evicted", "preempted or evicted"),
     ],
 )
 def test_an_end_from_outside_the_process_has_its_own_line(
-    api: KubernetesApi, run: Run, reason: str, pod_reason: str, says: str
+    api: KubernetesApi, run: Run, reason: str, pod_reason: str, message: str
 ) -> None:
     status, _, err = run(lambda: api.end(api.start()[0], 137, reason, pod_reason=pod_reason))
     assert status == 1
     [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert says in line
+    assert message in line
 
 
-def test_a_preempted_job_saves_its_work_and_is_not_started_again_by_volcano(api: KubernetesApi, run: Run) -> None:
+def test_a_preempted_job_saves_its_work_and_volcano_does_not_start_it_again(api: KubernetesApi, run: Run) -> None:
     api.saving = 0.5
 
     def scenario() -> None:
@@ -472,7 +474,7 @@ def test_a_preempted_job_saves_its_work_and_is_not_started_again_by_volcano(api:
     status, out, err = run(scenario)
     assert status == 1
     assert sorted(out.splitlines()) == ["[0] checkpoint saved", "[4] checkpoint saved"]
-    assert "preempted or evicted" in err and "goes on from the last checkpoint" in err
+    assert "preempted or evicted" in err and "resumes from the last checkpoint" in err
     assert api.pods == {}
 
 
@@ -511,28 +513,30 @@ def test_a_job_that_someone_else_deletes_or_aborts_ends_the_stage(api: Kubernete
 # Waiting
 
 
-def test_a_job_that_waits_says_why(
+def test_a_job_that_waits_reports_the_reason(
     api: KubernetesApi, run: Run, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(volcano, "FIRST_NOTE_SECONDS", 0.0)
     reason = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
     api.waiting = {"conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
 
-    def looks() -> int:
+    def polls() -> int:
         return sum(path.endswith("/pods") for _, path, _ in api.requests)
 
     def scenario() -> None:
         api.wait_for(lambda: len(notes) > 1)
-        before = looks()
-        api.wait_for(lambda: looks() > before + 3)
+        before = polls()
+        api.wait_for(lambda: polls() > before + 3)
         complete(api)
 
     status, _, err = run(scenario)
     assert status == 0
-    assert len(re.findall(rf"job {NAME} waits since \d+ s: {reason}", err)) == 1
+    assert len(re.findall(rf"job {NAME} has been waiting for \d+ s: {reason}", err)) == 1
 
 
-def test_an_image_that_cannot_be_pulled_ends_it(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_be_pulled_ends_the_job(
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(volcano, "STUCK_SECONDS", 0.3)
 
     def scenario() -> None:
@@ -566,7 +570,7 @@ def test_a_stop_cancels_the_job_and_waits_for_its_pods(api: KubernetesApi, run: 
 
 
 def test_a_second_signal_ends_the_waiting(api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "SAME_STOP_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "SAME_STOP_SECONDS", 0.0)
     monkeypatch.setenv("PECO_GRACE_SECONDS", "120")
     api.saving = 60
 
@@ -580,7 +584,7 @@ def test_a_second_signal_ends_the_waiting(api: KubernetesApi, run: Run, monkeypa
     assert len(api.pods) == 2  # they still save
 
 
-def test_a_stop_meets_a_job_that_changes_at_the_same_time(api: KubernetesApi, run: Run) -> None:
+def test_a_stop_is_tried_again_if_the_job_changes_at_the_same_time(api: KubernetesApi, run: Run) -> None:
     api.conflicts = 1
 
     def scenario() -> None:
@@ -593,7 +597,7 @@ def test_a_stop_meets_a_job_that_changes_at_the_same_time(api: KubernetesApi, ru
     assert api.jobs[NAME]["status"]["state"]["phase"] == "Aborted"
 
 
-MANY = 50  # more attempts than anybody should make
+MANY = 50  # more attempts than a stop should make
 
 
 def updates(api: KubernetesApi) -> int:
@@ -621,17 +625,17 @@ def test_a_stop_gives_up_on_a_job_that_changes_all_the_time(
     assert 1 < updates(api) < 10
 
 
-@pytest.mark.parametrize("trouble", ["conflicts", "away"])
+@pytest.mark.parametrize("obstacle", ["conflicts", "away"])
 def test_a_second_signal_ends_the_attempts_to_abort(
-    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, trouble: str
+    api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
-    monkeypatch.setattr(cluster, "SAME_STOP_SECONDS", 0.0)
+    monkeypatch.setattr(stopping, "SAME_STOP_SECONDS", 0.0)
     monkeypatch.setenv("PECO_GRACE_SECONDS", "60")
 
     def scenario() -> None:
         api.start()
         api.conflicts = MANY
-        api.down = trouble == "away"
+        api.down = obstacle == "away"
         os.kill(os.getpid(), signal.SIGINT)
         api.wait_for(lambda: missed(api) > 2 if api.down else updates(api) > 0)
         os.kill(os.getpid(), signal.SIGINT)
@@ -676,7 +680,7 @@ def test_a_right_that_is_missing_is_named(api: KubernetesApi, run: Run, verb: st
         run(scenario)
 
 
-def test_the_wrong_token_is_said_to_be_wrong(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
+def test_a_wrong_token_is_reported(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
     config = tmp_path / "kubeconfig"
     config.write_text(config.read_text().replace("a-token", "another"))
     with pytest.raises(PecoError, match="renew the credentials"):
@@ -689,7 +693,7 @@ def test_the_wrong_token_is_said_to_be_wrong(api: KubernetesApi, run: Run, tmp_p
 def test_two_nodes_meet_and_the_rank_that_raises_is_named(
     api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command in the pods is what torchrun takes, on each node."""
+    """torchrun takes the command in the pods, on each node."""
     package = tmp_path / "peco/stages"
     package.mkdir(parents=True)
     (tmp_path / "peco/__init__.py").touch()
@@ -711,7 +715,7 @@ def test_two_nodes_meet_and_the_rank_that_raises_is_named(
     api.wait_for(lambda: all(process.poll() is not None for process in api.processes.values()))
 
 
-def test_the_launcher_hands_a_stage_over(
+def test_the_launcher_starts_a_stage_on_the_cluster(
     api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("dvc.yaml", "params.yaml"):
@@ -725,9 +729,10 @@ def test_the_launcher_hands_a_stage_over(
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
-def test_patience_is_for_errors_that_pass(api: KubernetesApi) -> None:
-    with cluster.Stops() as stops:
-        found = kube.Api("peco", stops, patience=60)
+def test_a_permanent_error_is_not_retried(api: KubernetesApi) -> None:
+    with stopping.StopSignals() as stops:
+        client = kube.Api("peco", stops, patience=60)
         api.forbidden.add(("list", "pods"))
         with pytest.raises(PecoError, match="not allowed to list pods"):
-            found.get("/api/v1/namespaces/peco/pods", "list pods", labelSelector="a=b")
+            client.call("list pods", lambda: client.core.list_namespaced_pod("peco", label_selector="a=b"))
+        assert len(api.requests) == 1

@@ -1,63 +1,74 @@
-"""The TorchX components: well-formed, one for each stage, named as every scheduler takes it."""
+"""The TorchX component: well-formed, for each stage of dvc.yaml, with names that every scheduler takes."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 
 import pytest
+from torchx.cli.main import main as torchx
 from torchx.specs.file_linter import validate
 from torchx.specs.finder import get_component
 
 from pipelines import components
-from pipelines.workflow.graph import load_graph
+from pipelines.workflow.graph import Stage, load_graph
 
 ROOT = Path(__file__).parent.parent
-ROLES = [stage.role for stage in load_graph(ROOT).stages.values()]
-SEVERAL = [role for role in ROLES if "j" in inspect.signature(getattr(components, role)).parameters]
+STAGES = list(load_graph(ROOT).stages.values())
+DISTRIBUTED = [stage for stage in STAGES if stage.distributed]
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_every_stage_has_a_component_that_torchx_accepts(role: str) -> None:
-    assert validate(str(ROOT / "pipelines/components.py"), role) == []
-    component = get_component(f"{ROOT}/pipelines/components.py:{role}")
+def test_torchx_accepts_the_component() -> None:
+    assert validate(str(ROOT / "pipelines/components.py"), "stage") == []
+    component = get_component(f"{ROOT}/pipelines/components.py:stage")
     assert component.validation_errors == []
     assert component.description
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_names_suit_kubernetes_and_rendezvous(role: str) -> None:
-    app = getattr(components, role)()
-    assert [app.name, app.roles[0].name] == [role, role]
-    assert re.fullmatch(r"[a-z][a-z0-9_]*", role)
+def test_torchx_runs_a_stage_from_its_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    dry_run = ["run", "--dryrun", "-s", "local_cwd", "pipelines/components.py:stage"]
+    torchx([*dry_run, "--name", "evaluate@knn"])
+    assert re.search(r"'args': \[\s*'python',\s*'-m',\s*'peco\.evaluate\.knn\.stage'\]", capsys.readouterr().out)
+    torchx([*dry_run, "--name", "tokenizer", "-j", "1x2"])
+    assert "'torchrun " in capsys.readouterr().out
 
 
-def test_one_process_is_started_without_torchrun() -> None:
-    role = components.tokenizer(threads=3, workers=2, env={"X": "1"}).roles[0]
-    assert [role.entrypoint, *role.args] == ["python", "-m", "peco.stages.tokenizer"]
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_names_are_valid_for_kubernetes_and_rendezvous(stage: Stage) -> None:
+    for j in ("1x1", "2x2"):
+        app = components.stage(stage.name, j=j)
+        assert [app.name, *(role.name for role in app.roles)] == [stage.name.role, stage.name.role]
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", stage.name.role)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_one_process_is_started_without_torchrun(stage: Stage) -> None:
+    role = components.stage(stage.name, threads=3, workers=2, env={"X": "1"}).roles[0]
+    assert [role.entrypoint, *role.args] == ["python", "-m", stage.name.module]
     assert role.env == {"PECO_WORKERS": "2", "GOMP_SPINCOUNT": "10000", "X": "1"} | dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PECO_THREADS"), "3"
     )
 
 
-@pytest.mark.parametrize("role", SEVERAL)
+@pytest.mark.parametrize("stage", DISTRIBUTED, ids=lambda stage: stage.name)
 @pytest.mark.parametrize(("j", "nodes", "processes"), [("1x2", 1, 2), ("2x1", 2, 1), ("4x8", 4, 8)])
-def test_several_processes_are_started_by_torchrun(role: str, j: str, nodes: int, processes: int) -> None:
-    app = getattr(components, role)(j=j, threads=2, port=29777)
+def test_several_processes_are_started_by_torchrun(stage: Stage, j: str, nodes: int, processes: int) -> None:
+    app = components.stage(stage.name, j=j, threads=2, port=29777)
     command = " ".join(app.roles[0].args)
-    assert app.roles[0].name == role
     assert app.roles[0].num_replicas == nodes
     assert f"--nnodes {nodes} --nproc_per_node {processes}" in command
-    assert command.endswith(f"-m peco.stages.{role}")
+    assert command.endswith(f"-m {stage.name.module}")
     assert ("29777" in command) == (nodes > 1)
     assert app.roles[0].env["OMP_NUM_THREADS"] == "2"
 
 
 def test_stages_that_train_or_tokenize_take_a_number_of_processes() -> None:
-    trained = ["evaluate_finetune", "evaluate_segmentation", "evaluate_detection"]
-    assert ["perceptual_net", "tokenizer", "tokens", "pretrain", *trained] == SEVERAL
+    trained = ["evaluate@finetune", "evaluate@segmentation", "evaluate@detection"]
+    assert [stage.name for stage in DISTRIBUTED] == ["perceptual_net", "tokenizer", "tokens", "pretrain", *trained]
 
 
-def test_threads_are_left_to_the_libraries_unless_given() -> None:
-    assert "OMP_NUM_THREADS" not in components.shards().roles[0].env
+def test_threads_are_left_to_the_libraries_unless_set() -> None:
+    assert "OMP_NUM_THREADS" not in components.stage("shards").roles[0].env

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
+from peco.core.stage_name import StageName
 from pipelines.workflow.graph import Graph, load_graph
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,7 @@ def assert_as_dvc(folder: Path) -> None:
     assert (set(graph.stages), set(graph.edges)) == (names, edges)
 
 
-def test_the_projects_graph_is_dvcs() -> None:
+def test_the_projects_graph_equals_dvcs() -> None:
     assert_as_dvc(ROOT)
 
 
@@ -84,14 +85,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("stages", EXAMPLES.values(), ids=EXAMPLES)
-def test_names_and_edges_are_dvcs(tmp_path: Path, stages: dict[str, Any]) -> None:
+def test_names_and_edges_equal_dvcs(tmp_path: Path, stages: dict[str, Any]) -> None:
     graph_of(tmp_path, stages, PARAMS)
     assert_as_dvc(tmp_path)
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(wanted=st.lists(st.sets(st.integers(0, 5), max_size=3), min_size=2, max_size=5))
-def test_random_graphs_are_dvcs(tmp_path_factory: pytest.TempPathFactory, wanted: list[set[int]]) -> None:
+def test_random_graphs_equal_dvcs(tmp_path_factory: pytest.TempPathFactory, wanted: list[set[int]]) -> None:
     folder = tmp_path_factory.mktemp("graph")
     stages = {
         f"s{i}": {
@@ -128,9 +129,11 @@ def test_meta_gives_resources_of_the_right_type(tmp_path: Path) -> None:
     assert graph["b"].resources == Resources()
 
 
-def test_names_become_modules_and_roles(tmp_path: Path) -> None:
+def test_names_become_modules_roles_and_labels(tmp_path: Path) -> None:
     stage = graph_of(tmp_path, {"evaluate": {"foreach": ["knn"], "do": {"cmd": "x"}}})["evaluate@knn"]
-    assert (stage.module, stage.role) == ("peco.evaluate.knn.stage", "evaluate_knn")
+    name = stage.name
+    assert (name.module, name.role, name.label) == ("peco.evaluate.knn.stage", "evaluate_knn", "evaluate-knn")
+    assert StageName("perceptual_net").module == "peco.stages.perceptual_net"
 
 
 def test_params_are_the_keys_of_params_yaml(tmp_path: Path) -> None:
@@ -149,12 +152,12 @@ def test_params_are_the_keys_of_params_yaml(tmp_path: Path) -> None:
         ({"a": {"foreach": "${seed}", "do": {"cmd": "a"}}}, "expected a list or a mapping"),
     ],
 )
-def test_what_can_not_be_read_is_one_line(tmp_path: Path, stages: dict[str, Any], message: str) -> None:
+def test_an_unsupported_dvc_yaml_is_one_line(tmp_path: Path, stages: dict[str, Any], message: str) -> None:
     with pytest.raises(PecoError, match=message):
         graph_of(tmp_path, stages, {"seed": 1})
 
 
-def test_a_folder_of_that_name_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_params_yaml_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").mkdir()
     with pytest.raises(PecoError, match=r"params\.yaml: can't be read \(Is a directory\)"):
         load_graph(tmp_path)
@@ -164,7 +167,7 @@ def test_wrong_resources_and_unknown_stages_are_one_line(tmp_path: Path) -> None
     graph = graph_of(tmp_path, {"a": {"cmd": "a", "meta": {"nodes": 0}}})
     with pytest.raises(PecoError, match=r"a: meta\.nodes: 0 is not allowed; expected a number at least 1"):
         _ = graph["a"].resources
-    with pytest.raises(PecoError, match="b: no such stage; there are: a"):
+    with pytest.raises(PecoError, match="b: no such stage; expected one of: a"):
         graph["b"]
     (tmp_path / "dvc.yaml").unlink()
     with pytest.raises(PecoError, match=r"dvc\.yaml: no such file"):

@@ -1,4 +1,4 @@
-"""What a stage is given: `meta:` first, then the environment."""
+"""The resources of a stage: `meta:` first, then the environment."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import pytest
 
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
+from peco.core.stage_name import StageName
 from pipelines.workflow.graph import Stage, load_graph
-from pipelines.workflow.resources import resolve
+from pipelines.workflow.stage_resources import resolve
 
 
-def stage(name: str = "s", **meta: object) -> Stage:
-    return Stage(name, ("x",), (), (), (), meta, generated=False)
+def stage(name: str = "s", kind: str = "train", **meta: object) -> Stage:
+    return Stage(StageName(name), ("x",), (), (), (), meta, kind)
 
 
 def test_the_environment_wins_over_meta_and_one_stage_over_all() -> None:
-    asked = stage("evaluate@finetune", nodes=1, processes=2, memory="1Gi")
+    requested = stage("evaluate@finetune", nodes=1, processes=2, memory="1Gi")
     env = {
         "PECO_NODES": "2",
         "PECO_NPROC": "5",
@@ -24,16 +25,16 @@ def test_the_environment_wins_over_meta_and_one_stage_over_all() -> None:
         "PECO_TOLERATIONS": "gpu=yes:NoSchedule",
         "PECO_TIME_LIMIT": "",
     }
-    given = resolve(asked, env)
-    assert given == Resources(nodes=2, processes=7, memory="16Gi", tolerations="gpu=yes:NoSchedule")
+    assert resolve(requested, env) == Resources(nodes=2, processes=7, memory="16Gi", tolerations="gpu=yes:NoSchedule")
     assert resolve(stage(processes=2), env).processes == 5
 
 
-def test_a_single_process_stays_single() -> None:
+@pytest.mark.parametrize("kind", ["probe", "host", ""])
+def test_a_stage_of_one_process_keeps_to_one(kind: str) -> None:
     env = {"PECO_NPROC": "8", "PECO_NODES": "2", "PECO_GPUS": "1"}
-    assert resolve(stage(threads=3), env, single=True) == Resources(threads=3, gpus=1)
+    assert resolve(stage(kind=kind, threads=3), env) == Resources(threads=3, gpus=1)
     with pytest.raises(PecoError, match="one process"):
-        resolve(stage(processes=2), {}, single=True)
+        resolve(stage(kind=kind, processes=2), {})
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,13 @@ def test_a_wrong_value_names_its_variable(name: str, text: str) -> None:
         resolve(stage(), {name: text})
 
 
-def test_text_becomes_what_kubernetes_has() -> None:
-    given = Resources(
+def test_text_takes_the_form_of_kubernetes() -> None:
+    resources = Resources(
         time_limit="90m", node_selector="zone=a,kind=gpu", tolerations="gpu=yes:NoSchedule,spot:NoExecute"
     )
-    assert given.seconds == 5400
-    assert given.selector == {"zone": "a", "kind": "gpu"}
-    assert given.tolerated == [
+    assert resources.seconds == 5400
+    assert resources.selector == {"zone": "a", "kind": "gpu"}
+    assert resources.tolerated == [
         {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"},
         {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
     ]
@@ -70,7 +71,7 @@ def test_text_becomes_what_kubernetes_has() -> None:
     assert Resources().tolerated == []
 
 
-def test_every_stage_of_the_workflow_says_what_it_needs() -> None:
+def test_every_stage_of_the_workflow_has_a_time_limit_and_retries() -> None:
     for each in load_graph().stages.values():
         assert "time_limit" in each.meta, each.name
         assert each.resources.retries >= 1, each.name

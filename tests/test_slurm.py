@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 import slurm_commands
 
+from peco.core import stopping
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
+from peco.core.stage_name import StageName
 from pipelines.jobs import cluster, slurm
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage
@@ -60,7 +63,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "PECO_GRACE_SECONDS": "5",
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(slurm.Slurm, "poll_seconds", 0.05)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     for job in slurm_commands.jobs():
@@ -70,7 +73,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Clock:
-    """Time as the workflow sees it: waiting takes none, and what a test has planned comes about meanwhile."""
+    """Time as the workflow sees it: waiting takes none, and runs what a test has planned for that time."""
 
     def __init__(self) -> None:
         self.now = 0.0  # seconds
@@ -82,7 +85,7 @@ class Clock:
 
     def monotonic(self) -> float:
         self._reads += 1
-        assert self._reads < 100, "it goes round without a pause"
+        assert self._reads < 100, "it loops without a pause"
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -94,17 +97,17 @@ class Clock:
 
 @pytest.fixture
 def clock(root: Path, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Slurm is full, so a job does nothing but what the test says; it is submitted, or looked for, at 0."""
+    """Slurm is full, so a job does only what the test plans; it is submitted, or searched for, at 0."""
     found = Clock()
-    for module in (slurm, cluster):
+    for module in (slurm, stopping):
         monkeypatch.setattr(module, "time", found)
-    monkeypatch.setattr(slurm, "POLL_SECONDS", 5.0)
+    monkeypatch.setattr(slurm.Slurm, "poll_seconds", 5.0)
     (root / "full").touch()
     return found
 
 
 def turn(state: str) -> Callable[[], object]:
-    """The one job gets into this state."""
+    """The one job changes to this state."""
     return lambda: slurm_commands.turn(slurm_commands.root() / "101", state)
 
 
@@ -119,19 +122,19 @@ def interrupt() -> None:
 
 @pytest.fixture
 def run(root: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a stage; `beside` is called again and again meanwhile, and true from it is a stop. Status, stdout, stderr."""
+    """Runs a stage; `meanwhile` is called repeatedly until it returns True, which stops the stage. Status, stdout, stderr."""
 
     def start(
-        given: Resources = ONE, source: str = "print('done')", beside: Callable[[], bool] = lambda: False
+        resources: Resources = ONE, source: str = "print('done')", meanwhile: Callable[[], bool] = lambda: False
     ) -> tuple[int, str, str]:
         (root / "peco/stages/tokenizer.py").write_text(source)
-        stage = Stage("tokenizer", ("x",), (), (), (), {}, generated=False)
+        stage = Stage(StageName("tokenizer"), ("x",), (), (), (), dataclasses.asdict(resources), "train")
         over = threading.Event()
 
         def watch() -> None:
             deadline = time.monotonic() + 25
             while not over.wait(0.05):
-                if beside() or time.monotonic() > deadline:
+                if meanwhile() or time.monotonic() > deadline:
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
 
@@ -156,14 +159,14 @@ def test_lines_and_status_come_back(root: Path, run: Run) -> None:
     assert "no-requeue" in group  # only the step starts a job again
 
 
-def test_two_nodes_are_one_job_and_their_ranks_are_labelled(root: Path, run: Run) -> None:
+def test_two_nodes_are_one_job_and_their_ranks_are_labeled(root: Path, run: Run) -> None:
     status, out, _ = run(Resources(nodes=2, threads=1))
     assert status == 0
     assert sorted(out.splitlines()) == ["[0] hello", "[1] hello"]
     assert len(slurm_commands.jobs()) == 1
 
 
-def test_a_failed_rank_ends_the_job_and_its_lines_say_why(root: Path, run: Run) -> None:
+def test_a_failed_rank_ends_the_job_and_its_last_lines_are_shown(root: Path, run: Run) -> None:
     (root / "fail").touch()
     status, _, err = run(Resources(nodes=2, threads=1))
     assert status == 1
@@ -171,7 +174,7 @@ def test_a_failed_rank_ends_the_job_and_its_lines_say_why(root: Path, run: Run) 
     assert "  ValueError: no" in err.splitlines()
 
 
-def test_what_a_user_can_mend_is_one_line_and_status_2(run: Run) -> None:
+def test_an_error_that_the_user_can_fix_is_one_line_and_status_2(run: Run) -> None:
     status, out, err = run(source="import sys\nprint('error: data: missing', file=sys.stderr)\nsys.exit(2)")
     assert status == 2
     assert (out + err).count("error: ") == 1
@@ -189,7 +192,7 @@ def test_a_second_attempt_follows_the_job_that_runs(
         return False
 
     with pytest.raises(PecoError, match="job 101 is left as it is"):
-        run(source=source, beside=lose_sight)
+        run(source=source, meanwhile=lose_sight)
     slurm_commands.away()
     capsys.readouterr()
     looks = len(slurm_commands.calls("squeue"))
@@ -199,13 +202,13 @@ def test_a_second_attempt_follows_the_job_that_runs(
             (root / "go").touch()
         return False
 
-    status, out, err = run(source=source, beside=let_go)
+    status, out, err = run(source=source, meanwhile=let_go)
     assert (status, out) == (0, "begun\n")
-    assert f"job 101 ({NAME}) is there already (RUNNING): following it" in err
+    assert f"job 101 ({NAME}) already exists (RUNNING): following it" in err
     assert len(slurm_commands.jobs()) == 1
 
 
-def test_the_last_five_runs_keep_their_logs_here_and_on_slurm(root: Path, run: Run) -> None:
+def test_logs_of_the_last_five_runs_are_kept_local_ones_and_slurms(root: Path, run: Run) -> None:
     logs = root / ".work/logs/tokenizer"
     for number in range(1, 8):
         (logs / f"here{number}").mkdir(parents=True)
@@ -237,20 +240,20 @@ signal.signal(signal.SIGTERM, stop)
 Path("ready").touch()
 time.sleep(60)
 """
-    status, out, err = run(source=source, beside=(root / "ready").exists)
+    status, out, err = run(source=source, meanwhile=(root / "ready").exists)
     assert (status, out) == (143, "saved\n")
     assert "stopping job 101" in err
     assert (root / "101/cancelled").read_text() == "TERM\n"
 
 
-def test_a_stop_takes_a_waiting_job_from_the_queue(root: Path, run: Run) -> None:
+def test_a_stop_removes_a_waiting_job_from_the_queue(root: Path, run: Run) -> None:
     (root / "full").touch()
-    status, _, _ = run(beside=(root / "101").exists)
+    status, _, _ = run(meanwhile=(root / "101").exists)
     assert status == 143
     assert (root / "101/state").read_text() == "CANCELLED"
 
 
-def test_a_preempted_job_says_that_it_goes_on(root: Path, run: Run) -> None:
+def test_a_preempted_job_reports_that_it_resumes(root: Path, run: Run) -> None:
     (root / "full").touch()
 
     def preempt() -> bool:
@@ -258,9 +261,9 @@ def test_a_preempted_job_says_that_it_goes_on(root: Path, run: Run) -> None:
             slurm_commands.turn(root / "101", "PREEMPTED")
         return False
 
-    status, _, err = run(beside=preempt)
+    status, _, err = run(meanwhile=preempt)
     assert status == 1
-    assert "was preempted; run again, it goes on from the last checkpoint" in err
+    assert "was preempted; run again, it resumes from the last checkpoint" in err
 
 
 def test_without_slurm_it_is_one_line(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,15 +282,15 @@ def test_a_controller_that_is_away_is_waited_for_while_accounting_knows_the_job(
     clock.at(200, lose(), turn("COMPLETED"), (root / "purged").touch)
     status, _, err = run()
     assert status == 0
-    _, told = err.splitlines()
-    assert told.startswith("tokenizer: Slurm doesn't answer (squeue: slurm_load_jobs error: Unable to contact")
+    _, note = err.splitlines()
+    assert note.startswith("tokenizer: Slurm doesn't answer (squeue: slurm_load_jobs error: Unable to contact")
 
 
 def test_a_job_that_ends_while_the_controller_is_away_has_ended(run: Run, clock: Clock) -> None:
     clock.at(10, turn("RUNNING"), lose("squeue"))
     clock.at(20, turn("TIMEOUT"))
     status, _, err = run()
-    assert status == 1 and "ran into time_limit" in err
+    assert status == 1 and "reached time_limit" in err
     assert clock.now < 30
 
 
@@ -296,7 +299,7 @@ def test_a_job_of_two_nodes_has_ended_when_both_have(run: Run, clock: Clock) -> 
     clock.at(20, turn("COMPLETED RUNNING"))
     clock.at(60, turn("COMPLETED TIMEOUT"))
     status, _, err = run(Resources(nodes=2, threads=1))
-    assert status == 1 and "ran into time_limit" in err
+    assert status == 1 and "reached time_limit" in err
 
 
 def test_accounting_that_is_late_is_waited_for(root: Path, run: Run, clock: Clock) -> None:
@@ -306,7 +309,7 @@ def test_accounting_that_is_late_is_waited_for(root: Path, run: Run, clock: Cloc
 
 
 def test_without_accounting_an_end_is_not_known(root: Path, run: Run, clock: Clock) -> None:
-    """How long the controller was away before doesn't count."""
+    """The time in which the controller was away before doesn't count."""
     clock.at(10, turn("RUNNING"), lose("squeue", "sacct"))
     clock.at(200, lose(), turn("COMPLETED"), (root / "unaccounted").touch)
     with pytest.raises(PecoError, match="job 101: neither squeue nor sacct knows it"):
@@ -334,7 +337,7 @@ def test_a_controller_that_is_away_at_the_start_is_waited_for(run: Run, clock: C
     assert "Slurm doesn't answer" in err and f"job 101 ({NAME}) submitted" in err
 
 
-def test_a_controller_that_stays_away_at_the_start_gets_no_job(run: Run, clock: Clock) -> None:
+def test_a_controller_that_stays_away_at_the_start_receives_no_job(run: Run, clock: Clock) -> None:
     slurm_commands.away("squeue")
     with pytest.raises(PecoError, match=r"Slurm doesn't answer \(squeue: .*\); nothing was submitted"):
         run()
@@ -360,7 +363,7 @@ def test_a_stop_reaches_a_job_when_the_controller_is_back(root: Path, run: Run, 
     assert "may still run" not in err
 
 
-def test_a_stop_that_cannot_be_passed_on_tells_how_to_end_the_job(root: Path, run: Run, clock: Clock) -> None:
+def test_a_stop_that_cannot_be_forwarded_reports_how_to_end_the_job(root: Path, run: Run, clock: Clock) -> None:
     clock.at(10, turn("RUNNING"))
     clock.at(20, lose("squeue", "sacct", "scancel"), interrupt)
     status, _, err = run()
@@ -381,7 +384,7 @@ def test_a_second_signal_does_not_wait_for_the_controller(run: Run, clock: Clock
     assert "job 101 may still run" in err
 
 
-def test_slurm_is_asked_now_and_then_and_not_more_often_after_a_stop(
+def test_slurm_is_polled_at_intervals_before_and_after_a_stop(
     root: Path, run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PECO_GRACE_SECONDS", "60")

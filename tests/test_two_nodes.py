@@ -1,4 +1,4 @@
-"""A real training stage on one process, two processes, two nodes: the same training; and what a lost process does to it."""
+"""A real training stage with one process, two processes, two nodes: the same training; and with a killed process."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def curve(folder: Path, name: str) -> list[float]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """All that the stage has published."""
+    """All published files of the stage."""
     parts = [folder / "artifacts/tokenizer", folder / "metrics"]
     return {str(p.relative_to(folder)): p.read_bytes() for part in parts for p in part.rglob("*") if p.is_file()}
 
 
 def test_two_processes_and_two_nodes_train_as_one_process(one: Path, two_processes: Path, two_nodes: Path) -> None:
-    """Equal batches give equal losses, to the order of sums, which matters more as soon as it moves a vector to another code."""
+    """Equal batches give equal losses up to the order of sums, which matters more once it moves a vector to another code."""
     for folder in (two_processes, two_nodes):
         assert curve(folder, "lr") == curve(one, "lr")
         for name in ("loss", "grad_norm"):
@@ -68,12 +68,12 @@ def test_two_processes_and_two_nodes_train_as_one_process(one: Path, two_process
         assert scores[0] == pytest.approx(scores[1], rel=0.02)
 
 
-def test_where_two_processes_run_changes_not_a_byte(two_processes: Path, two_nodes: Path) -> None:
+def test_two_processes_give_the_same_bytes_on_one_node_and_on_two(two_processes: Path, two_nodes: Path) -> None:
     assert results(two_processes) == results(two_nodes)
     assert len(results(two_nodes)) > 5
 
 
-def test_a_killed_rank_ends_the_job_which_goes_on_to_the_same_bytes(prepared: Path, two_processes: Path) -> None:
+def test_a_killed_rank_ends_the_job_which_resumes_to_the_same_bytes(prepared: Path, two_processes: Path) -> None:
     folder = Path(shutil.copytree(prepared, prepared.parent / "killed"))
     with running(folder, PECO_CHECKPOINT_STEPS="1", **TWO_PROCESSES) as process:
         wait_for(lambda: any((folder / ".work").glob("tokenizer-*/checkpoint.pt")), process)
@@ -87,12 +87,12 @@ def test_a_killed_rank_ends_the_job_which_goes_on_to_the_same_bytes(prepared: Pa
 
     status, out, err = launch(folder, **TWO_PROCESSES)
     assert (status, err) == (0, "")
-    assert "goes on from step" in out
+    assert "resumes from step" in out
     assert results(folder) == results(two_processes)
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_error_alone(prepared: Path) -> None:
-    """One damaged image, which one of the ranks reads, at once or later."""
+    """One damaged image, which one of the ranks reads sooner or later."""
     folder = Path(shutil.copytree(prepared, prepared.parent / "failed"))
     shard = folder / "artifacts/shards/train-00000.tar"
     data = bytearray(shard.read_bytes())

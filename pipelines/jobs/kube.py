@@ -1,8 +1,4 @@
-"""The Kubernetes API as the workflow uses it: patient where it can't be reached, and one line where it refuses.
-
-Environment:
-    PECO_API_PATIENCE_SECONDS: how long the API may be out of reach before a step gives up; its job runs on (300)
-"""
+"""Kubernetes API calls with retries while it is unreachable and one-line errors where it refuses."""
 
 from __future__ import annotations
 
@@ -12,8 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from kubernetes.config import ConfigException
+from urllib3.exceptions import HTTPError
+
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
+from pipelines.jobs.backend import StopRequested
 
 T = TypeVar("T")
 
@@ -25,19 +27,17 @@ class Unreachable(Exception):
     """The API didn't answer for too long."""
 
 
-class Stopped(Exception):
-    """A signal came while the API was out of reach."""
+class _Client(client.ApiClient):  # type: ignore[misc]
+    def request(self, *args: Any, _request_timeout: Any = None, **others: Any) -> Any:
+        return super().request(*args, _request_timeout=_request_timeout or TIMEOUTS, **others)
 
 
-def connect() -> Any:
+def connect() -> client.ApiClient:
     """A client for the cluster that this pod is in, or else for the one that kubeconfig names.
 
     Raises:
         PecoError: there is neither.
     """
-    from kubernetes import client, config
-    from kubernetes.config import ConfigException
-
     configuration = client.Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)
@@ -48,16 +48,11 @@ def connect() -> Any:
         except (ConfigException, OSError) as error:
             raise PecoError(f"no cluster: not in a pod, and no usable kubeconfig ({error}); set KUBECONFIG") from None
     configuration.retries = False  # Api has its own
-
-    class Client(client.ApiClient):  # type: ignore[misc]
-        def request(self, *args: Any, _request_timeout: Any = None, **others: Any) -> Any:
-            return super().request(*args, _request_timeout=_request_timeout or TIMEOUTS, **others)
-
-    return Client(configuration)
+    return _Client(configuration)
 
 
-def said(error: Any) -> str:
-    """What the API says of an ApiException, in one line."""
+def error_message(error: ApiException) -> str:
+    """The message in the API's answer, in one line."""
     try:
         message = str(json.loads(error.body)["message"])
     except (ValueError, KeyError, TypeError):
@@ -66,49 +61,47 @@ def said(error: Any) -> str:
 
 
 class Api:
-    """Calls that are repeated, ever more slowly, while the API can't be reached."""
+    """Calls in one namespace, retried with growing delays while the API can't be reached."""
 
     def __init__(self, namespace: str, stops: StopSignals, patience: float) -> None:
         self.client = connect()
+        self.core, self.custom = client.CoreV1Api(self.client), client.CustomObjectsApi(self.client)
         self.namespace = namespace
         self._stops, self._patience = stops, patience
 
     def call(
         self,
-        what: str,
+        right: str,
         action: Callable[[], T],
         *,
-        passing: tuple[int, ...] = (),
-        again: tuple[int, ...] = (408, 429),
+        pass_statuses: tuple[int, ...] = (),
+        retry_statuses: tuple[int, ...] = (408, 429),
         ignore_stop_for: float | None = None,
     ) -> T:
-        """Do it.
+        """Make the call and return its result.
 
         Args:
-            what: the right that is needed: "create jobs.batch.volcano.sh".
+            right: the right that it needs: "create jobs.batch.volcano.sh".
             action: the call.
-            passing: statuses that are an answer for the caller: the ApiException is passed on.
-            again: statuses below 500 that another attempt may not meet.
+            pass_statuses: statuses whose ApiException the caller handles.
+            retry_statuses: statuses below 500 that another attempt may not meet.
             ignore_stop_for: after a stop signal keep retrying for this many seconds, or until a second signal.
 
         Raises:
             PecoError: the cluster refuses.
             Unreachable: it didn't answer for too long.
-            Stopped: a stop was asked for while it didn't answer, or with `ignore_stop_for` a second one.
+            StopRequested: a stop signal came while it didn't answer, or with `ignore_stop_for` a second one.
         """
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
         deadline = time.monotonic() + (self._patience if ignore_stop_for is None else ignore_stop_for)
         delay = 1.0
         while True:
             try:
                 return action()
             except ApiException as error:
-                if error.status in passing:
+                if error.status in pass_statuses:
                     raise
-                if error.status and error.status < 500 and error.status not in again:
-                    raise self.refused(what, error) from None
+                if error.status and error.status < 500 and error.status not in retry_statuses:
+                    raise self.refused(right, error) from None
                 reason = f"{error.status} {error.reason}"
             except (HTTPError, OSError) as error:
                 reason = str(error)
@@ -117,37 +110,20 @@ class Api:
                 raise Unreachable(reason)
             self._stops.wait(delay, ignore_first=ignore_stop_for is not None)
             if self._stops.first if ignore_stop_for is None else self._stops.second:
-                raise Stopped(reason)
+                raise StopRequested(reason)
             delay = min(2 * delay, LONGEST_DELAY)
 
-    def get(self, path: str, what: str, **query: str) -> dict[str, Any]:
-        """The object or list at `path`, as plain data; an ApiException where there is none (404)."""
+    def call_if_exists(self, right: str, action: Callable[[], T], **options: Any) -> T | None:
+        """`call`, but None where there is no such object."""
+        try:
+            return self.call(right, action, pass_statuses=(404,), **options)
+        except ApiException:
+            return None
 
-        def action() -> dict[str, Any]:
-            response = self.client.call_api(
-                path,
-                "GET",
-                query_params=list(query.items()),
-                header_params={"Accept": "application/json"},
-                auth_settings=["BearerToken"],
-                _preload_content=False,
-                _return_http_data_only=True,
-            )
-            found: dict[str, Any] = json.loads(response.data)
-            return found
-
-        return self.call(what, action, passing=(404,))
-
-    def refused(self, what: str, error: Any) -> PecoError:
+    def refused(self, right: str, error: ApiException) -> PecoError:
         """An ApiException as a line for the user."""
-        message = said(error)
-        where = f"in namespace {self.namespace}"
-        if error.status == 401:
-            return PecoError(
-                f"the cluster doesn't know who asks to {what} {where} (401: {message}); renew the credentials"
-            )
+        action = f"{right} in namespace {self.namespace} ({error.status}: {error_message(error)})"
         if error.status == 403:
-            return PecoError(f"not allowed to {what} {where} ({message}); give the step's service account that right")
-        if error.status == 404:
-            return PecoError(f"can't {what} {where} ({message}); is Volcano installed, and is the namespace there?")
-        return PecoError(f"the cluster refuses to {what} {where} ({error.status}: {message})")
+            return PecoError(f"not allowed to {action}; give the step's service account that right")
+        hints = {401: "; renew the credentials", 404: "; is Volcano installed, and does the namespace exist?"}
+        return PecoError(f"the cluster refuses to {action}{hints.get(error.status, '')}")

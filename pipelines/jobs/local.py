@@ -21,17 +21,20 @@ from torchx.schedulers.local_scheduler import CWDImageProvider, LocalScheduler
 from torchx.specs import AppDef, macros
 
 from peco.core import workfiles
+from peco.core.environment import PROGRESS
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from peco.core.stopping import POLL_SECONDS, SIGNALS, StopSignals
 from pipelines import components
 from pipelines.jobs.logs import Screen, Tail, drop_old
-from pipelines.workflow import resources
 from pipelines.workflow.environment import GRACE_SECONDS
 from pipelines.workflow.graph import Stage
-from pipelines.workflow.processes import processes_with, stop_with_parent
+from pipelines.workflow.processes import cores, processes_with, stop_with_parent
+from pipelines.workflow.stage_resources import resolve, variables
 
-RANKLESS_SECONDS = 10.0
+SESSION = "peco"  # of TorchX
+JOB_ID = "TORCHX_JOB_ID"  # the variable with a process's job, set by TorchX
+RANKLESS_SECONDS = 10.0  # for torchrun to end after its ranks
 
 
 def run(stage: Stage, screen: Screen, env: Mapping[str, str] = os.environ) -> int:
@@ -42,23 +45,22 @@ def run(stage: Stage, screen: Screen, env: Mapping[str, str] = os.environ) -> in
     Raises:
         PecoError: a variable is wrong, or the stage can't be started.
     """
-    local = local_resources(stage, env)
+    resources = local_resources(stage, env)
     logs = workfiles.root() / "logs" / stage.name.role
-    drop_old(logs)
-    workfiles.remove_finished(keep=stage.name.role)  # DVC starts a stage when it has recorded the one before
-    variables = {
+    drop_old(logs, lambda app_id: bool(processes_with(JOB_ID, f"local_cwd://{SESSION}/{app_id}")))
+    environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, (os.getcwd(), env.get("PYTHONPATH")))),
-        "PECO_PROGRESS": "bar" if screen.bar else "plain",
+        PROGRESS.name: "bar" if screen.bar else "plain",
         # Several processes write into files of their own, so that their lines do not mix.
         "PET_REDIRECTS": "3",
         "PET_LOG_DIR": str(logs.absolute() / macros.app_id / macros.replica_id),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": GRACE_SECONDS.text(env),
     }
     app = components.stage(
-        stage.name, j=f"{local.nodes}x{local.processes}", threads=local.threads, workers=local.workers, env=variables,
-        port=_free_port(),
+        stage.name, j=f"{resources.nodes}x{resources.processes}", threads=resources.threads, workers=resources.workers,
+        env=environment, port=_free_port(),
     )  # fmt: skip
-    return _Job(stage, app, local, logs, screen, GRACE_SECONDS.integer(env)).run()
+    return _LocalJob(stage, app, resources, logs, screen, GRACE_SECONDS.integer(env)).run()
 
 
 def local_resources(stage: Stage, env: Mapping[str, str]) -> Resources:
@@ -67,11 +69,11 @@ def local_resources(stage: Stage, env: Mapping[str, str]) -> Resources:
     Raises:
         PecoError: a value is wrong.
     """
-    asked = resources.resolve(stage, env)
-    nodes = asked.nodes if any(env.get(name) for name in resources.variables("nodes", stage)) else 1
-    processes = asked.processes or gpus(env) or 1
-    threads = asked.threads or max(1, _cores() // (nodes * processes))
-    return dataclasses.replace(asked, nodes=nodes, processes=processes, threads=threads)
+    requested = resolve(stage, env)
+    nodes = requested.nodes if any(env.get(name) for name in variables("nodes", stage)) else 1
+    processes = requested.processes or gpus(env) or 1
+    threads = requested.threads or max(1, cores() // (nodes * processes))
+    return dataclasses.replace(requested, nodes=nodes, processes=processes, threads=threads)
 
 
 def gpus(env: Mapping[str, str]) -> int:
@@ -84,10 +86,6 @@ def gpus(env: Mapping[str, str]) -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -95,13 +93,14 @@ def _free_port() -> int:
 
 
 class _Scheduler(LocalScheduler):  # type: ignore[misc]
-    """TorchX's local scheduler; its processes are known, find this Python first, and stop when the launcher dies."""
+    """TorchX's local scheduler. It keeps its processes; they find this Python first, and stop when the launcher dies."""
 
     def __init__(self) -> None:
         previous = {number: signal.getsignal(number) for number in SIGNALS}
         super().__init__("", CWDImageProvider, extra_paths=[str(Path(sys.executable).parent)])
         for number, handler in previous.items():
-            signal.signal(number, handler)  # the scheduler's own handlers raise anywhere and kill after 10 s
+            # The scheduler's own handlers raise wherever the code is, and kill after 10 s.
+            signal.signal(number, handler)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def run_local_job(
@@ -114,12 +113,12 @@ class _Scheduler(LocalScheduler):  # type: ignore[misc]
         return process
 
 
-class _Job:
-    """One run of a stage, from its start to the moment when no process of it is left."""
+class _LocalJob:
+    """One run of a stage, from its start until no process of it is left."""
 
-    def __init__(self, stage: Stage, app: AppDef, local: Resources, logs: Path, screen: Screen, grace: int) -> None:
-        self.stage, self.app, self.local, self.logs, self.screen, self.grace = stage, app, local, logs, screen, grace
-        self.multi_process = local.nodes * local.processes > 1
+    def __init__(self, stage: Stage, app: AppDef, resources: Resources, logs: Path, screen: Screen, grace: int) -> None:
+        self.stage, self.app, self.logs, self.screen, self.grace = stage, app, logs, screen, grace
+        self.nodes, self.multi_process = resources.nodes, resources.nodes * resources.processes > 1
         self.scheduler = _Scheduler()
         self.handle = ""
         self.stop = StopSignals(self._on_stop, even_ignored=(signal.SIGINT, signal.SIGTERM))
@@ -127,10 +126,18 @@ class _Job:
         self.tails: dict[Path, Tail] = {}
 
     def run(self) -> int:
-        runner = Runner("peco", {"local_cwd": lambda *_, **__: self.scheduler})
+        runner = Runner(SESSION, {"local_cwd": lambda *_, **__: self.scheduler})
         with self.stop, runner:
             try:
-                self._start(runner)
+                try:
+                    request = runner.dryrun(self.app, "local_cwd", {"log_dir": str(self.logs)})
+                    self.folder = Path(request.request.role_log_dirs[self.app.roles[0].name][0]).parent
+                    self.elastic = self.logs.absolute() / request.request.app_id
+                    self.handle = runner.schedule(request)
+                except OSError as error:
+                    raise PecoError(f"{self.stage.name}: can't be started: {error}") from None
+                if self.stop.first:  # it came before the process was there
+                    self._terminate()
                 self._follow()
                 return self._status()
             except BaseException:
@@ -141,17 +148,6 @@ class _Job:
                 self._end_leftovers(patience=2.0)  # helpers of ended processes end by themselves in that time
                 self.screen.close()
 
-    def _start(self, runner: Runner) -> None:
-        try:
-            request = runner.dryrun(self.app, "local_cwd", {"log_dir": str(self.logs)})
-            self.folder = Path(request.request.role_log_dirs[self.app.roles[0].name][0]).parent
-            self.elastic = self.logs.absolute() / request.request.app_id
-            self.handle = runner.schedule(request)
-        except OSError as error:
-            raise PecoError(f"{self.stage.name}: can't be started: {error}") from None
-        if self.stop.first:
-            self._terminate()
-
     def _on_stop(self, _: signal.Signals) -> None:
         if self.stop.second:
             self.kill_at = time.monotonic()
@@ -159,7 +155,7 @@ class _Job:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Ask all processes to end; torchrun forwards that to its ranks and waits as long for them."""
+        """Send SIGTERM to all processes; torchrun forwards it to its ranks and waits for them."""
         self.kill_at = time.monotonic() + self.grace + 5 * POLL_SECONDS
         for process in self.scheduler.processes:
             if process.poll() is None:
@@ -177,10 +173,10 @@ class _Job:
                 self.screen.note(f"{self.stage.name}: stopping and saving its work; a second signal ends it at once")
                 announced = True
             if self.stop.first and self.multi_process and not self._ranks():
-                # Rarely, a signal makes torchrun lose track of its ranks, and it keeps waiting after they have ended.
+                # Rarely, a signal makes torchrun lose track of its ranks, and it still waits after they have ended.
                 self.kill_at = min(self.kill_at, time.monotonic() + RANKLESS_SECONDS)
             if running and any(codes) and self.kill_at == float("inf"):
-                self._terminate()  # one simulated node failed, the others wait for it in vain
+                self._terminate()  # one simulated node failed, and the others would wait for it forever
             if running and time.monotonic() >= self.kill_at:
                 self._end_leftovers(patience=0)
             elif running:
@@ -200,14 +196,14 @@ class _Job:
             return
         for path in sorted(self.elastic.glob("*/*/attempt_0/*/")):
             node = path.relative_to(self.elastic).parts[0]
-            yield path, path.name if self.local.nodes == 1 else f"{node}.{path.name}"
+            yield path, path.name if self.nodes == 1 else f"{node}.{path.name}"
 
     def _processes(self) -> set[int]:
-        """Living processes of the job, found by its name in their environment."""
-        return processes_with("TORCHX_JOB_ID", self.handle) if self.handle else set()
+        """Living processes of the job, found by its handle in their environment."""
+        return processes_with(JOB_ID, self.handle) if self.handle else set()
 
     def _ranks(self) -> set[int]:
-        """Living processes of the job below torchrun."""
+        """Living processes of the job other than torchrun."""
         return self._processes() - {process.pid for process in self.scheduler.processes}
 
     def _status(self) -> int:
@@ -218,9 +214,10 @@ class _Job:
             return 0
         code, label = self._failed_rank(code) if self.multi_process else (code, "")
         if code < 0 or not self.screen.errors:
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
+            reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            self.screen.note(f"error: {self.stage.name}: its process {label}{how}{hint}; its logs are in {self.folder}")
+            text = f"its process {label}{reason}{hint}; its logs are in {self.folder}"
+            self.screen.note(f"error: {self.stage.name}: {text}")
         return code if code in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM) else 1
 
     def _failed_rank(self, default: int) -> tuple[int, str]:
@@ -228,7 +225,7 @@ class _Job:
         for path in sorted(self.folder.glob("*/stderr.log")):
             text = path.read_text(errors="replace")
             if match := re.search(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)", text):
-                node = f"{path.parent.name}." if self.local.nodes > 1 else ""
+                node = f"{path.parent.name}." if self.nodes > 1 else ""
                 return int(match[1]), f"{node}{match[2]} "
         return default, ""
 

@@ -1,4 +1,4 @@
-"""Following a job's log files and showing them on the terminal; which of them are kept."""
+"""The log files of jobs: followed, shown on the terminal, and deleted when old."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -17,19 +17,25 @@ KEPT = 5  # runs of a stage
 _SLURM = re.compile(r"slurm-(\d+)(-\d+)?\.(out|err|log)")
 
 
-def drop_old(logs: Path) -> None:
-    """Make room for the logs of one more run of the stage: a run has a folder of its own, or on Slurm a few files."""
+def drop_old(logs: Path, is_running: Callable[[str], bool] = lambda name: False) -> None:
+    """Delete a stage's oldest logs before one more run. A run has a folder of its own, or on Slurm a few files.
+
+    Args:
+        logs: folder of the stage's logs.
+        is_running: tells by the name of a run's folder whether the run still writes into it.
+    """
     runs: dict[str, list[tuple[float, Path]]] = collections.defaultdict(list)
     for path in logs.glob("*"):
         match = _SLURM.fullmatch(path.name)
-        with contextlib.suppress(FileNotFoundError):  # another launcher with the same work folder drops it, too
+        with contextlib.suppress(FileNotFoundError):  # another launcher with the same work folder deletes it, too
             found = path.stat()
             if match or stat.S_ISDIR(found.st_mode):
                 runs[match[1] if match else path.name].append((found.st_mtime, path))
     for run in sorted(runs.values(), key=max)[: max(0, len(runs) - KEPT + 1)]:
         for _, path in run:
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                if not is_running(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
                 continue
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -37,13 +43,15 @@ def drop_old(logs: Path) -> None:
 
 @dataclass(frozen=True)
 class Line:
+    """One line of a process."""
+
     text: str  # without the newline
     error: bool  # from stderr
     rank: str | None  # None where there is one process
 
 
 class Tail:
-    """The lines that a growing file has gained since the last look."""
+    """The lines added to a growing file since the last call."""
 
     def __init__(self, path: Path, *, error: bool, rank: str | None) -> None:
         self.path, self.error, self.rank = path, error, rank
@@ -66,24 +74,29 @@ class Tail:
 class Screen:
     """Shows lines as they come, and on a terminal redraws progress lines (those that begin with a carriage return) in place.
 
-    An error that a user can fix is one line that begins with `error: `. It is shown once, whichever and however many ranks print
-    it, and what the ranks still write to stderr after it is their end, not the cause: it stays in the log files.
+    An error that a user can fix is one line that begins with `error: `. It is shown once, even if several ranks print it. Later
+    lines of the ranks on stderr are consequences, not the cause: they stay in the log files.
+
+    Attributes:
+        bar: True on a terminal.
+        errors: number of lines on stderr so far.
     """
 
     def __init__(self) -> None:
         self.bar = sys.stdout.isatty() and sys.stderr.isatty()
-        self.errors = 0  # lines of stderr so far
+        self.errors = 0
         self._explained = False
         self._drawn: TextIO | None = None
 
     def show(self, lines: list[Line]) -> None:
-        # Ranks end within moments of each other: the one that knows why comes first.
+        """Show lines of the processes."""
+        # Ranks end at almost the same time: the one that names the cause comes first.
         lines.sort(key=lambda line: not self._is_cause(line))
         for line in lines:
             self._show(line)
 
     def close(self) -> None:
-        """Leave the cursor on a line of its own."""
+        """End a redrawn line, if there is one."""
         if self._drawn:
             self._drawn.write("\n")
             self._drawn.flush()

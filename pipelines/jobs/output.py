@@ -6,7 +6,6 @@ import collections
 import re
 import signal
 
-from pipelines.jobs.job import Job
 from pipelines.jobs.logs import Line, Screen
 
 SHOWN_LINES = 20
@@ -16,35 +15,34 @@ _ROOT = re.compile(r"^\s*(rank|exitcode)\s*: (-?\d+)")
 
 
 class Output:
-    """The lines of a job: shown with the number of their rank, and what is needed for a word on its failure.
+    """The lines of a job: shown with the number of their rank, and searched for what explains a failure.
 
-    With one process there are no ranks. With several, what torchrun itself writes is not shown: it is read for the rank that
-    failed first, and kept for the case that no rank says anything.
+    A single process has no rank. With several, torchrun's own lines are not shown: they name the rank that failed first, and are
+    kept for the case that no rank explains the failure.
     """
 
-    def __init__(self, screen: Screen, *, several: bool) -> None:
-        self._screen, self._several = screen, several
-        self._last: dict[str | None, collections.deque[str]] = {}
+    def __init__(self, screen: Screen, *, multi_process: bool) -> None:
+        self._screen, self._multi_process = screen, multi_process
+        self._last: dict[str, collections.deque[str]] = {}  # lines by rank, or by node where there is no rank
         self._failed: dict[str, dict[str, int]] = {}
-        self.explained = False
+        self._explained = False
 
     def add(self, node: str, texts: list[str]) -> None:
-        """Show what the node has written since."""
+        """Show new lines of a node."""
         lines = []
         for text in texts:
-            match = _RANK.fullmatch(text) if self._several else None
-            rank, said = (match[1], match[2]) if match else (None, text)
-            mine = rank if rank is not None else node
-            self._last.setdefault(mine, collections.deque(maxlen=SHOWN_LINES)).append(said)
-            if rank is None and self._several:
-                self._read(node, text)
+            match = _RANK.fullmatch(text) if self._multi_process else None
+            rank, content = (match[1], match[2]) if match else (None, text)
+            self._last.setdefault(rank or node, collections.deque(maxlen=SHOWN_LINES)).append(content)
+            if self._multi_process and rank is None:
+                self._read_torchrun(node, text)
                 continue
-            cause = said.startswith("error: ")
-            self.explained |= cause
-            lines.append(Line(said, cause, rank))
+            is_error = content.startswith("error: ")
+            self._explained |= is_error
+            lines.append(Line(content, is_error, rank))
         self._screen.show(lines)
 
-    def _read(self, node: str, text: str) -> None:
+    def _read_torchrun(self, node: str, text: str) -> None:
         found = self._failed.setdefault(node, {})
         if match := _FAILED.search(text):
             found.setdefault("code", int(match[1]))
@@ -53,31 +51,27 @@ class Output:
         elif "root" in found and (match := _ROOT.match(text)):
             found.setdefault("rank" if match[1] == "rank" else "code", int(match[2]))
 
-    def code(self, node: str, status: int) -> int:
-        """Exit code of the rank of this node that failed first; torchrun itself makes 1 of every one. `status` where unknown."""
+    def exit_code(self, node: str, status: int) -> int:
+        """Exit code of the node's rank that failed first; torchrun itself always exits with 1. `status` where it is unknown."""
         return self._failed.get(node, {}).get("code", status)
 
-    def explain(self, node: str) -> tuple[str, list[str]]:
-        """Name of the rank that failed on this node, as far as known, and its last lines."""
+    def failure(self, node: str, status: int, origin: str) -> tuple[int, str | None]:
+        """Exit status of a job whose process on `node` failed, and the error to show, None where its own lines explain it.
+
+        Args:
+            node: the node.
+            status: exit status of the node's first process.
+            origin: the pod, or the job and its node, for the message.
+        """
+        code = self.exit_code(node, status)
+        if code == 2 and self._explained:
+            return 2, None
+        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            return 1, f"{origin} was stopped from outside; run again, it resumes from its last checkpoint"
         rank = self._failed.get(node, {}).get("rank")
+        process = f"rank {rank}" if rank is not None else "its process"
+        reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
+        hint = " (out of memory?)" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
         lines = self._last.get(str(rank)) or self._last.get(node) or ()
-        return f"rank {rank}" if rank is not None else "its process", list(lines)
-
-
-def failure(job: Job, output: Output, node: str, status: int, where: str) -> tuple[int, str | None]:
-    """Exit status of a job whose process on `node` failed with `status`, and the error to show where its lines don't say it all."""
-    code = output.code(node, status)
-    if code == 2 and output.explained:
-        return 2, None
-    if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
-        return (
-            1,
-            f"error: {job.stage}: {where} was stopped from outside; run again, it goes on from its last checkpoint",
-        )
-    who, lines = output.explain(node)
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-    hint = " (out of memory?)" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
-    text = f"error: {job.stage}: {who} of {where} {how}{hint}"
-    return 2 if code == 2 else 1, "\n".join(
-        [text + ("; its last lines:" if lines else ""), *(f"  {line}" for line in lines)]
-    )
+        text = f"{process} of {origin} {reason}{hint}" + ("; its last lines:" if lines else "")
+        return 2 if code == 2 else 1, "\n".join([text, *(f"  {line}" for line in lines)])

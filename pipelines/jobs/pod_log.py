@@ -1,4 +1,4 @@
-"""Following the log of a pod through the API: each line once, whatever happens to the connection."""
+"""The logs of pods, followed through the API: each line once, even if the connection breaks."""
 
 from __future__ import annotations
 
@@ -7,63 +7,117 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pipelines.jobs.kube import said
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import ReadTimeoutError
+
+from pipelines.jobs import pods
+from pipelines.jobs.kube import Api, error_message
+from pipelines.jobs.output import Output
 
 RETRY_SECONDS = 2.0
-TRIES = 5  # in a row that fail, before it is a trouble
-# Without a line for so long the connection may be dead: it is made anew.
+TRIES = 5  # failed ones in a row, before it is reported
+# After this time without a line the connection may be dead: it is made again.
 SILENCE_SECONDS = 60
-# The two streams of a container are stamped apart, so lines may come out of order by a little.
+LOG_SECONDS = 10.0  # for the last lines of pods that have ended
+# The two streams of a container are stamped separately, so lines may be slightly out of order.
 OVERLAP = timedelta(seconds=2)
 
 
-class PodLog(threading.Thread):
-    """Puts (pod, line) into `lines` as they are written, until the container has ended and all has been read."""
+class PodLogs:
+    """The logs of a job's pods, shown as they are written.
+
+    Args:
+        api: the API.
+        output: shows the lines.
+        note: shows a notice.
+    """
+
+    def __init__(self, api: Api, output: Output, note: Callable[[str], None]) -> None:
+        self._api, self._output, self._note = api, output, note
+        self._lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._logs: dict[str, _PodLog] = {}
+        self._unreadable: set[str] = set()  # pods whose log was reported as unreadable
+
+    def follow(self, pod: pods.Pod) -> None:
+        """Follow the pod's log from its start on; with the pod's end the log ends, too."""
+        name = pods.name(pod)
+        if name not in self._logs and pods.has_started(pod):
+            container = pod["spec"]["containers"][0]["name"]
+            self._logs[name] = _PodLog(self._api.client, self._api.namespace, name, container, self._lines)
+            self._logs[name].start()
+        if name in self._logs and pods.has_ended(pod):
+            self._logs[name].finished.set()
+
+    def show(self) -> None:
+        """Show the lines since the last call.
+
+        Raises:
+            PecoError: reading logs is not allowed.
+        """
+        while not self._lines.empty():
+            pod, line = self._lines.get()
+            self._output.add(pod, [line])
+        for name, log in self._logs.items():
+            if log.refused:
+                raise self._api.refused("get pods/log", log.refused)
+            if log.trouble and name not in self._unreadable:
+                self._unreadable.add(name)
+                self._note(f"the log of pod {name} can't be read ({log.trouble}); its lines are shown once it can")
+
+    def drain(self, *names: str) -> None:
+        """Show the last lines of these pods, which have ended; by default of all."""
+        deadline = time.monotonic() + LOG_SECONDS
+        for name in names or self._logs:
+            if name in self._logs:
+                self._logs[name].finished.set()
+                self._logs[name].join(max(0.0, deadline - time.monotonic()))
+        self.show()
+
+
+class _PodLog(threading.Thread):
+    """Puts (pod, line) into `lines` as they are written, until the container has ended and everything is read."""
 
     def __init__(
-        self, api: Any, namespace: str, pod: str, container: str, lines: queue.SimpleQueue[tuple[str, str]]
+        self, client: Any, namespace: str, pod: str, container: str, lines: queue.SimpleQueue[tuple[str, str]]
     ) -> None:
         super().__init__(daemon=True, name=f"log of {pod}")
-        self._api, self._lines = api, lines
+        self._client, self._lines = client, lines
         self._path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
         self._pod, self._container = pod, container
-        self.finished = threading.Event()  # the container has ended: what the log holds now is all
-        self.refused: Exception | None = None
-        self.trouble: str | None = None  # why the log can't be read, where it couldn't for a while; it is tried on
+        self.finished = threading.Event()  # the container has ended, its log is complete
+        self.refused: ApiException | None = None
+        self.trouble: str | None = None  # the reason of failed attempts; they are repeated
         self._newest: datetime | None = None
-        self._recent: Counter[tuple[datetime, str]] = Counter()  # lines of the last moments
+        self._recent: Counter[tuple[datetime, str]] = Counter()  # lines of the last seconds
 
     def run(self) -> None:
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import ReadTimeoutError
-
         failed = 0  # in a row
         while True:
             finished = self.finished.is_set()
-            whole = False
-            why = ""
+            complete = False
+            reason = ""
             try:
                 self._read(last=finished)
-                whole = True
+                complete = True
             except ApiException as error:
                 if error.status == 404:
                     return
                 if error.status in (401, 403):
                     self.refused = error
                     return
-                why = f"{error.status}: {said(error)}"
+                reason = f"{error.status}: {error_message(error)}"
             except ReadTimeoutError:
-                pass  # a pod that says nothing
-            except Exception as error:  # a broken connection has many names, and none of them ends the job
-                why = " ".join(str(error).split()) or type(error).__name__
-            failed = failed + 1 if why else 0
+                pass  # a silent pod
+            except Exception as error:  # a broken connection raises many kinds of errors, and none of them ends the job
+                reason = " ".join(str(error).split()) or type(error).__name__
+            failed = failed + 1 if reason else 0
             if failed >= TRIES:
-                self.trouble = why
-            if finished and whole:
+                self.trouble = reason
+            if finished and complete:
                 return
             self.finished.wait(RETRY_SECONDS) if not finished else time.sleep(RETRY_SECONDS / 4)
 
@@ -73,7 +127,8 @@ class PodLog(threading.Thread):
         if self._newest:
             query["sinceTime"] = (self._newest - OVERLAP).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         known = Counter(self._recent)
-        response = self._api.call_api(
+        # Not `read_namespaced_pod_log`, which lacks sinceTime.
+        response = self._client.call_api(
             self._path,
             "GET",
             query_params=list(query.items()),
@@ -97,14 +152,14 @@ class PodLog(threading.Thread):
         self._recent[stamp, text] += 1
         if self._newest is None or stamp > self._newest:
             oldest = stamp - 2 * OVERLAP
-            # Cleaned up by the second, not by the line.
+            # Cleaned up once a second, not for each line.
             if self._newest is None or stamp.second != self._newest.second:
                 self._recent = Counter({key: count for key, count in self._recent.items() if key[0] >= oldest})
             self._newest = stamp
 
 
 def _lines(response: Any, *, last: bool) -> Iterator[str]:
-    """Complete lines; the rest without a newline counts as one only where nothing can follow."""
+    """Complete lines; with `last` also one that lacks its newline, since nothing can follow."""
     rest = b""
     for chunk in response.stream():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -115,7 +170,7 @@ def _lines(response: Any, *, last: bool) -> Iterator[str]:
 
 
 def _split(raw: str) -> tuple[datetime | None, str]:
-    """Time and text. Times have up to nine digits after the point, more than a datetime holds: the others are dropped."""
+    """Time and text. Times have up to nine digits after the point; those that a datetime can't hold are dropped."""
     stamp, _, text = raw.partition(" ")
     try:
         return datetime.fromisoformat(stamp), text

@@ -1,4 +1,4 @@
-"""What the pods of a job say about it: why it waits, why it ended. Pods are plain data, as the API gives them."""
+"""The states of a job's pods: the reasons why it waits or has ended. Pods are plain data, as the API returns them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 Pod = Mapping[str, Any]
 
-# Reasons of a waiting container that don't go by themselves.
-STUCK = {
+# Reasons of a waiting container that don't go away by themselves.
+STUCK_REASONS = {
     "CreateContainerConfigError": "its container can't be set up",
-    "CreateContainerError": "its container can't be made",
+    "CreateContainerError": "its container can't be created",
     "ErrImageNeverPull": "its image can't be pulled",
     "ErrImagePull": "its image can't be pulled",
     "ImageInspectError": "its image can't be pulled",
@@ -20,26 +20,27 @@ STUCK = {
     "InvalidImageName": "its image has no valid name",
     "RunContainerError": "its container can't be started",
 }
-# Reasons of a failed pod that have nothing to do with what ran in it.
-TAKEN = ("Evicted", "NodeLost", "NodeShutdown", "Preempted", "Preempting", "Shutdown", "Terminated")
+# Reasons of a failed pod that have nothing to do with the program that ran in it.
+EVICTION_REASONS = ("Evicted", "NodeLost", "NodeShutdown", "Preempted", "Preempting", "Shutdown", "Terminated")
 
 
 @dataclass(frozen=True)
 class End:
-    """How a pod came to its end."""
+    """The end of a pod."""
 
-    at: datetime
-    kind: str  # failed, memory, time, taken
+    time: datetime
+    kind: str  # failed, memory, time_limit, evicted
     pod: str
     status: int = 1  # of its container
     reason: str = ""
 
 
 def name(pod: Pod) -> str:
+    """Its name."""
     return str(pod["metadata"]["name"])
 
 
-def container(pod: Pod) -> Mapping[str, Any]:
+def container_state(pod: Pod) -> Mapping[str, Any]:
     """State of the pod's container: `{"running": …}` and so on; empty where it isn't known yet."""
     found = pod.get("status", {}).get("containerStatuses") or [{}]
     state: Mapping[str, Any] = found[0].get("state") or {}
@@ -47,59 +48,63 @@ def container(pod: Pod) -> Mapping[str, Any]:
 
 
 def has_started(pod: Pod) -> bool:
-    return "running" in container(pod) or "terminated" in container(pod)
+    """True if its container runs or has ended."""
+    state = container_state(pod)
+    return "running" in state or "terminated" in state
 
 
 def has_ended(pod: Pod) -> bool:
+    """True if it has succeeded or failed."""
     return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def end(pod: Pod) -> End | None:
-    """How the pod was ended or is being ended, None while it is well."""
+    """The end of a pod that has failed or is being evicted; None for any other."""
     status = pod.get("status", {})
     if status.get("phase") == "Succeeded":
         return None
-    done = container(pod).get("terminated", {})
+    terminated = container_state(pod).get("terminated", {})
     disruption: Mapping[str, Any] = next(
         (c for c in status.get("conditions") or () if c["type"] == "DisruptionTarget" and c["status"] == "True"), {}
     )
     deleted = pod["metadata"].get("deletionTimestamp")
-    if disruption or deleted or status.get("reason") in TAKEN:
+    if disruption or deleted or status.get("reason") in EVICTION_REASONS:
         if disruption.get("lastTransitionTime"):
-            at = time(disruption["lastTransitionTime"])
-        elif deleted:  # this is when the grace is over
-            at = time(deleted) - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
+            time = parse_time(disruption["lastTransitionTime"])
+        elif deleted:  # the time at which its grace period ends
+            time = parse_time(deleted) - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
         else:
-            at = time(done.get("finishedAt"))
+            time = parse_time(terminated.get("finishedAt"))
         reason = disruption.get("message") or status.get("message") or disruption.get("reason") or status.get("reason")
-        return End(at, "taken", name(pod), reason=str(reason or ""))
+        return End(time, "evicted", name(pod), reason=str(reason or ""))
     if status.get("phase") != "Failed":
         return None
     kind = "failed"
-    if done.get("reason") == "OOMKilled":
+    if terminated.get("reason") == "OOMKilled":
         kind = "memory"
     elif status.get("reason") == "DeadlineExceeded":
-        kind = "time"
-    return End(time(done.get("finishedAt")), kind, name(pod), done.get("exitCode", 1), str(status.get("message") or ""))
+        kind = "time_limit"
+    time, code = parse_time(terminated.get("finishedAt")), terminated.get("exitCode", 1)
+    return End(time, kind, name(pod), code, str(status.get("message") or ""))
 
 
 def first_end(pods: Iterable[Pod]) -> End | None:
-    """The end that brought the others about. Ends of the same second: a failure is the cause of a deletion, not the reverse."""
+    """The earliest end, which caused the others. In the same second a failure is the cause of a deletion, not the reverse."""
     ends = [found for pod in pods if (found := end(pod))]
-    return min(ends, key=lambda e: (e.at, e.kind == "taken", e.pod)) if ends else None
+    return min(ends, key=lambda e: (e.time, e.kind == "evicted", e.pod)) if ends else None
 
 
 def stuck(pods: Iterable[Pod]) -> str | None:
-    """Why a pod can't start although it has a node, None where each can."""
+    """The reason why a pod that has a node can't start; None if all can."""
     for pod in pods:
-        waiting = container(pod).get("waiting", {})
-        if (reason := waiting.get("reason")) in STUCK:
-            return f"{STUCK[reason]} ({' '.join(str(waiting.get('message') or reason).split())})"
+        waiting = container_state(pod).get("waiting", {})
+        if (reason := waiting.get("reason")) in STUCK_REASONS:
+            return f"{STUCK_REASONS[reason]} ({' '.join(str(waiting.get('message') or reason).split())})"
     return None
 
 
 def unscheduled(pods: Iterable[Pod]) -> str | None:
-    """Why a pod has no node, in the scheduler's words."""
+    """The scheduler's reason why a pod has no node; None if all have one."""
     for pod in pods:
         for condition in pod.get("status", {}).get("conditions") or ():
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
@@ -107,6 +112,6 @@ def unscheduled(pods: Iterable[Pod]) -> str | None:
     return None
 
 
-def time(text: str | None) -> datetime:
-    """A time of the API; where it is missing, the last one there is."""
+def parse_time(text: str | None) -> datetime:
+    """A time of the API; the latest possible one where it is missing."""
     return datetime.fromisoformat(text) if text else datetime.max.replace(tzinfo=UTC)

@@ -1,8 +1,8 @@
-"""One stage as a Slurm job: submitted or found, followed to its end, cancelled when asked to.
+"""One stage as a Slurm job: submitted or found, followed to its end, cancelled on request.
 
-The folder of working files and the repository must be on a file system that all nodes share. `queue` is the partition,
-`priority` the QOS; `node_selector`, `tolerations` and `shared_memory` have no meaning here. What sbatch reads from its own
-variables (SBATCH_ACCOUNT, SBATCH_CONSTRAINT, …) it takes from there.
+The work folder and the repository must be on a file system that all nodes share. `queue` is the partition,
+`priority` the QOS; `node_selector`, `tolerations` and `shared_memory` have no meaning here. sbatch also reads its own variables
+(SBATCH_ACCOUNT, SBATCH_CONSTRAINT, …).
 """
 
 from __future__ import annotations
@@ -15,85 +15,86 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torchx.runner import Runner
+from torchx.schedulers.slurm_scheduler import create_scheduler
 from torchx.specs import Resource, macros
 
 from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
+from pipelines.jobs.backend import RESUME, Backend, StopRequested
 from pipelines.jobs.job import Job
 from pipelines.jobs.logs import Screen, Tail, drop_old
-from pipelines.jobs.output import Output, failure
 
 T = TypeVar("T")
 
-POLL_SECONDS = 5.0
-PATIENCE_SECONDS = 300.0  # with Slurm's daemons, which may be away
-LATE_SECONDS = 30.0  # accounting may be late by so much
+PATIENCE_SECONDS = 300.0  # with Slurm's daemons while they don't answer
+LATE_SECONDS = 30.0  # the delay that accounting may have
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 LIVE = (*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+FAILURES = {
+    "CANCELLED": f"was cancelled by someone else; {RESUME}",
+    "DEADLINE": f"reached its deadline; {RESUME}",
+    "NODE_FAIL": f"lost a node; {RESUME}",
+    "OUT_OF_MEMORY": "ran out of memory and was killed; raise memory (meta: or PECO_MEMORY) and run again",
+    "PREEMPTED": f"was preempted; {RESUME}",
+}
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-def run(job: Job, screen: Screen, stops: StopSignals) -> int:
-    """Run the job and return the exit status.
-
-    Raises:
-        PecoError: Slurm's commands are missing, or refuse.
-    """
-    return _Run(job, screen, stops).run()
-
-
 class _NoAnswer(Exception):
-    """Slurm doesn't say at present, and may later: one line on why."""
+    """Slurm can't answer now, and may later: one line with the reason."""
 
 
-class _Run:
+class Slurm(Backend):
+    """A Slurm job of the current user."""
+
+    poll_seconds = 5.0
+
     def __init__(self, job: Job, screen: Screen, stops: StopSignals) -> None:
-        self.job, self.screen, self.stops = job, screen, stops
+        super().__init__(job, screen, stops)
         self.role = job.app.roles[0]
-        self.output = Output(screen, several=self.role.entrypoint == "bash")
         self.folder = workfiles.root().resolve() / "logs" / self.role.name
         self.id = ""
+        self.state = "RUNNING"  # until Slurm reports another one
         self.tails: list[tuple[str, Tail]] = []
 
-    def run(self) -> int:
+    def start(self) -> None:
+        """Submit the job, or find the one of its name that waits or runs."""
         found = self._find()
         if not found and self.stops.first:
-            return 128 + self.stops.first  # nothing was started
+            raise StopRequested
         self.id = found or self._submit()
         for node in range(self.role.num_replicas):
             for end in ("out", "err"):
                 path = self.folder / f"slurm-{self.id}-{node}.{end}"
                 self.tails.append((f"node {node}", Tail(path, error=False, rank=None)))
-        return self._follow()
 
     def _find(self) -> str | None:
-        """Number of the job of this name that waits or runs; None, too, where a stop was asked for before Slurm said."""
         command = ("squeue", "--noheader", "--me", f"--name={self.job.name}-0", "--format=%i %T")
-        listing = self._patiently(lambda: _slurm(*command), "nothing was submitted: run again")
-        for line in (listing or "").splitlines():
+        for line in self._retry(lambda: _slurm(*command), "nothing was submitted: run again").splitlines():
             number, _, state = line.strip().partition(" ")
             if state in LIVE:
                 number = number.split("+")[0]  # a part of a job of several nodes
-                self._note(f"job {number} ({self.job.name}) is there already ({state}): following it")
+                self.note(f"job {number} ({self.job.name}) already exists ({state}): following it")
                 return number
         return None
 
     def _submit(self) -> str:
-        given = self.job.given
-        self.role.resource = Resource(cpu=given.cpu, gpu=given.gpus, memMB=_megabytes(given.memory))
-        config = {"time": str(-(-given.seconds // 60)), "partition": given.queue or None, "qos": given.priority or None}
+        resources = self.job.resources
+        self.role.resource = Resource(cpu=resources.cpu, gpu=resources.gpus, memMB=_megabytes(resources.memory))
+        minutes = -(-resources.seconds // 60)
+        config = {"time": str(minutes), "partition": resources.queue, "qos": resources.priority}
         for name, value in self.role.env.items():
             if "," in value:
                 raise PecoError(f"{name}={value}: Slurm takes no comma in a variable; change it")
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_old(self.folder)
         try:
-            runner = Runner("peco", {"slurm": _scheduler})
-            request = runner.dryrun(self.job.app, "slurm", {k: v for k, v in config.items() if v})
+            runner = Runner("peco", {"slurm": create_scheduler})
+            request = runner.dryrun(self.job.app, "slurm", {key: value for key, value in config.items() if value})
             for node, replica in enumerate(request.request.replicas.values()):
                 replica.name = f"{self.job.name}-{node}"
-                # Only whoever started the job starts it again.
+                # Only the user or the pipeline's step starts a job again.
                 replica.sbatch_opts.pop("requeue")
                 replica.sbatch_opts["no-requeue"] = None
                 replica.sbatch_opts["output"] = f"{self.folder}/slurm-%j.log"  # the script's own lines
@@ -101,43 +102,29 @@ class _Run:
                 replica.srun_opts |= {"output": f"{stem}.out", "error": f"{stem}.err"}
             handle = runner.schedule(request)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise PecoError(f"sbatch: the job can't be submitted ({error}); its own words are above") from None
+            raise PecoError(f"sbatch: the job can't be submitted ({error}); its own message is above") from None
         # With several clusters sbatch adds the cluster's name.
         number = str(handle).rpartition("/")[2].split(";")[0]
-        self._note(f"job {number} ({self.job.name}) submitted")
+        self.note(f"job {number} ({self.job.name}) submitted")
         return number
 
-    def _follow(self) -> int:
-        state, code = "RUNNING", 0  # while Slurm says nothing else
-        while True:
-            if found := self._state():
-                state, code = found
-                self._show(last=state not in LIVE)
-                if state not in LIVE:
-                    break
-            if self.stops.first:
-                self._cancel(state)
-                break
-            self.stops.wait(POLL_SECONDS)
-        if self.stops.first:
-            return 128 + self.stops.first
-        return 0 if state == "COMPLETED" else self._failed(state, code)
-
-    def _state(self) -> tuple[str, int] | None:
-        """State and exit status of the job, as soon as Slurm tells them; None where a stop was asked for before.
+    def poll(self) -> int | None:
+        """Show new lines; the exit status once the job has ended.
 
         Raises:
-            PecoError: it doesn't tell for too long.
+            PecoError: Slurm doesn't answer, or doesn't know the job, for too long.
         """
         unknown_since: float | None = None
-        while True:
-            found = self._patiently(self._look, f"job {self.id} is left as it is: run again to follow it")
-            if found or self.stops.first:
-                return found
+        while not (found := self._retry(self._look, f"job {self.id} is left as it is: run again to follow it")):
             unknown_since = unknown_since or time.monotonic()
             if time.monotonic() - unknown_since > LATE_SECONDS:
                 raise PecoError(f"job {self.id}: neither squeue nor sacct knows it; is accounting switched on?")
-            self.stops.wait(POLL_SECONDS)
+            self._pause()
+        self.state, code = found
+        self._show()
+        if self.state in LIVE:
+            return None
+        return 0 if self.state == "COMPLETED" else self._failed(code)
 
     def _look(self) -> tuple[str, int] | None:
         """State and exit status of the job; None where both squeue and sacct answer and neither knows it.
@@ -153,7 +140,7 @@ class _Run:
             away = error
         if live := [state for state in states if state in LIVE]:
             return live[0], 0
-        known = self._accounted()  # by the other daemon, which may be there while squeue's is away
+        known = self._accounted()  # by the other daemon, which may answer while squeue's doesn't
         if known and known[0] not in LIVE:
             return known
         if away:
@@ -163,7 +150,7 @@ class _Run:
         return None
 
     def _accounted(self) -> tuple[str, int] | None:
-        """State and exit status of a part that goes on, or else of the one that failed first, or of the first.
+        """State and exit status of a live part of the job, or else of the one that failed first, or of the first.
 
         Raises:
             _NoAnswer: the daemon doesn't answer.
@@ -173,103 +160,85 @@ class _Run:
         for line in _slurm("sacct", *options).splitlines():
             state, _, code = line.partition("|")
             number, _, ended_by = code.partition(":")
-            found.append(
-                (state.split()[0].rstrip("+"), int(number or 0) or (128 + int(ended_by) if int(ended_by or 0) else 0))
-            )
+            signal_status = 128 + int(ended_by) if int(ended_by or 0) else 0
+            found.append((state.split()[0].rstrip("+"), int(number or 0) or signal_status))
         live = [part for part in found if part[0] in LIVE]
-        bad = [part for part in found if part[0] not in ("COMPLETED", "CANCELLED")]
-        return next(iter(live or bad or found), None)
+        failed = [part for part in found if part[0] not in ("COMPLETED", "CANCELLED")]
+        return next(iter(live or failed or found), None)
 
-    def _patiently(self, ask: Callable[[], T], otherwise: str) -> T | None:
-        """Ask until Slurm answers; None where a stop is asked for before it does.
+    def _retry(self, query: Callable[[], T], advice: str) -> T:
+        """The result of a query, repeated until Slurm answers.
 
         Raises:
-            PecoError: it doesn't answer for too long; `otherwise` is what the user is told to do.
+            PecoError: it doesn't answer for too long; `advice` is for the user.
+            StopRequested: a stop signal came before it answered.
         """
-        begun = time.monotonic()
-        told = False
+        started = time.monotonic()
+        announced = False
         while True:
             try:
-                return ask()
+                return query()
             except _NoAnswer as error:
-                waited = time.monotonic() - begun
+                waited = time.monotonic() - started
                 if waited > PATIENCE_SECONDS:
-                    raise PecoError(f"Slurm doesn't answer ({error}); {otherwise}") from None
-                if waited > LATE_SECONDS and not told:
-                    self._note(f"Slurm doesn't answer ({error}); asking again for up to {PATIENCE_SECONDS:.0f} s")
-                    told = True
-            self.stops.wait(POLL_SECONDS)
-            if self.stops.first:
-                return None
+                    raise PecoError(f"Slurm doesn't answer ({error}); {advice}") from None
+                if waited > LATE_SECONDS and not announced:
+                    self.note(f"Slurm doesn't answer ({error}); retrying for up to {PATIENCE_SECONDS:.0f} s")
+                    announced = True
+            self._pause()
 
-    def _cancel(self, state: str) -> None:
-        """Have the job save what it has and wait for its end; end it after its grace, or at a second signal.
+    def _pause(self) -> None:
+        self.stops.wait(self.poll_seconds)
+        if self.stops.first:
+            raise StopRequested
 
-        Args:
-            state: the job's, as far as it is known.
-        """
-        self._note(f"stopping job {self.id}, which saves what it has; a second signal ends it at once")
-        saved_by: float | None = None  # the end of its grace; none while it has not been told
-        until = time.monotonic() + PATIENCE_SECONDS  # for scancel to get through
-        while state in LIVE:
+    def cancel(self) -> None:
+        """Let the job save its work and wait for its end; kill it after its grace period, or at a second signal."""
+        if not self.id:
+            return
+        self.note(f"stopping job {self.id}, which saves its work; a second signal ends it at once")
+        kill_at: float | None = None  # end of the grace period; None until scancel has succeeded
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while self.state in LIVE:
             now, hurried = time.monotonic(), self.stops.second
-            over = hurried or (saved_by is not None and now > saved_by)
-            if over or saved_by is None:
+            kill = hurried or (kill_at is not None and now > kill_at)
+            if kill or kill_at is None:
+                # A waiting job takes no signal, it is cancelled; a running one gets this grace period, not the cluster's.
+                options = () if kill or self.state in WAITING else ("--signal=TERM",)
                 try:
-                    # A job that waits takes no signal but its end; one that runs gets its own grace, not the cluster's.
-                    _slurm("scancel", *(() if over or state in WAITING else ("--signal=TERM",)), self.id)
-                    if over:
+                    _slurm("scancel", *options, self.id)
+                    if kill:
                         return
-                    saved_by = now + self.job.grace
-                    until = saved_by + PATIENCE_SECONDS
+                    kill_at = now + self.job.grace
+                    give_up_at = kill_at + PATIENCE_SECONDS
                 except _NoAnswer as error:
-                    if hurried or now > until:
-                        self._note(
-                            f"Slurm doesn't answer ({error}): job {self.id} may still run; end it by `scancel {self.id}`"
-                        )
+                    if hurried or now > give_up_at:
+                        advice = f"job {self.id} may still run; end it by `scancel {self.id}`"
+                        self.note(f"Slurm doesn't answer ({error}): {advice}")
                         return
-            self.stops.wait(POLL_SECONDS if saved_by is None else min(POLL_SECONDS, 1.0), ignore_first=True)
-            with contextlib.suppress(_NoAnswer):  # what counts is that scancel gets through
+            self.stops.wait(self.poll_seconds if kill_at is None else min(self.poll_seconds, 1.0), ignore_first=True)
+            with contextlib.suppress(_NoAnswer):  # only scancel has to get through
                 if found := self._look():
-                    state = found[0]
-            self._show(last=state not in LIVE)
+                    self.state = found[0]
+            self._show()
 
-    def _failed(self, state: str, code: int) -> int:
-        again = "run again, it goes on from the last checkpoint"
-        reasons = {
-            "CANCELLED": f"was cancelled by someone else; {again}",
-            "DEADLINE": f"ran into its deadline; {again}",
-            "NODE_FAIL": f"lost a node; {again}",
-            "OUT_OF_MEMORY": "was killed for want of memory; raise memory (meta: or PECO_MEMORY) and run again",
-            "PREEMPTED": f"was preempted; {again}",
-            "TIMEOUT": f"ran into time_limit {self.job.given.time_limit}; raise it and {again}",
-        }
-        if state in reasons:
-            self.screen.note(f"error: {self.job.stage}: job {self.id} {reasons[state]}")
-            return 1
-        failed = [node for node, _ in self.tails if self.output.code(node, 0)]
-        node = failed[0] if failed else self.tails[0][0]
-        status, text = failure(self.job, self.output, node, code or 1, f"job {self.id}, {node}")
-        if text:
-            self.screen.note(f"{text}\n  its logs are in {self.folder}")
-        return status
+    def _failed(self, code: int) -> int:
+        if self.state == "TIMEOUT":
+            return self.fail(f"job {self.id} reached time_limit {self.job.resources.time_limit}; raise it and {RESUME}")
+        if self.state in FAILURES:
+            return self.fail(f"job {self.id} {FAILURES[self.state]}")
+        nodes = [node for node, _ in self.tails]
+        node = next((node for node in nodes if self.output.exit_code(node, 0)), nodes[0])
+        status, message = self.output.failure(node, code or 1, f"job {self.id}, {node}")
+        return self.fail(f"{message}\n  its logs are in {self.folder}", status) if message else status
 
-    def _show(self, *, last: bool) -> None:
+    def _show(self) -> None:
         for node, tail in self.tails:
-            self.output.add(node, [line.text for line in tail.read(last=last)])
-
-    def _note(self, text: str) -> None:
-        self.screen.note(f"{self.job.stage}: {text}")
-
-
-def _scheduler(name: str, **_: object) -> object:
-    from torchx.schedulers.slurm_scheduler import create_scheduler
-
-    return create_scheduler(name)
+            self.output.add(node, [line.text for line in tail.read(last=self.state not in LIVE)])
 
 
 def _slurm(command: str, *arguments: str) -> str:
-    """What one of Slurm's commands prints; nothing where it doesn't know the job (any more).
+    """Output of one of Slurm's commands; empty where it doesn't know the job (any more).
 
     Raises:
         PecoError: there is no such command.
@@ -285,7 +254,7 @@ def _slurm(command: str, *arguments: str) -> str:
 
 
 def _megabytes(memory: str) -> int:
-    """Kubernetes' notation as Slurm's megabytes (of 2**20 bytes)."""
+    """An amount in Kubernetes' notation as Slurm's megabytes (of 2**20 bytes)."""
     match = re.fullmatch(r"(\d+)([KMGT]i)", memory)
     assert match, memory  # checked with the parameters
     return max(1, int(match[1]) * UNITS[match[2]] // UNITS["Mi"])

@@ -1,6 +1,6 @@
 """The environment variables of the workflow; peco/core/environment.py has those that a stage reads.
 
-Besides these, each key of the resources has a variable (pipelines/workflow/resources.py).
+Besides these, each key of the resources has a variable (pipelines/workflow/stage_resources.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ SCHEDULER = Variable(
     "PECO_SCHEDULER", "where a stage runs: `local_cwd` (here), `kubernetes` (Volcano) or `slurm`", "local_cwd"
 )
 GRACE_SECONDS = Variable("PECO_GRACE_SECONDS", "whole seconds in which a stopped stage may save its work", "60")
+SWEEP_LIMIT = Variable("SWEEP_LIMIT", "maximum number of points of a sweep", "100")
+EXPERIMENTS = Variable(
+    "PECO_EXPERIMENTS",
+    "marks the processes of `make compare` and `make ablation`",
+)
 JOB_KEY = Variable("PECO_JOB_KEY", "identifies a stage's job on a cluster; by default a hash of what it computes")
 
 NAMESPACE = Variable("PECO_NAMESPACE", "namespace of the jobs")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from peco.core.errors import PecoError
 
+# These may ask for a passphrase at the terminal. The others run in a process group of their own, which a Ctrl-C does not reach.
+NETWORK = ("fetch", "ls-remote", "push")
+
 
 def git(
     *arguments: str,
@@ -43,8 +46,9 @@ def read_file(revision: str, path: str, *, cwd: Path | None = None) -> bytes:
 
 
 def without_secrets(text: str) -> str:
-    """Addresses without the user and password they may hold."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """The text without the passwords of addresses in it; web addresses lose the user too, which may be a token."""
+    text = re.sub(r"(?i)\b(https?)://[^/?#\s]*@", r"\1://", text)
+    return re.sub(r"(://[^/?#:@\s]*):[^/?#\s]*@", r"\1@", text)
 
 
 def _run(
@@ -64,6 +68,7 @@ def _run(
             capture_output=True,
             timeout=timeout,
             check=False,
+            process_group=None if arguments[0] in NETWORK else 0,
         )
     except subprocess.TimeoutExpired:
         raise PecoError(f"git {arguments[0]}: no answer in {timeout:.0f} s") from None

@@ -38,33 +38,38 @@ class Stage:
     outs: tuple[str, ...]  # metrics and plots too
     meta: Mapping[str, Any]  # resources by name
     kind: str = ""  # of resources in params.yaml, if `meta` names one
-    generated: bool = False  # one of a foreach
 
     @property
     def distributed(self) -> bool:
-        """True if it can use several processes and nodes: those whose `meta` names the resources `train`."""
+        """True if it can use several processes and nodes: if its `meta` names the resources `train`."""
         return self.kind in DISTRIBUTED
 
     @property
     def resources(self) -> Resources:
-        """What `meta` asks for; for a key that is missing, the least: one node, one process. Other keys are not looked at.
+        """The resources in `meta`; a missing key takes its default, such as one node. Other keys are ignored.
 
         Raises:
             PecoError: a value is wrong.
         """
-        asked = {field.name: self.meta.get(field.name, field.default) for field in dataclasses.fields(Resources)}
-        return cast(Resources, schema.build(Resources, asked, f"dvc.yaml: {self.name}: meta"))
+        values = {field.name: self.meta.get(field.name, field.default) for field in dataclasses.fields(Resources)}
+        return cast(Resources, schema.build(Resources, values, f"dvc.yaml: {self.name}: meta"))
 
 
 @dataclass(frozen=True)
 class Graph:
+    """The stages of dvc.yaml and their dependencies."""
+
     stages: Mapping[str, Stage]  # in the order of dvc.yaml
     edges: frozenset[tuple[str, str]]  # (stage, stage it depends on)
 
     def __getitem__(self, name: str) -> Stage:
-        """Raises PecoError where there is no such stage."""
+        """The stage of this name.
+
+        Raises:
+            PecoError: there is none.
+        """
         if name not in self.stages:
-            raise PecoError(f"{name}: no such stage; there are: {', '.join(self.stages)}")
+            raise PecoError(f"{name}: no such stage; expected one of: {', '.join(self.stages)}")
         return self.stages[name]
 
 
@@ -72,7 +77,7 @@ def load_graph(root: Path | str = ".") -> Graph:
     """Read dvc.yaml and params.yaml of the repository at `root`.
 
     Raises:
-        PecoError: a file is missing, can't be read or is not YAML, a `${…}` names no parameter, or a feature is used that is
+        PecoError: a file is missing, can't be read or is not YAML, a `${…}` names no parameter, or dvc.yaml uses a feature that is
             not supported here.
     """
     params = _read(Path(root) / "params.yaml")
@@ -87,6 +92,24 @@ def load_graph(root: Path | str = ".") -> Graph:
         if any(_overlap(dep, out) for dep in stage.deps for out in other.outs)
     }
     return Graph(stages, frozenset(edges))
+
+
+def lookup(values: Any, key: str) -> Any:
+    """The value of a dotted key such as `seed` or `tokenizer.optim.lr`; None where it is missing."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def leaves(values: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        key: leaf
+        for name, inner in values.items()
+        for key, leaf in leaves(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -109,26 +132,22 @@ def _expand(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> I
         if key in entry or key in entry.get("do", {}):
             raise PecoError(f"dvc.yaml: {name}: {key} is not supported here; use foreach and params.yaml")
     if "foreach" not in entry:
-        yield _stage(name, entry, params, generated=False)
+        yield _stage(name, entry, params)
         return
     items = _resolve(entry["foreach"], params, name)
     if isinstance(items, Mapping):
         for key, item in items.items():
-            yield _stage(
-                f"{name}@{_text(key)}", entry["do"], {**params, "key": _text(key), "item": item}, generated=True
-            )
+            yield _stage(f"{name}@{_text(key)}", entry["do"], {**params, "key": _text(key), "item": item})
         return
     if not isinstance(items, list):
         raise PecoError(f"dvc.yaml: {name}: foreach: {items!r} is not allowed; expected a list or a mapping")
-    # DVC calls the stages by their items, and by number where an item is no plain value.
+    # DVC names the stages by their items, or by number if an item is not a plain value.
     numbered = any(isinstance(item, list | dict) for item in items)
     for index, item in enumerate(items):
-        yield _stage(
-            f"{name}@{index if numbered else _text(item)}", entry["do"], {**params, "item": item}, generated=True
-        )
+        yield _stage(f"{name}@{index if numbered else _text(item)}", entry["do"], {**params, "item": item})
 
 
-def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any], *, generated: bool) -> Stage:
+def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any]) -> Stage:
     data = _resolve({key: value for key, value in entry.items() if key != "desc"}, scope, name)
     command = data.get("cmd", ())
     outs = [path for key in ("outs", "metrics", "plots") for path in _keys(data.get(key, ()))]
@@ -140,12 +159,11 @@ def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any], *, gen
         outs=tuple(posixpath.normpath(out) for out in outs),
         kind=str(data.get("meta", {}).get("resources", "")),
         meta=_meta(data.get("meta", {}), scope, name),
-        generated=generated,
     )
 
 
 def _meta(meta: Mapping[str, Any], scope: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """`resources: train` stands for all of `resources.train` in params.yaml; what else `meta` holds wins."""
+    """`resources: train` inserts `resources.train` of params.yaml; other keys of `meta` override it."""
     own = dict(meta)
     if "resources" not in own:
         return own
@@ -153,13 +171,13 @@ def _meta(meta: Mapping[str, Any], scope: Mapping[str, Any], stage: str) -> dict
 
 
 def _keys(entries: list[Any]) -> Iterator[str]:
-    """An out is a path, or a mapping from the path to its options."""
+    """The paths of outs; an entry is a path, or a mapping from a path to its options."""
     for entry in entries:
         yield from entry if isinstance(entry, Mapping) else (entry,)
 
 
 def _params(entries: list[Any]) -> Iterator[str]:
-    """A parameter is a key of params.yaml, or stands in a mapping from a file to keys (other files are left out)."""
+    """Keys of params.yaml; an entry is a key, or a mapping from a file to keys (other files are ignored)."""
     for entry in entries:
         if isinstance(entry, Mapping):
             yield from entry.get("params.yaml") or ()
@@ -172,7 +190,7 @@ def _overlap(a: str, b: str) -> bool:
 
 
 def _resolve(value: Any, scope: Mapping[str, Any], stage: str) -> Any:
-    """Replace every `${…}`; a text that is nothing but one expression becomes the value itself, of whatever type."""
+    """Replace every `${…}`; a text that consists of one expression becomes the value itself, of any type."""
     if isinstance(value, Mapping):
         return {_resolve(key, scope, stage): _resolve(item, scope, stage) for key, item in value.items()}
     if isinstance(value, list):

@@ -23,14 +23,19 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def stop_with_parent() -> None:
-    """For `preexec_fn`: the kernel sends the process SIGTERM when its parent ends, even if that was killed (Linux)."""
+    """For `preexec_fn`: the kernel sends the process SIGTERM when its parent ends, even if the parent was killed (Linux)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def processes_with(name: str, value: str) -> set[int]:
-    """Ids of the other living processes that have this environment variable; those of other users are not seen."""
+    """Ids of other living processes that have this environment variable; those of other users are not found."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -42,18 +47,18 @@ def processes_with(name: str, value: str) -> set[int]:
 def end_processes(name: str, value: str, patience: float) -> None:
     """End all processes that have this environment variable, by SIGTERM, and after `patience` seconds by SIGKILL."""
     deadline = time.monotonic() + patience
-    asked: set[int] = set()
+    signaled: set[int] = set()
     while found := processes_with(name, value):
         late = time.monotonic() >= deadline
-        for pid in found if late else found - asked:
+        for pid in found if late else found - signaled:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-        asked |= found
+        signaled |= found
         time.sleep(POLL_SECONDS)
 
 
 class Stopped(Interrupted):
-    """A signal asked for an end.
+    """A stop signal came.
 
     Attributes:
         status: the exit status, 128 + the signal.
@@ -81,13 +86,13 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
     process: subprocess.Popen[str] | None = None
 
     def forward(_: signal.Signals) -> None:
-        # Always SIGINT, and to the whole group: the launcher stops its stage, while DVC waits for it and then exits cleanly.
-        # A SIGTERM would end DVC at once and leave the stage running.
+        # Always SIGINT, and to the whole group: the launcher stops its stage, DVC waits for it and then exits cleanly.
+        # SIGTERM would end DVC at once and leave the stage running.
         if process is not None and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGINT)
 
-    # DVC runs `python …`, which must be this one.
+    # DVC runs `python …`, which must be this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if show else {}
     with StopSignals(forward) as stop:
@@ -103,7 +108,7 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
             )
         except OSError as error:
             raise PecoError(f"dvc: can't be started: {error}") from None
-        if stop.first:  # it came while DVC was being started
+        if stop.first:  # it came while DVC was starting
             forward(stop.first)
         in_traceback = False
         for line in process.stdout or ():

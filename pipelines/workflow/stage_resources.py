@@ -1,6 +1,6 @@
-"""What a stage is given: `meta:` of dvc.yaml, overridden by the environment.
+"""The resources of a stage: `meta:` of dvc.yaml, overridden by the environment.
 
-PECO_GPUS=4            four GPUs a node, for every stage
+PECO_GPUS=4            four GPUs per node, for every stage
 PECO_GPUS_PRETRAIN=8   eight for `pretrain`
 PECO_NPROC=2           two processes on a node (the one name that differs from its key, `processes`)
 """
@@ -17,18 +17,28 @@ from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from pipelines.workflow.graph import Stage
 
-# Stages that run in one process on one node whatever the environment says: it speaks to all stages at once.
+# Ignored for stages that run in one process: variables such as PECO_NODES address all stages at once.
 SHAPE = ("nodes", "processes")
+
+
+def variable(key: str) -> str:
+    """The environment variable that overrides a key for every stage."""
+    return "PECO_NPROC" if key == "processes" else f"PECO_{key.upper()}"
+
+
+def is_variable(name: str) -> bool:
+    """True for an environment variable that overrides a key, for every stage or for one."""
+    keys = [variable(field.name) for field in dataclasses.fields(Resources)]
+    return any(name == key or name.startswith(f"{key}_") for key in keys)
 
 
 def variables(key: str, stage: Stage) -> tuple[str, str]:
     """The environment variables that override a key, for every stage and for this one; the latter wins."""
-    name = "PECO_NPROC" if key == "processes" else f"PECO_{key.upper()}"
-    return name, f"{name}_{stage.name.role.upper()}"
+    return variable(key), f"{variable(key)}_{stage.name.role.upper()}"
 
 
 def resolve(stage: Stage, env: Mapping[str, str]) -> Resources:
-    """What `stage` is to be given.
+    """The resources of a stage.
 
     Args:
         stage: the stage.
@@ -37,8 +47,8 @@ def resolve(stage: Stage, env: Mapping[str, str]) -> Resources:
     Raises:
         PecoError: a value is wrong.
     """
-    given = stage.resources
-    if not stage.distributed and (given.nodes, given.processes) != (1, 1):
+    found = stage.resources
+    if not stage.distributed and (found.nodes, found.processes) != (1, 1):
         raise PecoError(
             f"dvc.yaml: {stage.name}: meta: this stage runs on one node in one process; set nodes and processes to 1"
         )
@@ -47,8 +57,8 @@ def resolve(stage: Stage, env: Mapping[str, str]) -> Resources:
             continue
         for name in variables(field.name, stage):
             if text := env.get(name):
-                given = dataclasses.replace(given, **{field.name: _value(field.name, text, name)})
-    return given
+                found = dataclasses.replace(found, **{field.name: _value(field.name, text, name)})
+    return found
 
 
 def _value(key: str, text: str, name: str) -> Any:
