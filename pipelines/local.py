@@ -1,10 +1,10 @@
-"""Run the Kubeflow pipeline on this machine (`make pipeline-local`): kfp's local runner, one step after the other, each a process.
+"""Run the Kubeflow pipeline on this machine (`make pipeline-local`) with kfp's local runner, one step after the other.
 
     python -m pipelines.local --git ADDRESS --remote DIRECTORY-OR-URL --name EXPERIMENT
 
 It runs the commit that is checked out, from a git repository into a DVC remote, by default both below `.work/pipeline`. Ctrl-C or
-SIGTERM ends all that it has started; what is done is kept, and a second call goes on. Variables: those of the launcher (PECO_NPROC
-is 2 unless set, and the machine's cores are shared out) and of `pipelines.kfp.workspace`.
+SIGTERM ends everything that it has started; finished work is kept, and a second call resumes. Variables: those of the launcher
+(PECO_NPROC is 2 unless set, and the processes share the machine's cores) and of pipelines/kfp/workspace.py.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
 from pipelines.kfp import step, workspace
 from pipelines.kfp.step import Outcome
+from pipelines.workflow import environment, stage_resources
 from pipelines.workflow.git import git, without_secrets
 from pipelines.workflow.graph import Graph, load_graph
-from pipelines.workflow.processes import single_instance
+from pipelines.workflow.processes import cores, single_instance
 
 BASE = Path(".work/pipeline")
 ORIGIN, REMOTE, REPORT, LOG = BASE / "origin.git", BASE / "remote", BASE / "report.html", BASE / "kfp.log"
-PROCESSES = 2  # of a stage that trains
+PROCESSES = 2  # of a training stage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the pipeline of the repository in the current directory; 128 + the signal where it was stopped."""
+    """Run the pipeline of the repository in the current folder and return the exit status, 128 + the signal after a stop."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.local", description="Run the pipeline on this machine.")
     parser.add_argument(
-        "--git", default="", help=f"git repository that holds HEAD (default: {ORIGIN}, made from this one)"
+        "--git", default="", help=f"git repository that holds HEAD (default: {ORIGIN}, created from this one)"
     )
-    parser.add_argument("--remote", default="", help=f"DVC remote (default: $PECO_REMOTE or {REMOTE})")
+    parser.add_argument("--remote", default="", help=f"DVC remote (default: ${environment.REMOTE.name} or {REMOTE})")
     parser.add_argument("--name", default="", help="name of the experiment (default: local-COMMIT)")
     arguments = parser.parse_args(argv)
     stop = StopSignals(_forward_stop)
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stop.first:
         status = stop.status
     if status not in (0, 2):
-        how = "Not finished" if status == 1 else "Stopped"
-        print(f"\n{how}. What was done is kept: the same command goes on from there.", file=sys.stderr)
+        outcome = "Not finished" if status == 1 else "Stopped"
+        print(f"\n{outcome}. Finished work is kept, and the same command resumes.", file=sys.stderr)
     return status
 
 
@@ -73,20 +74,22 @@ def _run(repository: str, remote: str, name: str) -> int:
     step.check_name(name)
     BASE.mkdir(parents=True, exist_ok=True)
     repository = _absolute(repository) if repository else _own_origin(root, revision)
-    remote = _absolute(remote or os.environ.get("PECO_REMOTE") or str(REMOTE))
+    remote = _absolute(remote or environment.REMOTE.text() or str(REMOTE))
     begun = time.monotonic()
     screen = _Screen(sys.stdout)
-    done = _run_pipeline(graph, screen, remote, {"repository": repository, "revision": revision, "experiment": name})
+    succeeded = _run_pipeline(
+        graph, screen, remote, {"repository": repository, "revision": revision, "experiment": name}
+    )
     if screen.outcomes:
         print(f"\n{'stage':<20} {'result':<12} {'seconds':>8} {'overhead':>9}")
     for outcome in screen.outcomes:
         result = "computed" if outcome.computed else "run-cache"
         print(f"{outcome.stage:<20} {result:<12} {outcome.seconds:>8.1f} {outcome.before + outcome.after:>9.1f}")
-    print(f"{'in all':<20} {'':<12} {time.monotonic() - begun:>8.1f}")
-    if not done:
+    print(f"{'total':<20} {'':<12} {time.monotonic() - begun:>8.1f}")
+    if not succeeded:
         return 1
     _keep_report(graph)
-    print("\nTo have the experiment here:")
+    print("\nTo fetch the experiment:")
     for command in _commands(repository, remote, name):
         print(f"  {shlex.join(command)}")
     return 0
@@ -96,7 +99,7 @@ def _clean_head(root: Path) -> str:
     """The commit that is checked out.
 
     Raises:
-        PecoError: there is none, or the files differ from it.
+        PecoError: there is no commit, or the files differ from it.
     """
     try:
         revision = git("rev-parse", "--verify", "HEAD", cwd=root).strip()
@@ -109,7 +112,7 @@ def _clean_head(root: Path) -> str:
 
 
 def _own_origin(root: Path, revision: str) -> str:
-    """A bare repository beside the workspaces that holds the commit."""
+    """A bare repository next to the workspaces that holds the commit."""
     origin = ORIGIN.absolute()
     if not origin.exists():
         git("init", "--quiet", "--bare", str(origin), cwd=root)
@@ -119,33 +122,34 @@ def _own_origin(root: Path, revision: str) -> str:
 
 
 def _absolute(address: str) -> str:
-    """A folder's path from the root, since steps run elsewhere; any other address as it is."""
+    """The absolute path of a folder, since steps run in other folders; any other address unchanged."""
     return address if re.match(r"[\w+.-]+(://|@|:)", address) else str(Path(address).expanduser().absolute())
 
 
 def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[str, str]) -> bool:
-    """Run all steps; whether they ended well."""
+    """Run all steps and return True if they succeeded."""
     warnings.filterwarnings("ignore", module=r"kfp\.")
     from kfp import local
 
     from pipelines.kfp.compile import Target, build
 
-    asked = Target.from_env(os.environ)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = asked.settings.get("PECO_NPROC", str(PROCESSES))
-    threads = str(max(1, cores // max(1, int(processes)))) if processes.isdecimal() else "1"
+    configured = Target.from_env(os.environ)
+    variable = stage_resources.variable("processes")
+    processes = configured.settings.get(variable, str(PROCESSES))
+    threads = str(max(1, cores() // max(1, int(processes)))) if processes.isdecimal() else "1"
     target = dataclasses.replace(
-        asked,
+        configured,
         image="python",
         scheduler="local_cwd",
         volume_claim="",
-        workspaces=_absolute(asked.workspaces or str(BASE / "workspaces")),
-        cache=_absolute(asked.cache or str(BASE / "cache")),
+        workspaces=_absolute(configured.workspaces or str(BASE / "workspaces")),
+        cache=_absolute(configured.cache or str(BASE / "cache")),
         remote=remote,
-        settings={"PECO_NPROC": processes, "PECO_THREADS": threads, **asked.settings},
+        settings={variable: processes, stage_resources.variable("threads"): threads, **configured.settings},
     )
     params = base64.b64encode(Path("params.yaml").read_bytes()).decode()
-    temporary = BASE / "tmp"  # kfp leaves a folder there for each step
+    # kfp leaves a folder there for each step.
+    temporary = BASE / "tmp"
     outputs = BASE / "outputs"
     for folder in (temporary, outputs):
         shutil.rmtree(folder, ignore_errors=True)
@@ -155,7 +159,7 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[st
         with LOG.open("w", encoding="utf-8") as screen.log, contextlib.redirect_stdout(screen):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
             build(graph, target)(**arguments, params=params)
-    except RuntimeError as error:  # a step failed and has said why, unless it is kfp that failed
+    except RuntimeError as error:  # a step failed and has printed why, unless kfp itself failed
         if not screen.shown:
             raise PecoError(f"kfp's local runner failed: {error}; its log is in {LOG}") from None
         return False
@@ -165,7 +169,7 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[st
 
 
 def _keep_report(graph: Graph) -> None:
-    """Put the page of the stage that writes one where it can be found and opened."""
+    """Copy the page of the stage that writes one to REPORT."""
     for stage in graph.stages.values():
         if any(out.endswith(".html") for out in stage.outs):
             for page in (BASE / "outputs").glob(f"*/{stage.name.label}/page"):
@@ -174,7 +178,7 @@ def _keep_report(graph: Graph) -> None:
 
 
 def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
-    endpoint = os.environ.get("PECO_REMOTE_ENDPOINT")
+    endpoint = environment.REMOTE_ENDPOINT.text()
     known = workspace.REMOTE
     return [
         ["dvc", "remote", "add", "--local", "--force", known, remote],
@@ -186,9 +190,9 @@ def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
 
 
 def _forward_stop(_: signal.Signals) -> None:
-    """Forward a stop to the step that runs; between steps end the run."""
-    # kfp's runner knows no stops: it keeps reading until the step has ended, and takes that for a failure. What runs below a step
-    # in a process group of its own is the step's to stop.
+    """Forward a stop to the running step; between steps end the run."""
+    # kfp's runner knows no stop signals: it reads until the step has ended, and treats that as a failure. Processes of a step in
+    # another process group are stopped by the step.
     running = False
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -200,7 +204,7 @@ def _forward_stop(_: signal.Signals) -> None:
 
 
 class _Screen(io.TextIOBase):
-    """Stands for stdout while kfp runs: shows what steps write; what kfp and its executor write goes to a log file."""
+    """Replaces stdout while kfp runs: shows the lines of steps, and writes those of kfp and its executor to a log file."""
 
     def __init__(self, terminal: TextIO) -> None:
         self.terminal = terminal
@@ -209,7 +213,8 @@ class _Screen(io.TextIOBase):
         self.shown = 0  # lines of steps
         self._rest = ""
         self._in_step = False
-        self._in_input = False  # in the executor's listing of a step's input
+        # In the executor's listing of a step's input.
+        self._in_input = False
 
     def writable(self) -> bool:
         return True
@@ -218,7 +223,7 @@ class _Screen(io.TextIOBase):
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if self._is_of_step(line):
-                self._show(line[4:])  # kfp indents what steps write
+                self._show(line[4:])  # kfp indents the lines of steps
             else:
                 self.log.write(line + "\n")
         return len(text)

@@ -3,16 +3,16 @@
     python -m pipelines.submit compile --out pipeline.yaml
     python -m pipelines.submit submit --set tokenizer.perceptual.weight=0 --sweep seed=0,1,2 --wait
 
-Everything is checked before anything is created. Each run has a name, which is that of the DVC experiment it becomes, and a label
-made of the commit and the parameters, by which a run that was submitted before is found again.
+Everything is checked before anything is created. Each run has a name, which its DVC experiment gets too, and a label made of the
+commit and the parameters, by which a run that was submitted before is found again.
 
 Environment:
-    KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: where runs are started, and as whom
-        (see pipelines/kfp/client.py)
-    PECO_IMAGE: image of steps and jobs; pipelines/kfp/compile.py lists what else says where they run
+    KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: address of Kubeflow, namespace, token and account of the runs
+        (pipelines/kfp/client.py)
+    PECO_IMAGE: image of steps and jobs; pipelines/kfp/compile.py lists the other variables of a target
     GIT_REMOTE: the git remote that the cluster reads (origin)
-    PECO_REMOTE, PECO_REMOTE_ENDPOINT: the DVC remote, where it is another one than the repository's
-    SWEEP_LIMIT: points that a sweep may have (100)
+    PECO_REMOTE, PECO_REMOTE_ENDPOINT: another DVC remote than the repository's
+    SWEEP_LIMIT: maximum number of points of a sweep (100)
 """
 
 from __future__ import annotations
@@ -35,23 +35,26 @@ from peco.core.params import load_params, parse_params
 from pipelines.kfp import revision, schedule
 from pipelines.kfp.client import Kubeflow, NoAnswerError, RefusedError
 from pipelines.kfp.follow import Followed, follow
-from pipelines.kfp.plan import Point, free_name, graph_of, inputs, load, plan
+from pipelines.kfp.plan import PlannedRun, free_name, graph_of, inputs, load, plan
 from pipelines.kfp.revision import Revision
 from pipelines.kfp.schedule import Schedule
 from pipelines.workflow import overrides
+from pipelines.workflow.environment import IMAGE, SWEEP_LIMIT
 from pipelines.workflow.graph import Graph, load_graph
 
-SETTLE_SECONDS = 2.0  # after which a run whose answer was lost can be found
-OVER = ("FAILED", "CANCELED", "CANCELING")  # such a run may be submitted again
+# Time after which a run can be found if the answer to its creation was lost.
+SETTLE_SECONDS = 2.0
+# A run in one of these states may be submitted again.
+UNSUCCESSFUL = ("FAILED", "CANCELED", "CANCELING")
 
 
 class Submission:
-    """The runs of one call, and the installation they go to.
+    """Submits the runs of one call to an installation.
 
     Args:
         kubeflow: the installation, checked.
         found: the commit.
-        force: whether to submit what runs or has succeeded already.
+        force: also submit runs that are running or have succeeded already.
     """
 
     def __init__(self, kubeflow: Kubeflow, found: Revision, *, force: bool) -> None:
@@ -60,128 +63,136 @@ class Submission:
         self.force = force
         self._experiment: str | None = kubeflow.find_experiment(found.repository)
 
-    def start(self, point: Point, spec: Mapping[str, Any]) -> Followed:
-        """Start a run and print its address; one that runs or has succeeded already is named instead.
+    def start(self, planned: PlannedRun, spec: Mapping[str, Any]) -> Followed:
+        """Start a run and print its address, or that of an equal run that is running or has succeeded already.
 
         Raises:
             PecoError: Kubeflow refuses, or gives no answer.
         """
-        earlier = [] if self._experiment is None else self.kubeflow.find_runs(self._experiment, point.label)
-        alive = [run for run in earlier if run.state not in OVER]
+        earlier = [] if self._experiment is None else self.kubeflow.find_runs(self._experiment, planned.label)
+        alive = [run for run in earlier if run.state not in UNSUCCESSFUL]
         if alive and not self.force:
             run_id, name = str(alive[0].run_id), str(alive[0].display_name)
-            state = "has succeeded" if alive[0].state == "SUCCEEDED" else "was submitted"
-            print(f"{name} {state} already: {self.kubeflow.run_address(run_id)} (FORCE=1 submits it again)")
+            state = "has already succeeded" if alive[0].state == "SUCCEEDED" else "was already submitted"
+            print(f"{name} {state}: {self.kubeflow.run_address(run_id)} (FORCE=1 submits it again)")
         else:
             names = {str(run.display_name) for run in alive} | self.found.experiments
-            point = dataclasses.replace(point, name=free_name(point.name, names))
-            run_id, name = self._create(point, spec), point.name
+            planned = dataclasses.replace(planned, name=free_name(planned.name, names))
+            run_id, name = self._create(planned, spec), planned.name
             print(f"{name}: {self.kubeflow.run_address(run_id)}")
         return Followed(run_id, name, stage_names(spec))
 
-    def repeat(self, point: Point, spec: Mapping[str, Any], when: Schedule) -> None:
-        """Start a recurring run and print its address; one that is there already is named instead.
+    def repeat(self, planned: PlannedRun, spec: Mapping[str, Any], when: Schedule) -> None:
+        """Start a recurring run and print its address, or that of an equal one that exists already.
 
         Raises:
-            PecoError: Kubeflow refuses, or gives no answer.
+            PecoError: Kubeflow refuses, such as a wrong cron expression, or gives no answer.
         """
-        earlier = [] if self._experiment is None else self.kubeflow.find_schedules(self._experiment, point.label)
+        earlier = [] if self._experiment is None else self.kubeflow.find_schedules(self._experiment, planned.label)
         if earlier and not self.force:
             address = self.kubeflow.schedule_address(earlier[0].recurring_run_id)
-            print(f"{earlier[0].display_name} is scheduled already: {address} (FORCE=1 schedules it again)")
+            print(f"{earlier[0].display_name} is already scheduled: {address} (FORCE=1 schedules it again)")
             return
-        arguments = arguments_of(self.found, point)
+        arguments = arguments_of(self.found, planned)
         experiment = self._experiment_id()
         try:
-            made = self.kubeflow.create_schedule(experiment, point.name, self._describe(point), spec, arguments, when)
+            created = self.kubeflow.create_schedule(
+                experiment, planned.name, self._describe(planned), spec, arguments, when
+            )
         except NoAnswerError as error:
-            raise _unsure(error) from None
-        print(f"{point.name}, {when}: {self.kubeflow.schedule_address(made)}")
+            raise _unknown(error) from None
+        except RefusedError as error:
+            raise PecoError(f"SCHEDULE: {error}") from None
+        print(f"{planned.name}, {when}: {self.kubeflow.schedule_address(created)}")
 
-    def _create(self, point: Point, spec: Mapping[str, Any]) -> str:
+    def _create(self, planned: PlannedRun, spec: Mapping[str, Any]) -> str:
         experiment = self._experiment_id()
-        arguments = arguments_of(self.found, point)
+        arguments = arguments_of(self.found, planned)
         try:
-            return self.kubeflow.create_run(experiment, point.name, self._describe(point), spec, arguments)
+            return self.kubeflow.create_run(experiment, planned.name, self._describe(planned), spec, arguments)
         except NoAnswerError as error:
-            # It may have been started all the same: then it is the run of this name and label.
+            # It may have been created: then it is the run of this name and label.
             time.sleep(SETTLE_SECONDS)
             try:
-                runs = self.kubeflow.find_runs(experiment, point.label)
+                runs = self.kubeflow.find_runs(experiment, planned.label)
             except NoAnswerError:
                 runs = []
-            started = [str(run.run_id) for run in runs if run.display_name == point.name and run.state not in OVER]
+            started = [
+                str(run.run_id) for run in runs if run.display_name == planned.name and run.state not in UNSUCCESSFUL
+            ]
             if not started:
-                raise _unsure(error) from None
+                raise _unknown(error) from None
             return started[0]
 
     def _experiment_id(self) -> str:
-        """The experiment that all runs of this repository belong to; the first run creates it."""
+        """The id of the experiment of this repository's runs; the first run creates it."""
         if self._experiment is None:
             try:
                 self._experiment = self.kubeflow.create_experiment(self.found.repository)
-            except (NoAnswerError, RefusedError):  # it is there if another call was quicker, or the answer was lost
+            except (NoAnswerError, RefusedError):  # it exists if another call was faster, or the answer was lost
                 self._experiment = self.kubeflow.find_experiment(self.found.repository)
                 if self._experiment is None:
                     raise
         return self._experiment
 
-    def _describe(self, point: Point) -> str:
-        return f"commit {self.found.sha}; {' '.join(point.settings) or 'parameters as committed'}; {point.label}"
+    def _describe(self, planned: PlannedRun) -> str:
+        return f"commit {self.found.sha}; {' '.join(planned.settings) or 'parameters as committed'}; {planned.label}"
 
 
-def _unsure(error: PecoError) -> PecoError:
-    return PecoError(f"{error}; run the same command again: what was started all the same is found, not started twice")
+def _unknown(error: PecoError) -> PecoError:
+    return PecoError(
+        f"{error}; it is unknown whether the run was created. Run the same command again: a run that exists is not created twice"
+    )
 
 
-def arguments_of(found: Revision, point: Point) -> dict[str, str]:
+def arguments_of(found: Revision, planned: PlannedRun) -> dict[str, str]:
     """The parameters of the pipeline."""
     return {
         "repository": found.url,
         "revision": found.sha,
-        "params": base64.b64encode(point.params.encode()).decode(),
-        "experiment": point.name,
+        "params": base64.b64encode(planned.params.encode()).decode(),
+        "experiment": planned.name,
     }
 
 
 def stage_names(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The stage's name by the name of its task, and by itself: Kubeflow shows either."""
+    """The stage's name by the name of its task and by itself, since Kubeflow shows either."""
     tasks = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]
     names = {key: task["taskInfo"]["name"] for key, task in tasks.items()}
     return {**names, **{name: name for name in names.values()}}
 
 
-def specs(points: Sequence[Point], env: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The compiled pipeline of each point; parameters that change nothing in the graph share one."""
-    made: list[tuple[Graph, dict[str, Any]]] = []
-    for point in points:
-        if not any(graph == point.graph for graph, _ in made):
-            made.append((point.graph, load_spec(compiled(point.graph, env))))
-    return [next(spec for graph, spec in made if graph == point.graph) for point in points]
+def specs(runs: Sequence[PlannedRun], env: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The compiled pipeline of each run; runs with the same graph share one."""
+    compilations: list[tuple[Graph, dict[str, Any]]] = []
+    for planned in runs:
+        if not any(graph == planned.graph for graph, _ in compilations):
+            compilations.append((planned.graph, load_spec(compiled(planned.graph, env))))
+    return [next(spec for graph, spec in compilations if graph == planned.graph) for planned in runs]
 
 
 def compiled(graph: Graph, env: Mapping[str, str]) -> str:
-    """The pipeline of a graph as Kubeflow's YAML, for the cluster that PECO_IMAGE and others describe (`kubeflow.Target`).
+    """The pipeline of a graph as Kubeflow's YAML, for the target that the environment describes (pipelines/kfp/compile.py).
 
     Raises:
-        PecoError: the graph or the environment asks for what can't be.
+        PecoError: a value in `meta:` or in the environment is wrong.
     """
-    from pipelines.kfp import compile as kubeflow
+    from pipelines.kfp import compile as compiler
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        kubeflow.compile(path, graph, kubeflow.Target.from_env(env))
+        compiler.compile(path, graph, compiler.Target.from_env(env))
         return path.read_text(encoding="utf-8")
 
 
 def load_spec(text: str) -> dict[str, Any]:
-    """The YAML as the API takes it: what it says of Kubernetes stands in a document of its own."""
+    """The YAML as the API accepts it; the settings of Kubernetes are in a second document."""
     pipeline, *platform = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return {"pipeline_spec": pipeline, "platform_spec": platform[0]} if platform else dict(pipeline)
 
 
 def compile_pipeline(out: Path, rev: str | None, settings: Sequence[str], env: Mapping[str, str]) -> None:
-    """Write the pipeline of a commit, or without `rev` that of the working tree.
+    """Write the pipeline of a commit, or of the working tree if `rev` is None.
 
     Raises:
         PecoError: a parameter or setting is wrong, or the file can't be written.
@@ -213,47 +224,42 @@ def _file(sha: str | None, name: str) -> bytes:
 
 
 def submit(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
-    """Submit what the command line asks for, and follow it if asked to; returns the exit status.
+    """Submit the runs of the command line, and follow them with `--wait`; returns the exit status.
 
     Raises:
-        PecoError: something is wrong; nothing was created unless its address was printed.
+        PecoError: something is wrong. The runs whose addresses were printed have been created, and no others.
     """
     when = schedule.parse(arguments.schedule) if arguments.schedule else None
     if when and arguments.wait:
         raise PecoError("WAIT=1: a recurring run has no end to wait for; leave out WAIT or SCHEDULE")
-    if not env.get("PECO_IMAGE"):
-        raise PecoError("PECO_IMAGE: not set; name the image of steps and jobs (docs/cluster.md says how it is built)")
+    if not IMAGE.is_set(env):
+        raise PecoError(
+            f"{IMAGE.name}: not set; name the image of steps and jobs (docs/cluster.md describes how to build it)"
+        )
     kubeflow = Kubeflow(env)
     found = revision.published(arguments.rev, env.get("GIT_REMOTE") or "origin")
-    points = plan(found, arguments.set, arguments.sweep, _limit(env))
-    revision.check_data(found.sha, dict.fromkeys(path for point in points for path in inputs(point.graph)), env)
+    planned = plan(found, arguments.set, arguments.sweep, SWEEP_LIMIT.integer(env, low=1))
+    revision.check_data(found.sha, dict.fromkeys(path for run in planned for path in inputs(run.graph)), env)
     kubeflow.check()
-    pipelines = specs(points, env)
+    pipelines = specs(planned, env)
     submission = Submission(kubeflow, found, force=arguments.force)
     if when:
-        for point, spec in zip(points, pipelines, strict=True):
-            submission.repeat(point, spec, when)
+        for run, spec in zip(planned, pipelines, strict=True):
+            submission.repeat(run, spec, when)
         return 0
-    runs = [submission.start(point, spec) for point, spec in zip(points, pipelines, strict=True)]
+    runs = [submission.start(run, spec) for run, spec in zip(planned, pipelines, strict=True)]
     if not arguments.wait:
         return 0
     try:
         status = follow(kubeflow, runs)
     except KeyboardInterrupt:
         addresses = " ".join(kubeflow.run_address(run.run_id) for run in runs if not run.ended)
-        print(f"\nNot followed any more, but running on: {addresses}", file=sys.stderr)
-        print("The same command follows again; a run is stopped on its page (Terminate).", file=sys.stderr)
+        print(f"\nNo longer followed, but still running: {addresses}", file=sys.stderr)
+        print("The same command follows again; to stop a run, use Terminate on its page.", file=sys.stderr)
         return 130
     if status == 0:
-        print(f"`dvc exp pull {found.remote} {' '.join(run.name for run in runs)}` brings the results here.")
+        print(f"`dvc exp pull {found.remote} {' '.join(run.name for run in runs)}` fetches the results.")
     return status
-
-
-def _limit(env: Mapping[str, str]) -> int:
-    text = env.get("SWEEP_LIMIT") or "100"
-    if not text.isdecimal():
-        raise PecoError(f"SWEEP_LIMIT={text}: expected a whole number")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,14 +269,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     writing.add_argument("--out", type=Path, default=Path("pipeline.yaml"))
     running = commands.add_parser("submit", help="start the pipeline on Kubeflow")
     for command, default in ((writing, "the working tree"), (running, "HEAD, with nothing uncommitted")):
-        command.add_argument("--rev", help=f"the commit whose dvc.yaml and params.yaml are taken; default: {default}")
+        command.add_argument("--rev", help=f"the commit whose dvc.yaml and params.yaml are used; default: {default}")
         command.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="parameters to change")
     running.add_argument(
         "--sweep", nargs="*", default=[], metavar="KEY=VALUE,VALUE", help="a run for each point of the grid"
     )
-    running.add_argument("--schedule", help="start again and again: cron ('0 3 * * *') or an interval (30m, 6h, 1d)")
+    running.add_argument("--schedule", help="start repeatedly: cron ('0 3 * * *') or an interval (30m, 6h, 1d)")
     running.add_argument("--wait", action="store_true", help="follow until the end; status 1 if a run fails")
-    running.add_argument("--force", action="store_true", help="submit again what runs or has succeeded already")
+    running.add_argument(
+        "--force", action="store_true", help="also submit runs that are running or have succeeded already"
+    )
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "compile":
@@ -281,9 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "error: interrupted; the same command goes on, what was submitted is not submitted twice", file=sys.stderr
-        )
+        print("error: interrupted; the same command resumes, and no run is submitted twice", file=sys.stderr)
         return 130
 
 

@@ -1,7 +1,7 @@
-"""Kubeflow Pipelines' API for tests: an HTTP server on this machine that behaves as the real one does, as far as submitting needs.
+"""Kubeflow Pipelines' API for tests: an HTTP server on this machine that behaves as the real one, as far as submitting needs it.
 
-Where the published OpenAPI document is at hand, every request is checked by it: path, method, query, body with no unknown and no
-output-only field. What the server answers is checked too.
+If the published OpenAPI document is available, every request is checked against it: path, method, query, body without unknown or
+output-only fields. The server's answers are checked too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,19 @@ from jsonschema import Draft4Validator
 DOCUMENT = "kfp_api_v2beta1.swagger.json"
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13}
 DATE = "2026-01-01T00:00:00Z"
+# Fields of a cron expression as the real server (robfig/cron 1.2) reads them: lowest and highest number, names of the numbers.
+CRON: tuple[tuple[int, int, tuple[str, ...]], ...] = (
+    (0, 59, ()),
+    (0, 59, ()),
+    (0, 23, ()),
+    (1, 31, ()),
+    (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    (0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
 
 
 class Contract:
-    """The OpenAPI (Swagger 2.0) document: what requests and answers may hold."""
+    """Checks of requests and answers against the OpenAPI (Swagger 2.0) document."""
 
     def __init__(self, path: Path) -> None:
         document = json.loads(path.read_text())
@@ -36,12 +45,12 @@ class Contract:
         ]
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:
-        """What the document says of a request, None where it has no such."""
+        """The document's entry for a request, None if there is none."""
         found = [methods for pattern, methods in self.paths if pattern.fullmatch(path)]
         return found[0].get(method.lower()) if found else None
 
     def faults(self, operation: dict[str, Any], query: dict[str, list[str]], body: object) -> list[str]:
-        """What is wrong with a request."""
+        """The faults of a request."""
         parameters = {parameter["name"]: parameter for parameter in operation.get("parameters", ())}
         faults = [
             f"query {name}: not in the document" for name in query if parameters.get(name, {}).get("in") != "query"
@@ -58,7 +67,7 @@ class Contract:
         return faults + self._errors(self.requests, bodies[0]["$ref"].rpartition("/")[2], body)
 
     def check_answer(self, operation: dict[str, Any], answer: object) -> None:
-        """Fail where an answer of ours is none that the document allows."""
+        """Fail for an answer that the document doesn't allow."""
         schema = operation["responses"]["200"]["schema"]
         if "$ref" in schema:
             assert not (errors := self._errors(self.definitions, schema["$ref"].rpartition("/")[2], answer)), errors
@@ -70,7 +79,7 @@ class Contract:
 
 
 def _strict(schema: Any) -> Any:
-    """The schema with unknown fields refused, and long integers told from other texts."""
+    """The schema with unknown fields refused, and with long integers checked to be strings of digits."""
     if isinstance(schema, list):
         return [_strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -84,7 +93,7 @@ def _strict(schema: Any) -> Any:
 
 
 def _input(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without what only the server sets."""
+    """The schema without fields that only the server sets."""
     properties = {
         name: value
         for name, value in schema.get("properties", {}).items()
@@ -98,16 +107,16 @@ def _input(schema: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class KfpApi:
-    """The server's state, to be set up and looked at by a test.
+    """The server's state, which a test sets up and inspects.
 
     Attributes:
-        token: what requests must carry; None takes them all.
-        contract: what requests and answers are checked by, if by anything.
-        namespaces: those that the token has rights in; None is an installation for one user.
-        runs: those that were created, with what the server adds.
-        script: the states of tasks, by display name, and of the run that successive requests for a run are answered with.
-        lost: how many answers to requests that create something are to be lost.
-        break_off: how many requests for a run are to be cut off.
+        token: the token that requests must carry; None accepts all.
+        contract: checks of requests and answers, None for no checks.
+        namespaces: namespaces in which the token has rights; None is an installation for one user.
+        runs: the created runs, with the server's own fields.
+        script: states of the run and its tasks, by which successive requests for the run are answered.
+        lost: number of next answers to requests that create something that are lost.
+        break_off: number of next requests for a run that are cut off.
     """
 
     contract: Contract | None
@@ -126,11 +135,11 @@ class KfpApi:
 
     @property
     def created(self) -> list[dict[str, Any]]:
-        """All that was created."""
+        """All created objects."""
         return self.experiments + self.runs + self.schedules
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any, token: str | None) -> Any:
-        """The status and the answer; None for none at all."""
+        """Status and content of the answer; None for no answer."""
         self.requests.append(f"{method} {path}")
         self.tokens.append(token)
         operation = self.contract.operation(method, path) if self.contract else None
@@ -213,8 +222,8 @@ class KfpApi:
             return _error(404, f"Experiment {body.get('experiment_id')} not found.")
         if not 1 <= int(body["max_concurrency"]) <= 10:
             return _error(400, "Max concurrency must be between 1 and 10")
-        if len(body["trigger"].get("cron_schedule", {}).get("cron", "* * * * * *").split()) != 6:
-            return _error(400, "Schedule cron is not a valid cron expression")
+        if not _is_cron(body["trigger"].get("cron_schedule", {}).get("cron", "* * * * * *")):
+            return _error(400, "Invalid input error: Schedule cron is not a supported format")
         made = {**body, "recurring_run_id": f"schedule-{len(self.schedules)}", "created_at": DATE, "status": "ENABLED"}
         self.schedules.append(made)
         return 200, made
@@ -232,18 +241,39 @@ class KfpApi:
         return 200, found[0]
 
 
+def _is_cron(text: str) -> bool:
+    """Check a cron expression as the real server does: each field is a list of `*`, numbers and ranges, with or without `/step`."""
+    fields = text.split()
+    return len(fields) == len(CRON) and all(
+        _is_cron_item(item, *limits) for field, limits in zip(fields, CRON, strict=True) for item in field.split(",")
+    )
+
+
+def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> bool:
+    span, slash, step = item.partition("/")
+    if slash and (not step.isdecimal() or int(step) == 0):
+        return False
+    if span in ("*", "?"):
+        return True
+    ends = [str(low + names.index(end)) if end in names else end for end in span.lower().split("-")]
+    if len(ends) > 2 or not all(end.isdecimal() for end in ends):
+        return False
+    numbers = [low, *map(int, ends), high]
+    return numbers == sorted(numbers)
+
+
 def task(name: str, state: str, error: str = "", task_id: str = "", parent: str = "") -> dict[str, Any]:
-    """A task as the server tells of it."""
-    told: dict[str, Any] = {"display_name": name, "state": state, "create_time": DATE, "task_id": task_id or name}
+    """A task in the server's answer."""
+    answer: dict[str, Any] = {"display_name": name, "state": state, "create_time": DATE, "task_id": task_id or name}
     if error:
-        told["error"] = {"code": 2, "message": error}
-    return {**told, "parent_task_id": parent} if parent else told
+        answer["error"] = {"code": 2, "message": error}
+    return {**answer, "parent_task_id": parent} if parent else answer
 
 
 def moment(state: str, *tasks: dict[str, Any], error: str = "") -> dict[str, Any]:
-    """A run at one moment."""
-    told = {"state": state, "run_details": {"task_details": list(tasks)}}
-    return {**told, "error": {"code": 2, "message": error}} if error else told
+    """A run at one moment, as in the server's answer."""
+    answer = {"state": state, "run_details": {"task_details": list(tasks)}}
+    return {**answer, "error": {"code": 2, "message": error}} if error else answer
 
 
 def _matches(item: dict[str, Any], query: dict[str, list[str]]) -> bool:
@@ -264,7 +294,7 @@ def _error(status: int, message: str) -> tuple[int, Any]:
 
 @contextlib.contextmanager
 def serve(api: KfpApi) -> Iterator[KfpApi]:
-    """Answer on a free port of this machine; at the end no request may have broken the contract."""
+    """Answer on a free port of this machine; fail at the end if a request has broken the contract."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def _handle(self) -> None:
@@ -274,7 +304,7 @@ def serve(api: KfpApi) -> Iterator[KfpApi]:
             query = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
             try:
                 answered = api.answer(self.command, parts.path, query, body, self.headers.get("Authorization"))
-            except Exception as error:  # a fault of the server itself must not pass for one of the network
+            except Exception as error:  # a bug of this server must not look like a fault of the network
                 api.faults.append(f"{self.command} {self.path}: {error!r}")
                 answered = _error(500, repr(error))
             if answered is None:

@@ -101,7 +101,7 @@ def launch(folder: Path, stage: str = "tokenizer", **env: str) -> tuple[int, str
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    """Have the stage save its work and end; what it has said on stdout."""
+    """Have the stage save its work and end; returns its stdout."""
     process.terminate()
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 128 + signal.SIGTERM

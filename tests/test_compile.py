@@ -1,4 +1,4 @@
-"""`compile: true`: torch.compile changes the speed of a training, not its results, its checkpoints or its resumes."""
+"""`compile: true`: torch.compile changes the speed of a training, but not its results, checkpoints or resumption."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compiled code of these tests alone, and proof that there is some."""
+    """A compile cache for these tests only; fail if nothing was compiled."""
     folder = tmp_path_factory.getbasetemp() / "inductor"
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     yield
@@ -42,7 +42,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 class Dying(Toy):
-    """Ends outside what is compiled, as a killed process does."""
+    """Ends outside of compiled code, as a killed process does."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_losses_and_weights_are_those_of_eager_training_to_rounding(tmp_path: Pa
 
 
 def test_checkpoints_name_tensors_as_the_task_does(tmp_path: Path) -> None:
-    """Eager and compiled trainings, and models loaded without a compiler, share one form."""
+    """Eager and compiled trainings, and models loaded without a compiler, share one format."""
     run(Toy(), tmp_path, COMPILED)
     state = checkpoint.load(tmp_path / "checkpoint.pt")
     assert state is not None

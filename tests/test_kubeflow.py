@@ -1,9 +1,10 @@
-"""The Kubeflow pipeline made from dvc.yaml, read back from what kfp compiles."""
+"""The Kubeflow pipeline of dvc.yaml, read back from the compiled YAML."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from test_graph import dvc_graph
 
 from peco.core.errors import PecoError
-from pipelines.kfp import compile as kubeflow
+from pipelines.kfp import compile as compiler
 from pipelines.kfp.compile import Target
-from pipelines.workflow import resources
+from pipelines.workflow import stage_resources
 from pipelines.workflow.graph import Graph, load_graph
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +28,22 @@ TARGET = Target(
 )  # fmt: skip
 
 
+def compiled_edges(ir: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """The edges between stages as in `Graph.edges`, read from the parameters that tasks of a compiled pipeline pass on."""
+    tasks = ir["root"]["dag"]["tasks"]
+    names = {task: entry["taskInfo"]["name"] for task, entry in tasks.items()}
+    return {
+        (names[task], names[value["taskOutputParameter"]["producerTask"]])
+        for task, entry in tasks.items()
+        if names[task] != compiler.COLLECT
+        for value in entry.get("inputs", {}).get("parameters", {}).values()
+        if "taskOutputParameter" in value
+    }
+
+
 class Compiled:
     def __init__(self, folder: Path, graph: Graph, target: Target, **defaults: str) -> None:
-        kubeflow.compile(folder / "pipeline.yaml", graph, target, **defaults)
+        compiler.compile(folder / "pipeline.yaml", graph, target, **defaults)
         documents = list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
         self.ir: dict[str, Any] = documents[0]
         platforms = (
@@ -39,7 +53,7 @@ class Compiled:
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """Tasks by the names that people see."""
+        """Tasks by their display names."""
         return {task["taskInfo"]["name"]: task for task in self.ir["root"]["dag"]["tasks"].values()}
 
     def _executor(self, name: str) -> str:
@@ -71,47 +85,47 @@ def producers(task: dict[str, Any]) -> set[str]:
     }
 
 
-NAMES = [*GRAPH.stages, kubeflow.COLLECT]
+NAMES = [*GRAPH.stages, compiler.COLLECT]
 
 
-def test_the_edges_are_dvcs(compiled: Compiled) -> None:
+def test_the_edges_are_those_of_dvc(compiled: Compiled) -> None:
     names, edges = dvc_graph(ROOT)
-    assert set(compiled.tasks) == {*names, kubeflow.COLLECT}
-    assert kubeflow.edges(compiled.ir) == edges
+    assert set(compiled.tasks) == {*names, compiler.COLLECT}
+    assert compiled_edges(compiled.ir) == edges
 
 
 @st.composite
 def stages(draw: st.DrawFn) -> dict[str, Any]:
-    """A dvc.yaml of some stages, each of which reads some of the earlier ones' outs, or their folder, in any order."""
+    """A dvc.yaml of some stages in any order; each reads outs of some earlier ones, or the folder of all outs."""
     count = draw(st.integers(1, 6))
-    made = {}
+    generated = {}
     for number in range(count):
         earlier = draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
         inner = draw(st.sampled_from(["", "/inner.txt"]))
-        made[f"Stage_{number}-{'x' * draw(st.integers(0, 2))}"] = {
+        generated[f"Stage_{number}-{'x' * draw(st.integers(0, 2))}"] = {
             "cmd": "true",
             "deps": [f"out/{before}{inner}" for before in sorted(earlier)] or ["in"],
             "outs": [f"out/{number}"],
         }
     if draw(st.booleans()):
-        made["all"] = {"foreach": ["a", "b"], "do": {"cmd": "true", "deps": ["out"], "outs": ["${item}"]}}
-    return dict(draw(st.permutations(list(made.items()))))
+        generated["all"] = {"foreach": ["a", "b"], "do": {"cmd": "true", "deps": ["out"], "outs": ["${item}"]}}
+    return dict(draw(st.permutations(list(generated.items()))))
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made=stages())
-def test_the_edges_are_dvcs_in_any_graph(tmp_path: Path, made: dict[str, Any]) -> None:
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": made}, sort_keys=False))
+@given(generated=stages())
+def test_the_edges_are_those_of_dvc_in_any_graph(tmp_path: Path, generated: dict[str, Any]) -> None:
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": generated}, sort_keys=False))
     (tmp_path / "params.yaml").write_text("{}")
     found = Compiled(tmp_path, load_graph(tmp_path), TARGET)
     names, edges = dvc_graph(tmp_path)
-    assert set(found.tasks) == {*names, kubeflow.COLLECT}
-    assert kubeflow.edges(found.ir) == edges
+    assert set(found.tasks) == {*names, compiler.COLLECT}
+    assert compiled_edges(found.ir) == edges
 
 
-def test_the_last_task_is_fed_by_all(compiled: Compiled) -> None:
+def test_the_last_task_receives_the_outputs_of_all_others(compiled: Compiled) -> None:
     tasks = compiled.ir["root"]["dag"]["tasks"]
-    assert producers(compiled.tasks[kubeflow.COLLECT]) == set(tasks) - {kubeflow.COLLECT}
+    assert producers(compiled.tasks[compiler.COLLECT]) == set(tasks) - {compiler.COLLECT}
 
 
 def test_names_of_tasks_are_labels(compiled: Compiled) -> None:
@@ -126,9 +140,9 @@ def test_nothing_is_cached_by_kubeflow(compiled: Compiled) -> None:
 
 
 def test_retries_are_those_of_the_stage(compiled: Compiled, tmp_path: Path) -> None:
-    asked = {name: resources.resolve(GRAPH[name], {}).retries for name in GRAPH.stages}
-    asked[kubeflow.COLLECT] = max(asked.values())
-    for name, retries in asked.items():
+    requested = {name: stage_resources.resolve(GRAPH[name], {}).retries for name in GRAPH.stages}
+    requested[compiler.COLLECT] = max(requested.values())
+    for name, retries in requested.items():
         assert compiled.tasks[name].get("retryPolicy", {}).get("maxRetryCount", 0) == retries
     other = dataclasses.replace(TARGET, settings={"PECO_RETRIES": "0", "PECO_RETRIES_PRETRAIN": "5"})
     found = {name: task.get("retryPolicy") for name, task in Compiled(tmp_path, GRAPH, other).tasks.items()}
@@ -144,13 +158,13 @@ def test_a_pod_has_the_volume_its_own_name_and_a_time_limit(compiled: Compiled, 
     assert fields == {
         "PECO_POD_NAME": "metadata.name", "PECO_POD_UID": "metadata.uid", "PECO_NAMESPACE": "metadata.namespace",
     }  # fmt: skip
-    limit = resources.resolve(GRAPH[name], {}).seconds if name in GRAPH.stages else 0
+    limit = stage_resources.resolve(GRAPH[name], {}).seconds if name in GRAPH.stages else 0
     assert int(pod["activeDeadlineSeconds"]) > limit
     assert pod["imagePullPolicy"] == "IfNotPresent"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pod_is_small_and_installs_nothing(compiled: Compiled, name: str) -> None:
+def test_a_pod_requests_few_resources_and_installs_nothing(compiled: Compiled, name: str) -> None:
     container = compiled.container(name)
     assert container["image"] == TARGET.image
     assert "pip install" not in " ".join(container["command"])
@@ -162,7 +176,7 @@ def test_a_pod_is_small_and_installs_nothing(compiled: Compiled, name: str) -> N
 def test_only_the_last_task_may_write_to_git(compiled: Compiled, name: str) -> None:
     pod = compiled.pod(name)
     (credentials,) = pod["secretAsVolume"]
-    assert credentials["secretName"] == ("peco-git-write" if name == kubeflow.COLLECT else "peco-git-read")
+    assert credentials["secretName"] == ("peco-git-write" if name == compiler.COLLECT else "peco-git-read")
     assert credentials["mountPath"] == compiled.env(name)["PECO_GIT_CREDENTIALS"]
     (storage,) = pod["secretAsEnv"]
     assert storage["secretName"] == "peco-storage"
@@ -170,7 +184,7 @@ def test_only_the_last_task_may_write_to_git(compiled: Compiled, name: str) -> N
     assert not any("SECRET_ACCESS" in key or "PASSWORD" in key for key in compiled.env(name))
 
 
-def test_steps_are_told_where_they_run(compiled: Compiled) -> None:
+def test_the_environment_of_the_steps_describes_the_target(compiled: Compiled) -> None:
     env = compiled.env("pretrain")
     assert env == {
         "PECO_SCHEDULER": "kubernetes",
@@ -182,27 +196,27 @@ def test_steps_are_told_where_they_run(compiled: Compiled) -> None:
         "PECO_SERVICE_ACCOUNT": "jobs",
         "PECO_VOLUME_CLAIM": "peco",
         "PECO_VOLUME_PATH": "/peco",
-        "PECO_GIT_CREDENTIALS": kubeflow.CREDENTIALS,
+        "PECO_GIT_CREDENTIALS": compiler.CREDENTIALS,
         "PECO_GPUS": "4",
         "HOME": "/tmp",
         "DVC_SITE_CACHE_DIR": "/tmp/dvc",
     }
 
 
-def test_the_parameters_of_a_run_have_the_callers_defaults(compiled: Compiled) -> None:
+def test_the_parameters_of_the_pipeline_have_the_defaults_of_the_caller(compiled: Compiled) -> None:
     inputs = compiled.ir["root"]["inputDefinitions"]["parameters"]
     assert set(inputs) == {"repository", "revision", "params", "experiment"}
     assert inputs["repository"]["defaultValue"] == "https://example.com/r.git"
 
 
-def test_on_this_machine_a_pipeline_asks_nothing_of_kubernetes(tmp_path: Path) -> None:
+def test_on_this_machine_a_pipeline_has_no_settings_of_kubernetes(tmp_path: Path) -> None:
     found = Compiled(tmp_path, GRAPH, Target(volume_claim="", scheduler="local_cwd", workspaces="/w", cache="/c"))
     assert found.pods == {}
     assert found.env("shards") == {"PECO_SCHEDULER": "local_cwd", "PECO_WORKSPACES": "/w", "PECO_CACHE": "/c"}
     assert not any("retryPolicy" in task for task in found.tasks.values())
 
 
-def test_the_environment_describes_a_target() -> None:
+def test_a_target_is_read_from_the_environment() -> None:
     env = {
         "PECO_IMAGE": "i", "PECO_REMOTE": "s3://b", "PECO_GIT_WRITE_SECRET": "mine", "PECO_CACHE": "",
         "PECO_GPUS_PRETRAIN": "8", "PECO_NPROC": "2", "PECO_CHECKPOINT_STEPS": "5", "NCCL_SOCKET_IFNAME": "enp3s0",
@@ -215,11 +229,11 @@ def test_the_environment_describes_a_target() -> None:
 
 
 def test_a_wrong_pull_policy_is_refused() -> None:
-    with pytest.raises(PecoError, match="PECO_PULL_POLICY=Sometimes: not allowed"):
+    with pytest.raises(PecoError, match="PECO_PULL_POLICY: 'Sometimes' is not allowed"):
         Target.from_env({"PECO_PULL_POLICY": "Sometimes"})
 
 
 def test_a_wrong_resource_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(PecoError, match="PECO_RETRIES"):
-        kubeflow.compile(tmp_path / "p.yaml", GRAPH, Target(settings={"PECO_RETRIES": "many"}))
+        compiler.compile(tmp_path / "p.yaml", GRAPH, Target(settings={"PECO_RETRIES": "many"}))
     assert not (tmp_path / "p.yaml").exists()

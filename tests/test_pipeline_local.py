@@ -1,4 +1,4 @@
-"""`make pipeline-local`: the `smoke` parameters through the Kubeflow pipeline, from a bare git origin into an S3 remote."""
+"""`make pipeline-local`: the Kubeflow pipeline with the `smoke` parameters, from a bare git origin into an S3 remote."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, str]:
-        """Stages by how their results came about, from the table at the end."""
+        """The result of each stage, `computed` or `run-cache`, from the table at the end."""
         return dict(re.findall(r"^(\S+) +(computed|run-cache) +[\d.]+ +[\d.]+$", self.output, re.MULTILINE))
 
     @property
@@ -41,7 +41,7 @@ class Run:
 
 
 class Local:
-    """A checkout in which the pipeline is run; its folders are its own, origin and remote are shared."""
+    """A checkout in which the pipeline runs, with its own folders and a shared origin and remote."""
 
     def __init__(self, checkout: Checkout, origin: Path, endpoint: str) -> None:
         self.checkout, self.origin, self.path = checkout, origin, checkout.path
@@ -82,7 +82,7 @@ class Local:
         return Local(checkout, self.origin, self.env["PECO_REMOTE_ENDPOINT"])
 
     def alive(self) -> list[str]:
-        """Processes that were started for a pipeline in this checkout."""
+        """Living processes that were started for a pipeline in this checkout."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -112,7 +112,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> tuple[Local, Run]:
-    """The first run of all."""
+    """The first run."""
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "first").mkdir()
     checkout = Checkout(folder / "first")
@@ -138,22 +138,20 @@ def test_the_pipeline_computes_every_stage(first: tuple[Local, Run]) -> None:
     assert noise is None, noise
 
 
-def test_a_second_call_beside_one_that_runs_is_refused(
+def test_a_second_call_while_one_runs_is_refused(
     first: tuple[Local, Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(first[0].path)
     with single_instance("pipeline-local"):
         assert local.main([]) == 2
-    assert capsys.readouterr().err == "error: another `make pipeline-local` runs here; wait for its end\n"
+    assert capsys.readouterr().err == "error: another `make pipeline-local` runs here; wait until it has finished\n"
 
 
-def test_two_processes_train_and_say_so(first: tuple[Local, Run]) -> None:
+def test_two_processes_train_and_prefix_their_lines(first: tuple[Local, Run]) -> None:
     assert re.search(r"^\[0\] pretrain ", first[1].output, re.MULTILINE)
 
 
-def test_the_experiment_comes_to_another_clone_by_the_commands_that_are_printed(
-    first: tuple[Local, Run], second: Local
-) -> None:
+def test_the_printed_commands_fetch_the_experiment_into_another_clone(first: tuple[Local, Run], second: Local) -> None:
     commands = [shlex.split(line) for line in first[1].output.splitlines() if line.startswith("  dvc ")]
     assert ["dvc", "exp", "pull"] in [command[:3] for command in commands]
     for command in commands:
@@ -191,7 +189,7 @@ def test_a_changed_rate_runs_what_depends_on_it_and_a_stop_loses_nothing(
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "error: evaluate@finetune: stopped" in output and "the same command goes on from there" in output
+    assert "error: evaluate@finetune: stopped" in output and "the same command resumes" in output
     assert second.alive() == []
 
     run = second.run("rate")
@@ -211,7 +209,7 @@ def test_changed_files_are_refused_in_one_line(first: tuple[Local, Run]) -> None
 
 
 def test_a_failing_step_ends_the_run(first: tuple[Local, Run]) -> None:
-    """Here since the commit is not in the origin."""
+    """The commit is not in the origin."""
     local, _ = first
     local.checkout.run("git", "commit", "-q", "--allow-empty", "-m", "not pushed")
     try:

@@ -1,4 +1,4 @@
-"""A pipeline step: one stage of one commit in a workspace, from git and a DVC remote, to results that are pushed."""
+"""A pipeline step: it fetches a commit and its data, runs one stage in a workspace, and pushes the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import yaml
 from pipelines.kfp import step, workspace
 
 ROOT = Path(__file__).parents[1]
-# Each stage notes that it ran, and waits as long as there is a file `hold`.
+# Each stage records that it ran, and waits while there is a file `hold`.
 DVC_YAML = """
 stages:
   make:
@@ -43,7 +43,7 @@ echo "{\\"n\\": $(cat made/n), \\"of\\": {\\"l\\": $1}, \\"name\\": \\"x\\"}" > 
 PARAMS = {"n": 1, "k": {"l": 1e-05}, "none": None}
 RUN = """
 import json, sys
-from pipelines import step
+from pipelines.kfp import step
 class Metrics(dict):
     def log_metric(self, name, value): self[name] = value
 given = json.loads(sys.argv[1])
@@ -117,7 +117,7 @@ class Project:
         return shell("git", "rev-parse", "HEAD", cwd=self.source).strip()
 
     def start(self, given: dict[str, Any], **env: str) -> subprocess.Popen[str]:
-        """A step as a process of its own, as in a pod."""
+        """A step as a process, as in a pod."""
         common = {"repository": str(self.origin), "revision": self.revision, "params": encoded(PARAMS), "locks": []}
         outputs = self.folder / f"outputs-{time.monotonic_ns()}"
         outputs.mkdir()
@@ -132,7 +132,7 @@ class Project:
         )
 
     def run(self, stage: str, **given: Any) -> dict[str, Any]:
-        """The outputs of a step that ends well."""
+        """The outputs of a step that succeeds."""
         status, output = self.end(self.start({"stage": stage, **given}))
         assert status == 0, output
         found: dict[str, Any] = json.loads(output.splitlines()[-1])
@@ -151,11 +151,11 @@ class Project:
         return ran.read_text().split() if ran.exists() else []
 
     def left(self) -> list[str]:
-        """What lies in the folder of workspaces."""
+        """Names of the files and folders in the folder of workspaces."""
         return sorted(path.name for path in (self.folder / "workspaces").iterdir())
 
     def alive(self) -> dict[int, str]:
-        """Command lines of processes that work for this project, by process id."""
+        """Command lines of this project's living processes, by process id."""
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -198,7 +198,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, template: Project) -> Ite
     (project.mark / "hold").unlink(missing_ok=True)
 
 
-def test_a_step_computes_its_stage_and_hands_on_what_it_made(
+def test_a_step_computes_its_stage_and_passes_on_its_outputs(
     finished: Finished,
 ) -> None:
     project, make, use = finished
@@ -210,7 +210,7 @@ def test_a_step_computes_its_stage_and_hands_on_what_it_made(
     assert [out["path"] for out in outs] == ["made"]
 
 
-def test_nothing_of_a_finished_step_stays_but_what_it_pushed(
+def test_a_finished_step_leaves_only_what_it_pushed(
     finished: Finished,
 ) -> None:
     project, _, _ = finished
@@ -221,7 +221,7 @@ def test_nothing_of_a_finished_step_stays_but_what_it_pushed(
 def test_a_stage_that_was_computed_before_is_taken_from_the_run_cache(
     finished: Finished,
 ) -> None:
-    """Each workspace has a cache of its own here: what was computed is known through the remote alone."""
+    """Each workspace has its own cache here, so results are known through the remote alone."""
     project, make, use = finished
     before = project.ran()
     again = project.run("use", locks=[make["lock"]])
@@ -251,8 +251,8 @@ def test_a_step_takes_the_inputs_that_its_locks_name(finished: Finished, tmp_pat
         del project.env["PECO_CACHE"]
 
 
-def test_a_killed_step_is_gone_on_with_by_its_retry(finished: Finished, tmp_path: Path) -> None:
-    """In the same workspace, whatever DVC has left there, and after the end of what still runs in it."""
+def test_a_retry_resumes_a_killed_step(finished: Finished, tmp_path: Path) -> None:
+    """In the same workspace, with any files that DVC has left there, after ending the processes that still run in it."""
     project, make, _ = finished
     before = len(project.ran())
     given = {"stage": "use", "locks": [make["lock"]], "params": encoded({**PARAMS, "k": {"l": 3}})}
@@ -276,24 +276,26 @@ def test_a_killed_step_is_gone_on_with_by_its_retry(finished: Finished, tmp_path
     wait_for(lambda: len(project.ran()) > before + 2)
     (project.mark / "hold").unlink()
     status, output = project.end(retry)
-    assert status == 0 and "goes on in" in output, output
+    assert status == 0 and "resumes in" in output, output
     assert '"of.l": 3' in output
     assert project.left() == [] and project.alive() == {}
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("PECO_WORKSPACES", "/proc/none", "error: make: .*/proc/none"),
-        ("PECO_GRACE_SECONDS", "1m", "error: make: PECO_GRACE_SECONDS=1m: not allowed; expected an integer"),
+        ("PECO_GRACE_SECONDS", "1m", "error: make: PECO_GRACE_SECONDS: '1m' is not allowed; expected an integer"),
     ],
 )
-def test_what_a_person_can_fix_is_told_in_a_line(project: Project, variable: str, value: str, told: str) -> None:
+def test_a_wrong_variable_or_a_folder_that_can_not_be_made_is_reported_in_one_line(
+    project: Project, variable: str, value: str, message: str
+) -> None:
     status, output = project.end(project.start({"stage": "make"}, **{variable: value}))
-    assert status == 2 and re.search(told, output) and "Traceback" not in output
+    assert status == 2 and re.search(message, output) and "Traceback" not in output
 
 
-def test_a_step_that_is_asked_to_stop_ends_its_stage(
+def test_a_stopped_step_ends_its_stage(
     finished: Finished,
 ) -> None:
     project, make, _ = finished
@@ -332,7 +334,7 @@ def test_equal_steps_wait_for_each_other(project: Project) -> None:
     wait_for(project.ran)
     second = project.start({"stage": "make"})
     assert second.stdout is not None
-    while "waiting for its end" not in (line := second.stdout.readline()):
+    while "waiting for it to finish" not in (line := second.stdout.readline()):
         assert line
     (project.mark / "hold").unlink()
     assert "make: computed in" in project.end(first)[1]
@@ -340,10 +342,10 @@ def test_equal_steps_wait_for_each_other(project: Project) -> None:
     assert project.ran() == ["make"]
 
 
-def test_a_server_that_gives_no_commit_by_its_hash_is_asked_for_all(
+def test_from_a_server_that_serves_no_commit_by_its_hash_all_branches_are_fetched(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Git's older protocol knows such servers."""
+    """Git's older protocol has such servers."""
     old = project.revision
     (project.source / "more").touch()
     project.commit()
@@ -355,8 +357,8 @@ def test_a_server_that_gives_no_commit_by_its_hash_is_asked_for_all(
     assert not (tmp_path / "there/more").exists()
 
 
-def test_results_that_a_lock_names_but_nobody_pushed_are_computed(project: Project) -> None:
-    """A dvc.lock that was committed on a machine which kept its data to itself."""
+def test_results_in_dvc_lock_that_nobody_pushed_are_computed(project: Project) -> None:
+    """A dvc.lock that was committed on a machine that did not push its data."""
     subprocess.run(
         [sys.executable, "-m", "dvc", "repro", "-q", "make"], cwd=project.source, env=project.env, check=True
     )
@@ -375,11 +377,11 @@ def test_results_that_a_lock_names_but_nobody_pushed_are_computed(project: Proje
         ({"params": base64.b64encode(b"just a text").decode()}, "submit the run again"),
         ({"locks": ["bm8gbG9jaw=="]}, "submit the run again"),
         ({"stage": "use"}, "compile the pipeline at that commit"),
-        ({"stage": "nothing"}, "there are: make, use"),
+        ({"stage": "nothing"}, "expected one of: make, use"),
         ({"experiment": "a/b"}, "use letters"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(
+def test_a_wrong_parameter_of_a_step_is_reported_in_one_line(
     template: Project, given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if "experiment" not in given:
@@ -391,7 +393,7 @@ def test_what_the_user_can_mend_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stage_that_fails_is_named(project: Project) -> None:
+def test_the_error_names_a_stage_that_fails(project: Project) -> None:
     (project.source / "dvc.yaml").write_text(DVC_YAML.replace("mkdir made;", "exit 3;"))
     project.commit()
     status, output = project.end(project.start({"stage": "make"}))
@@ -411,7 +413,7 @@ def test_collected_steps_are_a_dvc_experiment(finished: Finished, tmp_path: Path
     status, again = collect()  # as a retry after the push
     assert status == 0 and again == output
     status, other = collect(params=encoded({**PARAMS, "n": 5}))
-    assert status == 2 and "run.1 is another experiment already" in other
+    assert status == 2 and "run.1 is already another experiment" in other
     status, other = collect(locks=locks[:1])
     assert status == 2 and "make" in other
 

@@ -1,5 +1,7 @@
-"""`make pipeline-submit` and `make pipeline-compile`: what is sent to Kubeflow, what is refused before anything is created, how a
-run is followed. Kubeflow is a server on this machine that checks each request by the published API (tests/kfp_api.py)."""
+"""`make pipeline-submit` and `make pipeline-compile`: requests to Kubeflow, checks before anything is created, following of runs.
+
+Kubeflow is a server on this machine that checks each request against the published API (tests/kfp_api.py).
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,7 @@ from urllib3.util import retry
 from pipelines import submit
 from pipelines.kfp import follow, revision, step
 from pipelines.workflow.compose import compose_params, render
+from pipelines.workflow.git import without_secrets
 from pipelines.workflow.graph import Graph
 
 GRAPH = """\
@@ -124,20 +127,20 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def compiled() -> Callable[[Graph, Mapping[str, str]], str]:
-    """The compiler with a memory."""
-    compile, made = submit.compiled, dict[str, str]()
+    """The compiler, which compiles each graph once."""
+    compile, pipelines = submit.compiled, dict[str, str]()
 
     def remembered(graph: Graph, env: Mapping[str, str]) -> str:
-        if str(graph) not in made:
-            made[str(graph)] = compile(graph, env)
-        return made[str(graph)]
+        if str(graph) not in pipelines:
+            pipelines[str(graph)] = compile(graph, env)
+        return pipelines[str(graph)]
 
     return remembered
 
 
 @pytest.fixture(scope="module")
 def contract() -> Contract | None:
-    """What requests are checked by, where it is there."""
+    """The checks of requests, if the document is available."""
     path = Path(os.environ.get("PECO_TEST_SCHEMAS") or os.devnull) / DOCUMENT
     return Contract(path) if path.is_file() else None
 
@@ -149,7 +152,7 @@ def api(
     compiled: Callable[[Graph, Mapping[str, str]], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[KfpApi]:
-    """A Kubeflow that the environment names. Waiting for it takes no time; a graph is compiled once for all tests."""
+    """A Kubeflow that the environment names. Waiting for it takes no time, and each graph is compiled once."""
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(submit, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(submit, "compiled", compiled)
@@ -161,7 +164,7 @@ def api(
 
 @contextlib.contextmanager
 def foreign(status: int, headers: dict[str, str], body: bytes) -> Iterator[str]:
-    """The address of a server that gives this answer to everything."""
+    """The address of a server that gives this answer to all requests."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -187,7 +190,7 @@ def run(*arguments: str, status: int = 0) -> None:
 
 
 def between_requests(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """What is to happen while a run is followed, in place of waiting."""
+    """Call the action between requests while a run is followed, instead of waiting."""
     clock = SimpleNamespace(sleep=lambda seconds: action(), monotonic=time.monotonic, strftime=time.strftime)
     monkeypatch.setattr(follow, "time", clock)
 
@@ -196,7 +199,9 @@ def params_of(run: dict[str, Any]) -> str:
     return base64.b64decode(run["runtime_config"]["parameters"]["params"]).decode()
 
 
-def test_the_server_of_these_tests_refuses_what_the_published_api_has_not(contract: Contract | None) -> None:
+def test_the_server_of_these_tests_refuses_requests_that_the_published_api_does_not_have(
+    contract: Contract | None,
+) -> None:
     if contract is None:
         pytest.skip(f"PECO_TEST_SCHEMAS names no folder with {DOCUMENT}")
     operation = contract.operation("POST", "/apis/v2beta1/recurringruns")
@@ -205,8 +210,8 @@ def test_the_server_of_these_tests_refuses_what_the_published_api_has_not(contra
     assert not contract.faults(operation, {}, good)
     for bad in (
         {**good, "unknown": 1},
-        {**good, "created_at": "2026-01-01T00:00:00Z"},  # what only the server sets
-        {**good, "max_concurrency": 1},  # a long integer is text
+        {**good, "created_at": "2026-01-01T00:00:00Z"},  # only the server sets it
+        {**good, "max_concurrency": 1},  # a long integer is a string
         {**good, "trigger": {"periodic_schedule": {"interval": "60"}}},
         {**good, "mode": "ON"},
         {"display_name": "a"},
@@ -218,7 +223,7 @@ def test_the_server_of_these_tests_refuses_what_the_published_api_has_not(contra
     assert contract.operation("GET", "/apis/v1beta1/runs") is None
 
 
-# What is sent
+# Requests
 
 
 def test_a_run_of_the_commit_is_started_and_its_address_printed(
@@ -289,7 +294,7 @@ def test_settings_change_params_as_dvc_does_and_name_the_run(project: Project, a
     assert made["display_name"] == f"run-{head}-pretrain.optim.epochs-3-perceptual.weight-0"
 
 
-def test_a_name_that_can_not_say_all_ends_in_a_hash(project: Project, api: KfpApi) -> None:
+def test_a_name_that_is_too_long_or_has_other_characters_ends_in_a_hash(project: Project, api: KfpApi) -> None:
     run(
         "--set",
         "perceptual_net.timm.model='vit m9/x'",
@@ -329,17 +334,17 @@ def test_a_schedule_makes_a_recurring_run(
     assert made["runtime_config"]["parameters"]["experiment"] == made["display_name"]
     assert f"{api.address}/#/recurringrun/details/{made['recurring_run_id']}" in capsys.readouterr().out
     run("--schedule", text)
-    assert "is scheduled already" in capsys.readouterr().out and len(api.schedules) == 1
+    assert "is already scheduled" in capsys.readouterr().out and len(api.schedules) == 1
     assert not api.runs
 
 
-def test_another_commit_is_taken_as_it_was(project: Project, api: KfpApi) -> None:
+def test_another_commit_is_submitted_with_its_own_files(project: Project, api: KfpApi) -> None:
     first = project.git("rev-parse", "HEAD")
     before = (project.path / "params.yaml").read_text()
     project.commit(
         **{"params.yaml": before.replace("seed: 0", "seed: 5", 1), "dvc.yaml": GRAPH.replace("linear", "finetune")}
     )
-    project.write("params.yaml", "what is not committed does not matter")
+    project.write("params.yaml", "uncommitted changes do not matter")
     run("--rev", first[:10])
     [made] = api.runs
     assert params_of(made) == before and made["runtime_config"]["parameters"]["revision"] == first
@@ -353,24 +358,27 @@ def test_another_commit_is_taken_as_it_was(project: Project, api: KfpApi) -> Non
         ("https://jane:secret@example.com:8443/team/peco.git", "https://example.com:8443/team/peco.git"),
         ("git@example.com:team/peco.git", "git@example.com:team/peco.git"),
         ("ssh://git@example.com/team/peco.git", "ssh://git@example.com/team/peco.git"),
+        ("ssh://jane:secret@example.com/team/peco.git", "ssh://jane@example.com/team/peco.git"),
     ],
 )
 def test_a_password_in_the_address_of_the_repository_is_not_sent(address: str, sent: str) -> None:
-    assert revision.public(address) == sent
+    assert without_secrets(address) == sent
     assert revision.Revision("0" * 40, "origin", sent, frozenset()).repository == "peco"
 
 
 # Submitting twice
 
 
-def test_what_runs_or_has_succeeded_is_not_submitted_again(api: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_running_or_has_succeeded_is_not_submitted_again(
+    api: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
     run()
-    run("--set", "seed=0")  # what it is anyway
+    run("--set", "seed=0")  # its value in params.yaml
     assert len(api.runs) == 1
-    assert f"was submitted already: {api.address}/#/runs/details/run-0" in capsys.readouterr().out
+    assert f"was already submitted: {api.address}/#/runs/details/run-0" in capsys.readouterr().out
     api.runs[0]["state"] = "SUCCEEDED"
     run()
-    assert len(api.runs) == 1 and "has succeeded already" in capsys.readouterr().out
+    assert len(api.runs) == 1 and "has already succeeded" in capsys.readouterr().out
     run("--set", "seed=1")
     assert len(api.runs) == 2
 
@@ -384,7 +392,7 @@ def test_a_run_that_failed_or_was_archived_is_submitted_again(api: KfpApi) -> No
     assert len(api.runs) == 3
 
 
-def test_force_submits_again_under_a_name_of_its_own(project: Project, api: KfpApi) -> None:
+def test_force_submits_again_under_a_new_name(project: Project, api: KfpApi) -> None:
     run()
     run("--force")
     first, second = (made["display_name"] for made in api.runs)
@@ -392,7 +400,7 @@ def test_force_submits_again_under_a_name_of_its_own(project: Project, api: KfpA
     assert api.runs[1]["runtime_config"]["parameters"]["experiment"] == second
 
 
-def test_a_name_that_an_experiment_on_the_remote_has_is_not_given_again(project: Project, api: KfpApi) -> None:
+def test_a_name_of_an_experiment_on_the_remote_is_not_used_again(project: Project, api: KfpApi) -> None:
     head = project.git("rev-parse", "HEAD")
     project.git("push", "-q", "origin", f"HEAD:refs/exps/{head[:2]}/{head[2:]}/run-{head[:7]}")
     run()
@@ -412,7 +420,7 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(
 # Following
 
 
-def test_waiting_tells_each_change_of_a_stage_once_and_how_to_get_the_results(
+def test_waiting_prints_each_change_of_a_stage_once_and_the_command_that_fetches_the_results(
     api: KfpApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.script = [
@@ -426,8 +434,8 @@ def test_waiting_tells_each_change_of_a_stage_once_and_how_to_get_the_results(
     run("--wait")
     lines = capsys.readouterr().out.splitlines()
     name = api.runs[0]["display_name"]
-    told = [line.partition(name)[2].strip(" :") for line in lines[1:-1]]
-    assert told == [
+    changes = [line.partition(name)[2].strip(" :") for line in lines[1:-1]]
+    assert changes == [
         "shards: running", "shards: succeeded", "evaluate@knn: running", "evaluate@knn: succeeded", "succeeded",
     ]  # fmt: skip
     assert lines[-1].startswith(f"`dvc exp pull origin {name}`")
@@ -462,7 +470,7 @@ def test_waiting_outlasts_a_lost_connection(api: KfpApi) -> None:
     run("--wait")
 
 
-def test_waiting_ends_where_the_token_is_no_longer_valid(
+def test_waiting_ends_when_the_token_is_no_longer_valid(
     api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.token = "secret"
@@ -473,7 +481,7 @@ def test_waiting_ends_where_the_token_is_no_longer_valid(
     assert "the token was refused" in capsys.readouterr().err
 
 
-def test_ctrl_c_leaves_the_run_going_and_the_same_command_follows_again(
+def test_after_ctrl_c_the_run_continues_and_the_same_command_follows_again(
     api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt() -> None:
@@ -484,17 +492,17 @@ def test_ctrl_c_leaves_the_run_going_and_the_same_command_follows_again(
         between_requests(context, interrupt)
         run("--wait", status=130)
     error = capsys.readouterr().err
-    assert f"running on: {api.address}/#/runs/details/run-0" in error and "The same command follows again" in error
+    assert f"still running: {api.address}/#/runs/details/run-0" in error and "The same command follows again" in error
     assert not any("terminate" in request for request in api.requests)
     run("--wait")
     assert len(api.runs) == 1
 
 
-# What is refused
+# Refusals
 
 
 def refused(api: KfpApi, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run, check that nothing was created, and return the one line that says why."""
+    """Run, check that nothing was created, and return the one line with the reason."""
     run(*arguments, status=2)
     captured = capsys.readouterr()
     assert not api.created and not captured.out
@@ -545,17 +553,17 @@ def no_input(project: Project) -> None:
         (change, "params.yaml: not committed"),
         (new_file, "data/more.yaml: not committed"),
         (unpushed, "not on the git remote origin"),
-        (no_remote, "git remote origin: there is none"),
+        (no_remote, "git remote origin: no such remote"),
         (remote_away, "git remote origin (../peco.git): can't be reached"),
         (no_dvc_remote, "names no DVC remote"),
         (
             photos,
-            "data/photos.tar: not on the DVC remote, from which the cluster takes it; `dvc push data/photos.tar.dvc`",
+            "data/photos.tar: not on the DVC remote, from which the cluster fetches it; `dvc push data/photos.tar.dvc`",
         ),
         (no_input, "data/photos.tar: not in commit"),
     ],
 )
-def test_what_the_cluster_could_not_fetch_is_refused(
+def test_a_commit_or_input_that_the_cluster_could_not_fetch_is_refused(
     project: Project,
     api: KfpApi,
     capsys: pytest.CaptureFixture[str],
@@ -607,25 +615,33 @@ def test_a_commit_that_others_have_built_on_is_on_the_remote(project: Project, a
         (["--sweep", "seed=range(0,11)", "report.images=range(1,12)"], "SWEEP: 121 points"),
         (["--sweep", "tokenizer.perceptual.weight=0,-1"], "tokenizer.perceptual.weight: -1 is not allowed"),
         (["--schedule", "tomorrow"], "SCHEDULE: 'tomorrow' is not allowed"),
-        (["--schedule", "60 3 * * *"], "SCHEDULE: minute: '60' is not allowed"),
-        (["--schedule", "0 3 * * 7"], "SCHEDULE: day of the week: '7' is not allowed; expected 0 to 6 or SUN to SAT"),
-        (["--schedule", "0 5-3 * * *"], "SCHEDULE: hour: '5-3' is not allowed"),
-        (["--schedule", "*/0 3 * * *"], "SCHEDULE: minute: '*/0' is not allowed"),
+        (["--schedule", "0 3 * *"], "SCHEDULE: '0 3 * *' is not allowed"),
         (["--schedule", "0h"], "SCHEDULE: '0h' is not allowed"),
         (["--schedule", "6h", "--wait"], "a recurring run has no end to wait for"),
     ],
 )  # fmt: skip
-def test_what_can_not_be_meant_is_refused(
+def test_a_wrong_argument_is_refused(
     api: KfpApi, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in refused(api, capsys, *arguments)
+
+
+@pytest.mark.parametrize("cron", ["60 3 * * *", "0 3 * * 7", "0 5-3 * * *", "*/0 3 * * *"])
+def test_a_cron_expression_that_kubeflow_refuses_is_reported_in_one_line(
+    api: KfpApi, capsys: pytest.CaptureFixture[str], cron: str
+) -> None:
+    run("--schedule", cron, status=2)
+    captured = capsys.readouterr()
+    [line] = captured.err.splitlines()
+    assert line.startswith("error: SCHEDULE: ") and line.endswith("Schedule cron is not a supported format")
+    assert not captured.out and not api.schedules and not api.runs
 
 
 def test_a_large_sweep_is_started_when_asked_for(
     api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SWEEP_LIMIT", "1")
-    assert "SWEEP_LIMIT=2 allows so many" in refused(api, capsys, "--sweep", "seed=0,1")
+    assert "SWEEP_LIMIT=2 allows them" in refused(api, capsys, "--sweep", "seed=0,1")
     monkeypatch.setenv("SWEEP_LIMIT", "2")
     run("--sweep", "seed=0,1")
     assert len(api.runs) == 2
@@ -635,8 +651,8 @@ def test_a_large_sweep_is_started_when_asked_for(
     ("environment", "message"),
     [
         ({"PECO_IMAGE": ""}, "PECO_IMAGE: not set; name the image"),
-        ({"KFP_HOST": ""}, "KFP_HOST=: name the address"),
-        ({"KFP_HOST": "kubeflow.example.com"}, "KFP_HOST=kubeflow.example.com: name the address"),
+        ({"KFP_HOST": ""}, "KFP_HOST=: give the address"),
+        ({"KFP_HOST": "kubeflow.example.com"}, "KFP_HOST=kubeflow.example.com: give the address"),
         ({"KFP_HOST": "http://127.0.0.1:9"}, "KFP_HOST=http://127.0.0.1:9: can't be reached"),
         ({"KFP_TOKEN": "wrong"}, "the token was refused"),
         ({"KF_PIPELINES_SA_TOKEN_PATH": "/nothing"}, "/nothing: the token can't be read"),
@@ -644,7 +660,7 @@ def test_a_large_sweep_is_started_when_asked_for(
         ({"KFP_TOKEN": "secret", "KFP_NAMESPACE": "nobody"}, "KFP_NAMESPACE=nobody: no such namespace"),
     ],
 )
-def test_a_kubeflow_that_is_not_there_or_not_for_us_is_refused(
+def test_a_kubeflow_that_does_not_answer_or_gives_no_access_is_refused(
     api: KfpApi,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -663,13 +679,13 @@ def test_a_kubeflow_that_is_not_there_or_not_for_us_is_refused(
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ((302, {"Location": "https://login.example.com/dex"}, b""), "sends us on to https://login.example.com/dex"),
-        ((200, {"Content-Type": "text/html"}, b"<html>hello</html>"), "what answers is not Kubeflow Pipelines"),
+        ((302, {"Location": "https://login.example.com/dex"}, b""), "redirects to https://login.example.com/dex"),
+        ((200, {"Content-Type": "text/html"}, b"<html>hello</html>"), "the answer is not from Kubeflow Pipelines"),
         ((404, {}, b"not here"), "404: not here"),
         ((403, {}, b"RBAC: access denied"), "this token has no rights here: RBAC: access denied"),
     ],
 )
-def test_another_server_at_the_address_is_told_from_kubeflow(
+def test_another_server_at_the_address_is_recognized(
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Follow runs in the terminal until they end: one line for each change of a stage."""
+"""Follow runs in the terminal until they end: one line for each change of a stage's state."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from peco.core.errors import PecoError
 from pipelines.kfp.client import Kubeflow, NoAnswerError
 
 POLL_SECONDS = 5.0
-PATIENCE_SECONDS = 600.0  # without an answer
+# Time without an answer after which following ends.
+PATIENCE_SECONDS = 600.0
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 UNKNOWN = (None, "RUNTIME_STATE_UNSPECIFIED")
 
 
 @dataclass
 class Followed:
-    """A run and what has been said of it.
+    """A run and its states as last reported.
 
     Attributes:
         stages: the stage's name by the name of its task in Kubeflow.
@@ -32,7 +33,7 @@ class Followed:
     ended: bool = False
 
     def changes(self, run: Any) -> list[tuple[str, str]]:
-        """The stages whose state is another than when last asked, with their states."""
+        """The stages whose state has changed since the last call, with their states."""
         changed = []
         for task in _tasks(run):
             stage = self.stages.get(task.display_name)
@@ -42,34 +43,34 @@ class Followed:
         return changed
 
     def failure(self, run: Any) -> str:
-        """Which step failed, and of what; of the run itself where no step did."""
+        """The step that failed and its error, or the error of the run if no step failed."""
         tasks = _tasks(run)
         for task in tasks:
             if (stage := self.stages.get(task.display_name)) and task.state == "FAILED":
-                return f"step {stage} failed: {_error(task, tasks) or 'its log says why'}"
-        return _message(run.error) or "no step failed; the page of the run says more"
+                return f"step {stage} failed: {_error(task, tasks) or 'see its log'}"
+        return _message(run.error) or "no step failed; see the page of the run"
 
 
 def follow(kubeflow: Kubeflow, runs: Sequence[Followed]) -> int:
-    """Print what happens to the runs until all have ended.
+    """Print each change of the runs until all have ended.
 
     Returns:
-        0 where all succeeded, else 1.
+        0 if all succeeded, else 1.
 
     Raises:
-        PecoError: Kubeflow refuses to say more (the token is no longer valid, a run was deleted), or gives no answer for long.
+        PecoError: Kubeflow refuses an answer (the token is no longer valid, a run was deleted), or gives none for PATIENCE_SECONDS.
     """
     status = 0
-    heard = time.monotonic()
+    last_answer = time.monotonic()
     while True:
         for followed in [run for run in runs if not run.ended]:
             try:
                 run = kubeflow.get_run(followed.run_id)
             except NoAnswerError as error:
-                if time.monotonic() - heard > PATIENCE_SECONDS:
-                    raise PecoError(f"{error}; the run goes on: {kubeflow.run_address(followed.run_id)}") from None
+                if time.monotonic() - last_answer > PATIENCE_SECONDS:
+                    raise PecoError(f"{error}; the run continues: {kubeflow.run_address(followed.run_id)}") from None
                 break
-            heard = time.monotonic()
+            last_answer = time.monotonic()
             for stage, state in followed.changes(run):
                 print(f"{time.strftime('%H:%M:%S')}  {followed.name}  {stage}: {state.lower()}", flush=True)
             if run.state in ENDED:
@@ -85,7 +86,7 @@ def _conclude(followed: Followed, run: Any) -> int:
         print(f"{time.strftime('%H:%M:%S')}  {followed.name}: succeeded", flush=True)
         return 0
     reason = "cancelled" if run.state == "CANCELED" else followed.failure(run)
-    print(PecoError(f"error: {followed.name}: {reason}"), file=sys.stderr)
+    print(f"error: {followed.name}: {reason}", file=sys.stderr)
     return 1
 
 
@@ -94,7 +95,7 @@ def _tasks(run: Any) -> list[Any]:
 
 
 def _error(task: Any, tasks: Sequence[Any]) -> str:
-    """The error of a task, or of the tasks below it: what went wrong in its pod stands there."""
+    """The error of the tasks below a task, where the error of its pod is, or else its own."""
     below = [_error(other, tasks) for other in tasks if other.parent_task_id and other.parent_task_id == task.task_id]
     history = [_message(status.error) for status in reversed(task.state_history or ())]
     return next((text for text in (*below, _message(task.error), *history) if text), "")

@@ -1,11 +1,11 @@
-"""What is to be submitted: the runs that a commit, settings and a sweep make, with their names and labels."""
+"""The runs to submit for a commit, its settings and a sweep, with their names and labels."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,19 @@ from peco.core.params import parse_params
 from pipelines.kfp import revision
 from pipelines.kfp.revision import Revision
 from pipelines.workflow import overrides
-from pipelines.workflow.graph import Graph, load_graph
+from pipelines.workflow.graph import Graph, leaves, load_graph
 
-LONGEST_NAME = 100
+NAME_LENGTH = 100
 
 
 @dataclass(frozen=True)
-class Point:
-    """One run to be submitted.
+class PlannedRun:
+    """One run to submit.
 
     Attributes:
         name: of the run and of its DVC experiment.
         label: the same for the same commit and parameters.
-        settings: what is changed of the commit's parameters.
+        settings: changes to the commit's parameters.
         params: the text of params.yaml.
         graph: the stages with these parameters.
     """
@@ -42,31 +42,31 @@ class Point:
     graph: Graph
 
 
-def plan(found: Revision, settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[Point]:
-    """What is to be submitted: a point of the sweep each, or one run without one.
+def plan(found: Revision, settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[PlannedRun]:
+    """One run for each point of the sweep, or a single one without a sweep.
 
     Raises:
-        PecoError: a setting or the parameters that come of it are wrong, or there are more than `limit` points.
+        PecoError: a setting or a parameter that results from it is wrong, or there are more than `limit` points.
     """
     committed, stages = revision.read(found.sha, "params.yaml"), revision.read(found.sha, "dvc.yaml")
-    where = f"params.yaml of commit {found.short}"
-    keys = list(_keys(load(committed, where)))
-    points: dict[str, Point] = {}
+    origin = f"params.yaml of commit {found.short}"
+    keys = leaves(load(committed, origin))
+    runs: dict[str, PlannedRun] = {}
     for changed in overrides.points(settings, sweep, limit):
         params = overrides.apply(committed.decode(), changed)
-        parsed = _parse(load(params.encode(), where), found)
+        parsed = _parse(load(params.encode(), origin), found)
         label = hashlib.sha256(f"{found.sha} {schema.fingerprint(parsed)}".encode()).hexdigest()[:16]
         name = free_name(experiment_name(found, changed, keys, label), found.experiments)
-        points[label] = Point(name, f"submission {label}", changed, params, graph_of(stages, params))
-    return list(points.values())
+        runs[label] = PlannedRun(name, f"submission {label}", changed, params, graph_of(stages, params))
+    return list(runs.values())
 
 
-def load(params: bytes, where: str) -> Any:
-    """The values of a params.yaml, unchecked. Raises PecoError, naming `where`, if it is not YAML."""
+def load(params: bytes, origin: str) -> Any:
+    """The values of a params.yaml, unchecked. Raises PecoError, naming `origin`, if it is not YAML."""
     try:
         return yaml.safe_load(params.decode())
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise PecoError(f"{where}: not valid YAML; fix it") from None
+        raise PecoError(f"{origin}: not valid YAML; fix it") from None
 
 
 def _parse(params: object, found: Revision) -> config.Config:
@@ -76,7 +76,7 @@ def _parse(params: object, found: Revision) -> config.Config:
         if found.sha == revision.commit("HEAD"):
             raise
         raise PecoError(
-            f"{error} (commit {found.short}; if its own code takes it, submit from a checkout of it)"
+            f"{error} (commit {found.short}; if its own code accepts it, submit from a checkout of it)"
         ) from None
 
 
@@ -84,7 +84,7 @@ def graph_of(stages: bytes, params: str) -> Graph:
     """The graph of a dvc.yaml with these parameters.
 
     Raises:
-        PecoError: they don't fit each other.
+        PecoError: dvc.yaml uses a parameter that is missing, or something that is not supported.
     """
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "dvc.yaml").write_bytes(stages)
@@ -92,28 +92,20 @@ def graph_of(stages: bytes, params: str) -> Graph:
         return load_graph(folder)
 
 
-def experiment_name(found: Revision, settings: Sequence[str], keys: Sequence[str], label: str) -> str:
-    """A readable name that DVC takes for an experiment: the commit and what is changed, `run-1a2b3c4-perceptual.weight-0-seed-1`.
+def experiment_name(found: Revision, settings: Sequence[str], keys: Iterable[str], label: str) -> str:
+    """A readable name of the commit and its changes that DVC accepts: `run-1a2b3c4-perceptual.weight-0-seed-1`.
 
-    A key is shortened to its last parts, as many as tell it from the others. Where the name can't say all, its end is a hash.
+    A key is shortened to its last parts, as many as distinguish it from the others. A name that is too long or has other characters
+    ends in a hash.
     """
     text = "-".join(["run", found.short, *(_shortened(setting, keys) for setting in settings)])
     name = re.sub(r"\.{2,}|[^A-Za-z0-9._-]", "-", text).removesuffix(".lock").rstrip(".")
-    if name == text and len(name) <= LONGEST_NAME:
+    if name == text and len(name) <= NAME_LENGTH:
         return name
-    return f"{name[: LONGEST_NAME - 9]}-{label[:8]}"
+    return f"{name[: NAME_LENGTH - 9]}-{label[:8]}"
 
 
-def _keys(params: object, prefix: str = "") -> Iterator[str]:
-    """The dotted names of all values."""
-    if isinstance(params, Mapping):
-        for key, value in params.items():
-            yield from _keys(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix
-
-
-def _shortened(setting: str, keys: Sequence[str]) -> str:
+def _shortened(setting: str, keys: Iterable[str]) -> str:
     key, _, value = setting.partition("=")
     parts = key.split(".")
     for count in range(1, len(parts)):
@@ -124,7 +116,7 @@ def _shortened(setting: str, keys: Sequence[str]) -> str:
 
 
 def free_name(name: str, taken: Set[str]) -> str:
-    """The name, with the first number behind it that makes it a new one."""
+    """The name, followed by the first number that makes it a new one if it is taken."""
     number = 1
     while (free := name if number == 1 else f"{name}-{number}") in taken:
         number += 1
@@ -132,7 +124,7 @@ def free_name(name: str, taken: Set[str]) -> str:
 
 
 def inputs(graph: Graph) -> list[str]:
-    """What stages read and no stage makes: code and data."""
+    """The dependencies that no stage produces: code and data."""
     outs = [out for stage in graph.stages.values() for out in stage.outs]
     deps = dict.fromkeys(dep for stage in graph.stages.values() for dep in stage.deps)
     return [

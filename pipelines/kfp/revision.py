@@ -1,4 +1,4 @@
-"""A commit as the cluster will find it: on the git remote, with its inputs on the DVC remote."""
+"""Checks that a commit is on the git remote and its inputs on the DVC remote, from which the cluster fetches them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import yaml
 
 from peco.core.errors import PecoError
-from pipelines.workflow.git import git, read_file
+from pipelines.workflow.environment import REMOTE, REMOTE_ENDPOINT
+from pipelines.workflow.git import git, read_file, without_secrets
 
 TIMEOUT_SECONDS = 120
 
@@ -24,8 +25,8 @@ class Revision:
     Attributes:
         sha: its full id.
         remote: the name of the git remote.
-        url: its address, without a user's name or password.
-        experiments: names of the DVC experiments that the remote has for this commit.
+        url: its address without a password, since others can read the pipeline.
+        experiments: names of the DVC experiments on the remote for this commit.
     """
 
     sha: str
@@ -47,53 +48,50 @@ def commit(rev: str) -> str:
     """The full id of a commit.
 
     Raises:
-        PecoError: there is no such commit here, or no repository.
+        PecoError: there is no repository, or no such commit in it.
     """
     git("rev-parse", "--git-dir")
     try:
         return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").strip()
     except PecoError:
-        raise PecoError(f"REV={rev}: no such commit here; `git fetch` brings those of others") from None
+        raise PecoError(f"REV={rev}: no such commit here; `git fetch` fetches the remote's") from None
 
 
 def published(rev: str | None, remote: str) -> Revision:
-    """Find a commit on a git remote. Without `rev` it is HEAD, and nothing may differ from it.
+    """Find a commit on a git remote; without `rev` HEAD, and no file may differ from it.
 
     Raises:
-        PecoError: something is not committed, there is no such commit or remote, the remote can't be reached, or it lacks the
-            commit.
+        PecoError: a file is not committed, there is no such commit or remote, the remote can't be reached, or it lacks the commit.
     """
     sha = commit(rev or "HEAD")
     if rev is None and (changed := git("status", "--porcelain").splitlines()):
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise PecoError(
-            f"{changed[0][3:]}{more}: not committed, and the cluster runs commits; commit and push, or name a commit (REV=HEAD)"
+            f"{changed[0][3:]}{more}: not committed, but the cluster runs commits; commit and push, or name a commit (REV=HEAD)"
         )
     if remote not in git("remote").split():
-        raise PecoError(
-            f"git remote {remote}: there is none of this name; `git remote add {remote} ADDRESS`, or set GIT_REMOTE"
-        )
+        raise PecoError(f"git remote {remote}: no such remote; `git remote add {remote} ADDRESS`, or set GIT_REMOTE")
     url = git("remote", "get-url", remote).strip()
     try:
         listed = git("ls-remote", remote, timeout=TIMEOUT_SECONDS)
     except PecoError as error:
-        raise PecoError(f"git remote {remote} ({public(url)}): can't be reached: {error}") from None
+        raise PecoError(f"git remote {remote} ({without_secrets(url)}): can't be reached: {error}") from None
     refs = [line.split("\t", 1) for line in listed.splitlines()]
     tips = {tip for tip, ref in refs if ref.startswith(("refs/heads/", "refs/tags/"))}
-    # Tips that others have pushed since tell only with their history whether they come after the commit.
+    # For tips that others have pushed since, only their history shows if they come after the commit.
     if not _is_reachable(sha, tips) and (
         git("fetch", "--quiet", remote, timeout=TIMEOUT_SECONDS) or not _is_reachable(sha, tips)
     ):
         raise PecoError(
-            f"commit {sha[:7]}: not on the git remote {remote}, from which the cluster takes it; `git push {remote}`"
+            f"commit {sha[:7]}: not on the git remote {remote}, from which the cluster fetches it; `git push {remote}`"
         )
     prefix = f"refs/exps/{sha[:2]}/{sha[2:]}/"
     names = frozenset(ref.removeprefix(prefix) for _, ref in refs if ref.startswith(prefix))
-    return Revision(sha, remote, public(url), names)
+    return Revision(sha, remote, without_secrets(url), names)
 
 
 def _is_reachable(sha: str, tips: set[str]) -> bool:
-    """Whether the commit is one of the tips, or before one of those that are known here."""
+    """True if the commit is one of the tips, or an ancestor of one that is known here."""
     if sha in tips:
         return True
     objects = git("cat-file", "--batch-check", stdin="\n".join(sorted(tips))).splitlines()
@@ -102,7 +100,7 @@ def _is_reachable(sha: str, tips: set[str]) -> bool:
 
 
 def read(sha: str, path: str) -> bytes:
-    """A file of a commit.
+    """Content of a file in a commit.
 
     Raises:
         PecoError: the commit has no such file.
@@ -114,10 +112,10 @@ def read(sha: str, path: str) -> bytes:
 
 
 def pointers(sha: str, inputs: Iterable[str]) -> list[str]:
-    """The `.dvc` files that stand for these inputs in a commit; none for what Git itself holds.
+    """The `.dvc` files of these inputs in a commit; an input that Git itself holds has none.
 
     Raises:
-        PecoError: an input is not in the commit at all.
+        PecoError: an input is in the commit in neither form.
     """
     files = set(git("ls-tree", "-r", "-z", "--full-tree", "--name-only", sha).split("\0"))
     found = {}
@@ -134,35 +132,37 @@ def pointers(sha: str, inputs: Iterable[str]) -> list[str]:
 
 
 def check_data(sha: str, inputs: Iterable[str], env: Mapping[str, str]) -> None:
-    """Check that a commit has its inputs, and the DVC remote those that DVC tracks.
+    """Check that a commit holds its inputs, and the DVC remote those that DVC tracks.
 
-    The remote is `PECO_REMOTE` (an address), or else the default one of the commit.
+    The remote is `PECO_REMOTE` (an address), or else the commit's default one.
 
     Raises:
         PecoError: an input is missing, there is no remote, or it can't be reached.
     """
     tracked = pointers(sha, inputs)
     config: dict[str, Any] = {}
-    if url := env.get("PECO_REMOTE"):
+    if url := REMOTE.text(env):
         settings = {"url": url}
-        if endpoint := env.get("PECO_REMOTE_ENDPOINT"):
+        if endpoint := REMOTE_ENDPOINT.text(env):
             settings["endpointurl"] = endpoint
         config = {"core": {"remote": "pipeline"}, "remote": {"pipeline": settings}}
     elif not (name := _default_remote(sha)):
         raise PecoError(
-            f"commit {sha[:7]} names no DVC remote, by which the steps hand on their results; "
-            "`dvc remote add -d NAME ADDRESS`, commit and push, or set PECO_REMOTE=ADDRESS"
+            f"commit {sha[:7]} names no DVC remote, through which the steps pass on their results; "
+            f"`dvc remote add -d NAME ADDRESS`, commit and push, or set {REMOTE.name}=ADDRESS"
         )
     else:
         config = {"core": {"remote": name}}
     for pointer in tracked:
         for path in _missing(yaml.safe_load(read(sha, pointer)), config):
-            place = PurePosixPath(pointer).parent / path
-            raise PecoError(f"{place}: not on the DVC remote, from which the cluster takes it; `dvc push {pointer}`")
+            missing = PurePosixPath(pointer).parent / path
+            raise PecoError(
+                f"{missing}: not on the DVC remote, from which the cluster fetches it; `dvc push {pointer}`"
+            )
 
 
 def _default_remote(sha: str) -> str | None:
-    """The default DVC remote by the commit's own configuration: the user's own (config.local) stays on this machine."""
+    """The default DVC remote in the commit's configuration; the user's own (config.local) stays on this machine."""
     from dvc.config import Config
 
     with tempfile.NamedTemporaryFile() as file:
@@ -173,19 +173,19 @@ def _default_remote(sha: str) -> str | None:
 
 
 def _missing(pointer: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The paths of a `.dvc` file's outs that the remote lacks."""
+    """Paths of a `.dvc` file's outs that the remote lacks."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     if any("repo" in dep for dep in pointer.get("deps", ())):
-        return []  # an import from another DVC repository is fetched from there
+        return []  # DVC fetches an import from its own repository
     try:
         cloud = Repo(config=dict(config)).cloud
         if (remote := cloud.get_remote()).worktree or remote.fs.version_aware:
-            return []  # such a remote has no objects by hash
+            return []  # such a remote has no objects named by hash
         missing = []
         for out in pointer["outs"]:
-            # DVC pushes the list of a folder after all of its files, so that one object speaks for the folder.
+            # DVC pushes the list of a folder after all of its files: if the list is there, so is the folder.
             store = cloud.get_remote_odb(hash_name=out.get("hash", "md5-dos2unix"))
             try:
                 store.fs.info(store.oid_to_path(out["md5"]))
@@ -194,13 +194,5 @@ def _missing(pointer: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]
         return missing
     except DvcException as error:
         raise PecoError(f"DVC remote: {error}") from None
-    except Exception as error:  # each kind of remote has errors of its own
+    except Exception as error:  # each kind of remote has its own errors
         raise PecoError(f"DVC remote: can't be reached: {type(error).__name__}: {error}") from None
-
-
-def public(url: str) -> str:
-    """An address without the name and password that may stand in one of the web: pipelines are read by others."""
-    parts = urlsplit(url)
-    return (
-        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.scheme in ("http", "https") else url
-    )

@@ -1,8 +1,8 @@
-"""What one step of the Kubeflow pipeline does in its pod: run one stage of a commit through DVC, or collect the experiment.
+"""One step of the Kubeflow pipeline, in its pod: run one stage of a commit through DVC, or collect the experiment.
 
-A step fetches what the stage needs, lets DVC take the results from the run-cache or compute them, pushes them, and hands on the
-stage's lock entry. `pipelines.kfp.workspace` says where it does so and which variables it reads. It can be killed at any moment: its
-retry goes on in the same workspace. Status: 0, 2 after a line `error: …`, 128 + the signal where it was stopped.
+A step fetches the stage's inputs, lets DVC compute the results or take them from the run-cache, pushes them, and outputs the
+stage's lock entry. It works in a workspace (pipelines/kfp/workspace.py lists its variables). It can be killed at any moment: the
+retry resumes in the same workspace. Exit status: 0, 2 after a line `error: …`, 128 + the signal if it was stopped.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ import psutil  # type: ignore[import-untyped]
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
 from peco.report.charts import line_chart
-from peco.report.template import STYLE
+from peco.report.style import STYLE
 from pipelines.kfp import workspace
 from pipelines.kfp.workspace import Entry, Workspace
 from pipelines.workflow.git import git, without_secrets
-from pipelines.workflow.graph import load_graph
+from pipelines.workflow.graph import leaves, load_graph
 from pipelines.workflow.processes import Stopped, run_dvc
 
 EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
-# What DVC says to a person at a terminal.
+IDENTITY = {"NAME": "peco", "EMAIL": "peco@localhost"}  # author of experiments, unless git's variables name another
+# DVC's hints for a person at a terminal.
 NOISE = re.compile(r"\s*$|To (track|enable) |\t(git add|dvc config) |Use `dvc push`|(Generat|Updat)ing lock file")
 
 
-class Metrics(Protocol):
-    """What Kubeflow shows as numbers."""
+class MetricsArtifact(Protocol):
+    """kfp's artifact for the numbers that Kubeflow shows."""
 
     def log_metric(self, metric: str, value: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step went. Seconds are those of the stage's command, and of the step before and after it."""
+    """The result of a step, with the seconds that the stage's command took, and the step before and after it."""
 
     stage: str
     computed: bool
@@ -59,12 +60,12 @@ class Outcome:
     after: float
 
     def __str__(self) -> str:
-        how = f"computed in {self.seconds:.1f} s" if self.computed else "taken from the run-cache"
-        return f"step {self.stage}: {how}; overhead {self.before:.1f} s before, {self.after:.1f} s after"
+        result = f"computed in {self.seconds:.1f} s" if self.computed else "taken from the run-cache"
+        return f"step {self.stage}: {result}; overhead {self.before:.1f} s before, {self.after:.1f} s after"
 
     @classmethod
     def parse(cls, line: str) -> Outcome | None:
-        """The outcome that a line of a step's log states, if it does."""
+        """The outcome in a line of a step's log, None if it has none."""
         pattern = r"step (\S+): (?:computed in ([\d.]+) s|taken .*); overhead ([\d.]+) s before, ([\d.]+) s after\s*"
         if match := re.fullmatch(pattern, line):
             return cls(match[1], match[2] is not None, float(match[2] or 0), float(match[3]), float(match[4]))
@@ -78,7 +79,7 @@ def main(
     params: str,
     locks: list[str],
     *,
-    metrics: Metrics,
+    metrics: MetricsArtifact,
     page: str,
     lock: str,
     parameters: str,
@@ -87,38 +88,39 @@ def main(
     """Run one stage. The last five are its outputs: an object, and paths of files to write.
 
     Args:
-        stage: its name in dvc.yaml
-        repository: address of the git repository
-        revision: full hash of a commit in it
-        params: base64 of params.yaml
-        locks: lock entries of the stages it depends on, as their steps gave them
-        metrics: receives the scalar metrics
-        page: HTML: the report, or charts and numbers of the stage
-        lock: the stage's lock entry, for the steps after it
-        parameters: JSON of the stage's own parameters
-        computed: whether the stage ran, as against its results being taken from a run before
+        stage: its name in dvc.yaml.
+        repository: address of the git repository.
+        revision: full hash of a commit in it.
+        params: base64 of params.yaml.
+        locks: lock entries of the stages that it depends on, as their steps output them.
+        metrics: receives the scalar metrics.
+        page: HTML: the report, or charts and numbers of the stage.
+        lock: the stage's lock entry, for the steps after it.
+        parameters: JSON of the stage's own parameters.
+        computed: JSON: true if the stage ran, false if its results come from an earlier run.
 
     Raises:
         SystemExit: it failed or was stopped.
     """
-    begun = psutil.Process().create_time()  # so that starting Python counts
+    # The start of Python counts too.
+    begun = psutil.Process().create_time()
     with _ending(stage), workspace.git_credentials():
-        with workspace.prepared(stage, repository, revision, params, decode_entries(locks)) as place:
+        with workspace.prepared(stage, repository, revision, params, decode_entries(locks)) as prepared:
             watch = _Watch(stage)
-            _fetch(place)
-            if run_dvc(["repro", "--single-item", "--pull", stage], cwd=place.path, show=watch):
-                raise PecoError("not finished; the reason stands above. Fix it and retry: it goes on from there")
-            entry = place.entry()
+            _fetch(prepared)
+            if run_dvc(["repro", "--single-item", "--pull", stage], cwd=prepared.path, show=watch):
+                raise PecoError("not finished; see the reason above. Fix it and retry: the stage resumes")
+            entry = prepared.entry()
             reproduced = time.time()
-            if run_dvc(["push", "--run-cache", stage], cwd=place.path, show=_show):
+            if run_dvc(["push", "--run-cache", stage], cwd=prepared.path, show=_show):
                 raise PecoError(
-                    "finished, but its results can't be pushed; the reason stands above. Fix it and retry: it only pushes"
+                    "finished, but its results can't be pushed; see the reason above. Fix it and retry: it only pushes"
                 )
-            numbers = _numbers(place)
+            numbers = _numbers(prepared)
             for name, value in numbers.items():
                 metrics.log_metric(name, value)
-            _write(page, _page(place, numbers))
-            _write(parameters, json.dumps(_leaves(place.parameters)))
+            _write(page, _page(prepared, numbers))
+            _write(parameters, json.dumps(_parameters(prepared.parameters)))
             _write(computed, json.dumps(watch.started is not None))
             _write(lock, encode_entry(stage, entry))
         started = watch.started or reproduced
@@ -128,13 +130,13 @@ def main(
 
 
 def collect(repository: str, revision: str, params: str, locks: list[str], experiment: str, *, commit: str) -> None:
-    """Make the run a DVC experiment: a commit on top of `revision` with params.yaml and dvc.lock, pushed under its ref.
+    """Make a DVC experiment of the run: a commit on top of `revision` with params.yaml and dvc.lock, pushed under its ref.
 
     Args:
-        repository, revision, params: as for `main`
-        locks: the lock entries of all stages
-        experiment: its name
-        commit: path of the file to write the commit's hash to
+        repository, revision, params: as for `main`.
+        locks: the lock entries of all stages.
+        experiment: its name.
+        commit: path of a file to which the commit's hash is written.
 
     Raises:
         SystemExit: it failed or was stopped.
@@ -147,33 +149,30 @@ def collect(repository: str, revision: str, params: str, locks: list[str], exper
         (root / "params.yaml").write_bytes(text)
         order = list(load_graph(root).stages)
         if missing := sorted(set(order) ^ set(entries)):
-            raise PecoError(f"the steps give other stages than dvc.yaml at {revision[:7]} has: {', '.join(missing)}")
+            raise PecoError(f"the steps' stages differ from those of dvc.yaml at {revision[:7]}: {', '.join(missing)}")
         lock = workspace.lock_text({name: entries[name] for name in order})
         (root / "dvc.lock").write_text(lock, encoding="utf-8")
         git("add", "--force", "--", "params.yaml", "dvc.lock", cwd=root)
         tree = git("write-tree", cwd=root).strip()
-        names = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in _IDENTITY.items()}
+        names = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in IDENTITY.items()}
         env = {name: os.environ.get(name) or value for name, value in names.items()}
-        made = git("commit-tree", tree, "-p", revision, "-m", f"Experiment {experiment}", cwd=root, env=env).strip()
-        made = _publish(root, repository, f"refs/exps/{revision[:2]}/{revision[2:]}/{experiment}", made, tree)
-        _write(commit, made)
-        print(f"experiment {experiment}: {made}", flush=True)
-
-
-_IDENTITY = {"NAME": "peco", "EMAIL": "peco@localhost"}
+        sha = git("commit-tree", tree, "-p", revision, "-m", f"Experiment {experiment}", cwd=root, env=env).strip()
+        sha = _publish(root, repository, f"refs/exps/{revision[:2]}/{revision[2:]}/{experiment}", sha, tree)
+        _write(commit, sha)
+        print(f"experiment {experiment}: {sha}", flush=True)
 
 
 def check_name(experiment: str) -> None:
-    """Raises PecoError where git or DVC would refuse the name of an experiment."""
+    """Raise PecoError for a name of an experiment that git or DVC would refuse."""
     if not EXPERIMENT.fullmatch(experiment) or experiment.endswith(".lock"):
         raise PecoError(f"experiment {experiment!r} is not allowed; use letters, digits, `-`, `_` and `.`")
 
 
-def _publish(root: Path, repository: str, ref: str, made: str, tree: str) -> str:
-    """Push the commit under the ref and return it, or the one that is there with the same content, from an earlier try."""
+def _publish(root: Path, repository: str, ref: str, sha: str, tree: str) -> str:
+    """Push the commit under the ref and return it, or the one with the same content that an earlier try has pushed."""
     try:
-        git("push", "--quiet", "--", repository, f"{made}:{ref}", cwd=root)
-        return made
+        git("push", "--quiet", "--", repository, f"{sha}:{ref}", cwd=root)
+        return sha
     except PecoError as error:
         refused = error
     try:
@@ -184,12 +183,12 @@ def _publish(root: Path, repository: str, ref: str, made: str, tree: str) -> str
             "credentials of this step and retry"
         ) from None
     if git("rev-parse", "FETCH_HEAD^{tree}", cwd=root).strip() != tree:
-        raise PecoError(f"{ref.rpartition('/')[2]} is another experiment already; submit again under another name")
+        raise PecoError(f"{ref.rpartition('/')[2]} is already another experiment; submit again under another name")
     return git("rev-parse", "FETCH_HEAD", cwd=root).strip()
 
 
 def encode_entry(stage: str, entry: Entry) -> str:
-    """A lock entry as a pipeline parameter: packed, since all of them together go through one command line."""
+    """A lock entry as a pipeline parameter: compressed, since one command line holds all of them."""
     return base64.b64encode(zlib.compress(json.dumps([stage, entry]).encode(), 9)).decode()
 
 
@@ -197,7 +196,7 @@ def decode_entries(texts: list[str]) -> dict[str, Entry]:
     """Lock entries by stage.
 
     Raises:
-        PecoError: one is no text of `encode_entry`.
+        PecoError: one doesn't come from `encode_entry`.
     """
     try:
         pairs = [json.loads(zlib.decompress(base64.b64decode(text, validate=True))) for text in texts]
@@ -208,7 +207,7 @@ def decode_entries(texts: list[str]) -> dict[str, Entry]:
 
 @contextlib.contextmanager
 def _ending(name: str) -> Iterator[None]:
-    """Turn errors and stops into one line and a status."""
+    """Turn errors and stops into one line and an exit status."""
 
     def end(number: signal.Signals) -> None:
         if not stop.second:
@@ -219,22 +218,20 @@ def _ending(name: str) -> Iterator[None]:
     try:
         with stop:
             yield
-    except (PecoError, OSError) as error:  # a volume that is full, or not this user's
+    except (PecoError, OSError) as error:  # OSError: a volume that is full, or belongs to another user
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.status if isinstance(error, Stopped) else 2)
 
 
-def _fetch(place: Workspace) -> None:
-    """Bring the stage's inputs into the workspace, whole ones too where a killed step left a part."""
-    targets = place.fetched()
-    if targets and run_dvc(["pull", "--force", *targets], cwd=place.path, show=_show):
-        raise PecoError(
-            f"its inputs ({', '.join(targets)}) can't be fetched; the reason stands above. Fix it and retry"
-        )
+def _fetch(prepared: Workspace) -> None:
+    """Fetch the stage's inputs into the workspace, and again those that a killed step left incomplete."""
+    targets = prepared.inputs()
+    if targets and run_dvc(["pull", "--force", *targets], cwd=prepared.path, show=_show):
+        raise PecoError(f"its inputs ({', '.join(targets)}) can't be fetched; see the reason above. Fix it and retry")
 
 
 class _Watch:
-    """Shows DVC's lines and notes when the stage's command started and ended."""
+    """Callback for DVC's lines: shows them, and records when the stage's command started and ended."""
 
     def __init__(self, stage: str) -> None:
         self.started: float | None = None
@@ -245,7 +242,8 @@ class _Watch:
         if line.startswith(self._start):
             self.started = time.time()
         elif not (NOISE.match(line) or line.startswith("> ")):
-            self.ended = time.time()  # the launcher writes its last line when the stage has ended
+            # The launcher writes its last line when the stage has ended.
+            self.ended = time.time()
         _show(line)
 
 
@@ -259,13 +257,12 @@ def _write(path: str, text: str) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def _numbers(place: Workspace) -> dict[str, float]:
-    """Scalars of the stage's metrics, `a.b` for nested ones."""
-
+def _numbers(prepared: Workspace) -> dict[str, float]:
+    """Scalars of the stage's metrics; a nested one is named `a.b`."""
     found: dict[str, Any] = {}
-    for out in place.stage.outs:
+    for out in prepared.stage.outs:
         if out.endswith(".json"):
-            found |= _leaves(json.loads((place.path / out).read_text(encoding="utf-8")))
+            found |= leaves(json.loads((prepared.path / out).read_text(encoding="utf-8")))
     return {
         name: value
         for name, value in found.items()
@@ -273,31 +270,25 @@ def _numbers(place: Workspace) -> dict[str, float]:
     }
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Values by their dotted names. Kubeflow knows no null, neither as a parameter nor in one."""
-    if not isinstance(value, dict):
-        return {name: "null" if value is None else value}
-    return {
-        key: leaf
-        for inner, item in value.items()
-        for key, leaf in _leaves(item, f"{name}.{inner}" if name else str(inner)).items()
-    }
+def _parameters(values: dict[str, Any]) -> dict[str, Any]:
+    """The parameters by their dotted keys. Kubeflow has no null, neither as a parameter nor in one."""
+    return {key: "null" if value is None else value for key, value in leaves(values).items()}
 
 
-def _page(place: Workspace, numbers: dict[str, float]) -> str:
-    """The stage's own page, or one with its curves and numbers."""
-    for out in place.stage.outs:
+def _page(prepared: Workspace, numbers: dict[str, float]) -> str:
+    """The HTML page that the stage writes, or else one with its curves and numbers."""
+    for out in prepared.stage.outs:
         if out.endswith(".html"):
-            return (place.path / out).read_text(encoding="utf-8")
+            return (prepared.path / out).read_text(encoding="utf-8")
     figures = []
-    for file in sorted(file for out in place.stage.outs for file in (place.path / out).glob("*.tsv")):
+    for file in sorted(file for out in prepared.stage.outs for file in (prepared.path / out).glob("*.tsv")):
         header, *rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
         points = [(float(row[0]), float(row[1])) for row in rows]
         if any(math.isfinite(y) for _, y in points):
-            chart = line_chart(points, label=f"{place.stage.name}: {header[1]}", x_label=header[0])
+            chart = line_chart(points, label=f"{prepared.stage.name}: {header[1]}", x_label=header[0])
             figures.append(f"<figure><figcaption><b>{html.escape(header[1])}</b></figcaption>{chart}</figure>")
     rows_ = [f"<tr><th>{html.escape(name)}</th><td>{value:.6g}</td></tr>" for name, value in numbers.items()]
-    title = html.escape(place.stage.name)
+    title = html.escape(prepared.stage.name)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
         f'<body><h1>{title}</h1><div class="grid">{"".join(figures)}</div><table>{"".join(rows_)}</table></body></html>\n'

@@ -1,15 +1,16 @@
-"""The folder in which a pipeline step runs its stage: a checkout of one commit, where DVC finds what the stage needs to run alone.
+"""The folder in which a pipeline step runs its stage: a checkout of one commit, prepared so that DVC can run the stage alone.
 
-Its name holds a key of all that goes in (commit, stage, the stage's parameters, the lock entries of the stages it depends on), so a
-retried step finds it again and goes on, and equal steps of different runs wait for each other. It appears in one rename.
+Its name holds a hash of everything that goes in (commit, stage, the stage's parameters, the lock entries of the stages that it
+depends on). So a retried step finds it again and resumes, and equal steps of different runs wait for each other.
+It is created by one rename.
 
-Environment:
-    PECO_WORKSPACES: folder of the workspaces (.work/pipeline/workspaces)
-    PECO_WORK: folder of the stages' working files; by default beside the workspaces
+Environment (pipelines/workflow/environment.py):
+    PECO_WORKSPACES: folder of the workspaces
+    PECO_WORK: folder of the stages' working files; by default next to the workspaces
     PECO_CACHE: DVC cache that all steps share; by default each workspace has its own
     PECO_REMOTE, PECO_REMOTE_ENDPOINT: DVC remote, and the address of an S3 server; by default the repository's own remote
     PECO_GIT_CREDENTIALS: folder with `password` and `username`, or `ssh-privatekey` and `known_hosts`
-    PECO_GRACE_SECONDS: how long what a killed step left running may take to end (60)
+    PECO_GRACE_SECONDS: time that processes which a killed step left running have to end
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
@@ -37,54 +37,65 @@ import yaml
 from ruamel.yaml import YAML
 
 from peco.core import locks
+from peco.core.environment import WORK
 from peco.core.errors import PecoError
-from pipelines.workflow.environment import GRACE_SECONDS
-from pipelines.workflow.git import git, without_secrets
-from pipelines.workflow.graph import Stage, load_graph
+from pipelines.workflow import environment
+from pipelines.workflow.git import git, read_file, without_secrets
+from pipelines.workflow.graph import Stage, load_graph, lookup
 from pipelines.workflow.processes import end_processes
 
 Entry = dict[str, Any]  # of dvc.lock, for one stage
-REMOTE = "pipeline"
-DEFAULT = ".work/pipeline/workspaces"
+REMOTE = "pipeline"  # name of the DVC remote
 
 
 @dataclass(frozen=True)
 class Workspace:
+    """A prepared workspace.
+
+    Attributes:
+        path: the folder.
+        stage: the stage to run.
+        parameters: the stage's own parameters by their keys.
+        upstream: the lock entries of the stages that it depends on.
+    """
+
     path: Path
     stage: Stage
-    parameters: dict[str, Any]  # the stage's own
+    parameters: dict[str, Any]
     upstream: dict[str, Entry]
 
-    def fetched(self) -> list[str]:
-        """What the stage depends on that git does not hold, as DVC can be asked for it."""
+    def inputs(self) -> list[str]:
+        """The stage's dependencies that git doesn't hold, as targets of `dvc pull`."""
         outs = [out["path"] for entry in self.upstream.values() for out in entry.get("outs", [])]
         tracked = git("--literal-pathspecs", "ls-files", "-z", "--", *self.stage.deps, cwd=self.path).split("\0")
         targets = []
         for dep in self.stage.deps:
             if any(_within(dep, out) for out in outs):
                 targets.append(dep)
-            elif inner := [out for out in outs if _within(out, dep)]:  # a folder that holds outs, and is none itself
+            elif inner := [out for out in outs if _within(out, dep)]:  # a folder that holds outs
                 targets += inner
             elif not any(_within(name, dep) for name in tracked):
                 targets.append(dep)
         return targets
 
     def entry(self) -> Entry:
-        """The lock entry of the stage, which DVC has just run.
+        """The lock entry of the stage after DVC has run it.
 
         Raises:
-            PecoError: its inputs are not what the stages before it made.
+            PecoError: its inputs differ from the results of the stages before it.
         """
         entry = read_lock((self.path / "dvc.lock").read_text(encoding="utf-8"))[self.stage.name]
         made = {out["path"]: out.get("md5") for other in self.upstream.values() for out in other.get("outs", [])}
         for dep in entry.get("deps", []):
             if made.get(dep["path"], dep.get("md5")) != dep.get("md5"):
-                raise PecoError(f"{dep['path']} is not what the stage before it made; delete {self.path} and retry")
+                raise PecoError(
+                    f"{dep['path']} differs from the result of the stage before it; delete {self.path} and retry"
+                )
         return entry
 
 
 def decode_params(text: str) -> bytes:
-    """params.yaml out of a pipeline parameter.
+    """params.yaml from a pipeline parameter.
 
     Raises:
         PecoError: it is not base64 of a YAML mapping.
@@ -99,7 +110,7 @@ def decode_params(text: str) -> bytes:
 
 
 def read_lock(text: str) -> dict[str, Entry]:
-    """The entries of a dvc.lock. DVC writes YAML 1.2, in which 1e-05 is a number; PyYAML would read a text."""
+    """The entries of a dvc.lock. DVC writes YAML 1.2, in which 1e-05 is a number; PyYAML would read a string."""
     found = YAML(typ="safe", pure=True).load(text) or {}
     return dict(found.get("stages") or {})
 
@@ -109,21 +120,21 @@ def lock_text(entries: Mapping[str, Entry]) -> str:
     stream = io.StringIO()
     dumper = YAML()
     dumper.default_flow_style = False
-    dumper.dump({"schema": "2.0", "stages": dict(entries)}, stream)
+    dumper.dump({"schema": "2.0", "stages": {str(name): entry for name, entry in entries.items()}}, stream)
     return stream.getvalue()
 
 
 @contextlib.contextmanager
 def prepared(name: str, repository: str, revision: str, params: str, upstream: dict[str, Entry]) -> Iterator[Workspace]:
-    """The workspace of a step, locked, with everything in place but data; removed when the step has ended well.
+    """The workspace of a step, locked, with everything but data; removed when the step has succeeded.
 
-    Sets the environment of what runs in it: PECO_WORK, PECO_JOB_KEY, PATH.
+    Sets PECO_WORK and PECO_JOB_KEY for the processes in it.
 
     Raises:
         PecoError: a parameter is wrong, the commit can't be fetched, or its dvc.yaml has another graph than the pipeline.
     """
     text = decode_params(params)
-    base = Path(os.environ.get("PECO_WORKSPACES") or DEFAULT).absolute()
+    base = Path(environment.WORKSPACES.text()).absolute()
     with _temporary(base) as fresh:
         fresh.mkdir()
         checkout(repository, revision, fresh)
@@ -133,41 +144,41 @@ def prepared(name: str, repository: str, revision: str, params: str, upstream: d
         expected = {before for after, before in graph.edges if after == name}
         if expected != set(upstream):
             raise PecoError(
-                f"depends on {_joined(expected)} at {revision[:7]}, and the pipeline gives it {_joined(set(upstream))}; "
+                f"depends on {_joined(expected)} at {revision[:7]}, but the pipeline passes it {_joined(set(upstream))}; "
                 "compile the pipeline at that commit"
             )
-        own = _values(stage, yaml.safe_load(text))
+        values = yaml.safe_load(text)
+        own = {key: lookup(values, key) for key in stage.params}
         parts = json.dumps([revision, name, own, upstream], sort_keys=True, default=str)
         key = hashlib.sha256(parts.encode()).hexdigest()[:16]
-        place = base / f"{stage.name.role}-{key}"
-        work = Path(os.environ.get("PECO_WORK") or base.with_name("work")).absolute() / place.name
-        with _exclusive(base / f"{place.name}.lock"):
-            # What a killed step left running on this machine.
-            end_processes("PECO_WORK", str(work), GRACE_SECONDS.integer())
-            if place.exists():
-                print(f"{name}: goes on in {place}", flush=True)
+        path = base / f"{stage.name.role}-{key}"
+        work = Path(WORK.text() if WORK.is_set() else base.with_name("work")).absolute() / path.name
+        with _exclusive(base / f"{path.name}.lock"):
+            # Processes that a killed step left running on this machine.
+            end_processes(WORK.name, str(work), environment.GRACE_SECONDS.integer())
+            if path.exists():
+                print(f"{name}: resumes in {path}", flush=True)
                 shutil.rmtree(fresh, ignore_errors=True)
             else:
-                fresh.rename(place)
+                fresh.rename(path)
             work.mkdir(parents=True, exist_ok=True)
             os.environ |= {
-                "PECO_WORK": str(work),
-                "PECO_JOB_KEY": key,
-                # DVC runs `python …`, which must be this one; and lines are to come as they are written.
-                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+                WORK.name: str(work),
+                environment.JOB_KEY.name: key,
+                # Lines appear as they are written.
                 "PYTHONUNBUFFERED": "1",
             }
             os.environ.setdefault("DVC_SITE_CACHE_DIR", str(work / "site"))
-            workspace = Workspace(place, stage, own, upstream)
+            workspace = Workspace(path, stage, own, upstream)
             _arrange(workspace)
             yield workspace
             shutil.rmtree(work, ignore_errors=True)
-            place.rename(fresh)
+            path.rename(fresh)
 
 
 @contextlib.contextmanager
 def _temporary(base: Path) -> Iterator[Path]:
-    """A path for a folder that is gone afterwards, and for one of a killed step as soon as another step comes."""
+    """A path for a folder, which is removed afterwards; the next step removes that of a killed one."""
     base.mkdir(parents=True, exist_ok=True)
     for path in base.glob(".new-*.lock"):
         with contextlib.suppress(OSError), path.open() as file:
@@ -186,7 +197,7 @@ def _temporary(base: Path) -> Iterator[Path]:
 
 
 def checkout(repository: str, revision: str, folder: Path) -> None:
-    """Fetch one commit, and nothing else where the server allows it, and check it out.
+    """Fetch one commit, alone if the server allows it, and check it out.
 
     Raises:
         PecoError: the repository can't be reached or lacks the commit.
@@ -197,7 +208,7 @@ def checkout(repository: str, revision: str, folder: Path) -> None:
     try:
         git("fetch", "--quiet", "--no-tags", "--depth=1", "--", repository, revision, cwd=folder)
     except PecoError:
-        # Some servers give no commit by its hash.
+        # Some servers don't serve a commit by its hash.
         refs = ("+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*")
         try:
             git("fetch", "--quiet", "--no-tags", "--", repository, *refs, cwd=folder)
@@ -216,20 +227,21 @@ def checkout(repository: str, revision: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def git_credentials() -> Iterator[None]:
-    """Let git use what `$PECO_GIT_CREDENTIALS` holds: the files of a Kubernetes secret for basic or SSH authentication."""
-    folder = Path(os.environ.get("PECO_GIT_CREDENTIALS") or os.devnull)
+    """Let git use the files in `$PECO_GIT_CREDENTIALS`, a Kubernetes secret for basic or SSH authentication."""
+    folder = Path(environment.GIT_CREDENTIALS.text() or os.devnull)
     with tempfile.TemporaryDirectory() as private:
         if (folder / "password").is_file():
-            at = shlex.quote(str(folder))
-            user = f"username=$(cat {at}/username 2>/dev/null || echo git)"
-            helper = f'!f() {{ echo "{user}"; echo "password=$(cat {at}/password)"; }}; f'
+            quoted = shlex.quote(str(folder))
+            user = f"username=$(cat {quoted}/username 2>/dev/null || echo git)"
+            helper = f'!f() {{ echo "{user}"; echo "password=$(cat {quoted}/password)"; }}; f'
             os.environ |= {
                 "GIT_CONFIG_COUNT": "1",
                 "GIT_CONFIG_KEY_0": "credential.helper",
                 "GIT_CONFIG_VALUE_0": helper,
             }
         if (folder / "ssh-privatekey").is_file():
-            key = Path(private) / "key"  # ssh refuses a key that others can read, as files of a secret are
+            # ssh refuses a key that others can read, and they can read the files of a secret.
+            key = Path(private) / "key"
             key.touch(0o600)
             key.write_bytes((folder / "ssh-privatekey").read_bytes())
             hosts = f" -o UserKnownHostsFile={folder / 'known_hosts'}" if (folder / "known_hosts").is_file() else ""
@@ -238,15 +250,15 @@ def git_credentials() -> Iterator[None]:
 
 
 def _arrange(workspace: Workspace) -> None:
-    """Write dvc.lock and DVC's local configuration, and drop what a killed DVC left behind."""
-    # Its file of locks names processes by number, which in another pod belong to something else.
+    """Write dvc.lock and DVC's local configuration, and remove the temporary files of a killed DVC."""
+    # DVC's file of locks names processes by their ids, which in another pod belong to other processes.
     shutil.rmtree(workspace.path / ".dvc" / "tmp", ignore_errors=True)
     name = workspace.stage.name
     with contextlib.suppress(FileNotFoundError):
         (workspace.path / "dvc.lock").unlink()
     committed: dict[str, Entry] = {}
     if git("ls-files", "--", "dvc.lock", cwd=workspace.path):
-        committed = read_lock(git("show", "HEAD:dvc.lock", cwd=workspace.path))
+        committed = read_lock(read_file("HEAD", "dvc.lock", cwd=workspace.path).decode())
     own = {name: committed[name]} if name in committed else {}
     if entries := own | workspace.upstream:
         (workspace.path / "dvc.lock").write_text(lock_text(entries), encoding="utf-8")
@@ -259,10 +271,10 @@ def _config(folder: Path) -> str:
     Raises:
         PecoError: neither the environment nor the repository names a remote.
     """
-    remote, endpoint, cache = (os.environ.get(f"PECO_{name}") for name in ("REMOTE", "REMOTE_ENDPOINT", "CACHE"))
-    # DVC's reports of use and look-ups of its newest version would outlive the step.
+    remote, endpoint = environment.REMOTE.text(), environment.REMOTE_ENDPOINT.text()
+    # DVC's usage reports and its check for a newer version would outlive the step.
     lines = ["[core]", "analytics = false", "check_update = false", *([f"remote = {REMOTE}"] if remote else [])]
-    if cache:
+    if cache := environment.CACHE.text():
         lines += ["[cache]", f'dir = "{Path(cache).absolute()}"', "type = reflink,symlink,copy", "shared = group"]
     if remote:
         lines += [f"['remote \"{REMOTE}\"']", f'url = "{remote}"']
@@ -271,24 +283,15 @@ def _config(folder: Path) -> str:
         parser = configparser.ConfigParser(strict=False, interpolation=None)
         parser.read(folder / ".dvc" / "config", encoding="utf-8")
         if not parser.get("core", "remote", fallback=""):
-            raise PecoError("no DVC remote: set PECO_REMOTE, or commit one (`dvc remote add -d NAME URL`)")
+            raise PecoError(
+                f"no DVC remote: set {environment.REMOTE.name}, or commit one (`dvc remote add -d NAME URL`)"
+            )
     return "\n".join([*lines, ""])
-
-
-def _values(stage: Stage, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The stage's own parameters by their keys; DVC complains of one that is missing."""
-    found: dict[str, Any] = {}
-    for key in stage.params:
-        value: Any = params
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        found[key] = value
-    return found
 
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file, which is gone afterwards."""
+    """Hold the lock file, and remove it afterwards."""
     announced = False
     while True:
         with path.open("a") as file:
