@@ -1,29 +1,35 @@
-"""A DVC repository with the parameters of `smoke` and one cheap stage that writes all metrics, for what runs experiments."""
+"""A DVC repository with the parameters of `smoke` and one cheap stage that writes all metrics, for tests of experiments."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipelines.workflow.compose import compose_params, render
 
 ROOT = Path(__file__).parents[1]
 
-# Notes beside the repository that it ran, fails or waits as files there say, and writes what the tables need.
+# In the folder that is its argument it appends to the file `ran`, fails if `bad` exists and waits while `hold` exists; then it
+# writes the metrics that the tables need.
 STAGE = """\
 import json, pathlib, sys, time, yaml
-beside, params = pathlib.Path(sys.argv[1]), yaml.safe_load(open("params.yaml"))
+folder, params = pathlib.Path(sys.argv[1]), yaml.safe_load(open("params.yaml"))
 seed, weight = params["seed"], params["tokenizer"]["adversarial"]["weight"]
-with (beside / "ran").open("a") as file:
+with (folder / "ran").open("a") as file:
     file.write(f"{weight:g} {seed}\\n")
-if weight and (beside / "bad").exists():
+if weight and (folder / "bad").exists():
     sys.exit("error: all: no such thing")
-while (beside / "hold").exists():
+while (folder / "hold").exists():
     time.sleep(0.05)
 for file, values in json.loads(pathlib.Path("values.json").read_text()).items():
     pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +64,8 @@ def shifted(by: float) -> dict[str, Any]:
     return {file: {key: value + by for key, value in values.items()} for file, values in FILES.items()}
 
 
-def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The repository `root`; the folder that it lies in is where its stage looks and notes. It becomes the current directory."""
+def make_project(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the repository `root` and change to it. Its stage reads and writes files in the folder above it."""
     root.mkdir()
     metrics = "".join(f"\n      - {file}" for file in FILES)
     (root / "dvc.yaml").write_text(
@@ -70,7 +76,7 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "values.json").write_text(json.dumps(FILES))
     (root / "params.yaml").write_text(render(compose_params("smoke", [])))
     (root / "data").mkdir()
-    (root / "data" / "scenes.yaml").write_text("what the parameters name\n")
+    (root / "data" / "scenes.yaml").write_text("the data set of the parameters\n")
     (root / ".gitignore").write_text("reports\n.work\n")
     monkeypatch.chdir(root)
     for name, value in {
@@ -88,3 +94,20 @@ def make(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         subprocess.run(command, check=True)
     return root
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def left_over(project: Path) -> list[psutil.Process]:
+    """Processes whose current directory is in the project."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(project):
+                found.append(process)
+    return found

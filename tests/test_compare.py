@@ -1,9 +1,8 @@
-"""`make compare`: experiments are repeated without repeating their work, and their metrics become a table a task."""
+"""`make compare`: experiments in clones of their own, and their metrics as one table per task."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cheap_project import FILES, make, shifted
+from cheap_project import FILES, left_over, make_project, shifted, wait_for
+from dvc.repo import Repo
 
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
 from pipelines import compare
-from pipelines.experiments import grids, tables
-from pipelines.experiments import page as comparison
-from pipelines.experiments import run as experiments
+from pipelines.experiments import command, grids, page, plan, results, single, tables
 from pipelines.experiments.dot_plot import dot_plot
-from pipelines.experiments.grids import VARIANTS, Point
+from pipelines.experiments.grids import VARIANTS, Variant
+from pipelines.experiments.plan import Experiment, Snapshot
+from pipelines.experiments.run import Runner
 from pipelines.workflow.compose import compose_params, render
 from pipelines.workflow.processes import single_instance
 
@@ -38,14 +38,14 @@ def cells(table: tables.Table) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def tabulate(results: dict[Point, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
-    found, left_out = tables.tabulate(results, PECO, PECO)
-    return {table.task.title: cells(table) for table in found}, left_out
+def tabulate(metrics: dict[Variant, list[dict[str, Any]]]) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
+    found, omitted = tables.tabulate(metrics, PECO, PECO)
+    return {table.kind.title: cells(table) for table in found}, omitted
 
 
-def test_there_is_a_table_a_task_with_every_baseline_and_variant() -> None:
-    found, left_out = tabulate({REGRESSION: [shifted(0)], PIXEL: [shifted(-0.1)], PECO: [shifted(0), shifted(0.02)]})
-    assert not left_out
+def test_there_is_one_table_per_task_with_every_baseline_and_variant() -> None:
+    found, omitted = tabulate({REGRESSION: [shifted(0)], PIXEL: [shifted(-0.1)], PECO: [shifted(0), shifted(0.02)]})
+    assert not omitted
     table = found["Classification"]
     assert list(table) == [
         "backbone", "---", "colour histogram", "raw pixels", "random initialisation", "pixel regression", "pixel codebook",
@@ -80,15 +80,15 @@ def test_there_is_a_table_a_task_with_every_baseline_and_variant() -> None:
     ]
 
 
-def test_what_was_skipped_says_so() -> None:
+def test_a_skipped_evaluation_is_marked_or_named_with_its_reason() -> None:
     off = {"skipped": "switched off (evaluate.tasks.detection)"}
     metrics: dict[str, Any] = {**FILES, "metrics/evaluate/linear.json": {"skipped": "train has no labels"}}
     metrics |= {"metrics/tokens.json": {"views": 0}, "metrics/evaluate/detection.json": off}
-    found, left_out = tabulate({PIXEL: [metrics], PECO: [metrics]})
+    found, omitted = tabulate({PIXEL: [metrics], PECO: [metrics]})
     assert found["Classification"]["PeCo"] == ["50.0", "skipped", "75.0", "-", "-", "21.50"]
     assert found["Classification"]["raw pixels"] == ["-", "skipped", "-", "-", "-", "-"]
     assert "Detection" not in found
-    assert left_out == ["Detection: switched off (evaluate.tasks.detection)"]
+    assert omitted == ["Detection: switched off (evaluate.tasks.detection)"]
 
 
 class Page(HTMLParser):
@@ -117,179 +117,214 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else_and_says_what_was_spent(tmp_path: Path) -> None:
-    odd = Point("odd", "<b> & co")
-    results = {odd: [shifted(-0.1)], PECO: [shifted(0), shifted(0.02)]}
-    found = comparison.describe(
-        "Comparison", "backbone", "PeCo.", CFG, [0, 1], ["tokens.views=1"], results, PECO, PECO,
-        ["resnet50 failed: error: no network"],
-    )  # fmt: skip
-    paths = comparison.write(found, tmp_path / "reports" / "compare")
+def test_the_page_loads_nothing_and_shows_the_budget(tmp_path: Path) -> None:
+    odd = Experiment(Variant("odd", "<b> & co"), 0, (), CFG, is_current=False)
+    peco = Experiment(PECO, 0, (), CFG, is_current=True)
+    measured = [(odd, shifted(-0.1)), (peco, shifted(0)), (peco, shifted(0.02))]
+    heading = page.Heading("Comparison", "backbone", "PeCo.")
+    found = page.describe(heading, measured, [0, 1], ["tokens.views=1"], ["resnet50 failed: error: no network"])
+    paths = page.write(found, tmp_path / "reports" / "compare")
     assert [path.name for path in paths] == ["compare.md", "compare.html"]
     markdown, text = (path.read_text() for path in paths)
     assert "Preset tiny, seeds 0 1, tokens.views=1; mean ± sample standard deviation" in markdown
     assert "tokenizer: 800 images, epochs: 4; pre-training: 2,016 images, epochs: 10" in markdown
     assert "resnet50 failed: error: no network" in markdown
-    page = Page(text)
-    assert not page.loads
+    parsed = Page(text)
+    assert not parsed.loads
     assert (
-        "<b> & co" in page.text
-        and "seeds 0 1, tokens.views=1;" in page.text
-        and "2,016 images, epochs: 10" in page.text
+        "<b> & co" in parsed.text
+        and "seeds 0 1, tokens.views=1;" in parsed.text
+        and "2,016 images, epochs: 10" in parsed.text
     )
-    assert len(re.findall('class="ours"><th scope="row">PeCo', text)) == len(tables.TASKS)
-    assert text.count("<svg") == sum(len(task.scores) for task in tables.TASKS)
-    comparison.write(found, tmp_path / "reports" / "compare")
+    assert len(re.findall('class="ours"><th scope="row">PeCo', text)) == len(tables.TASK_TABLES)
+    assert text.count("<svg") == sum(len(task.scores) for task in tables.TASK_TABLES)
+    page.write(found, tmp_path / "reports" / "compare")
     assert [path.read_text() for path in paths] == [markdown, text]
 
 
-def test_a_plot_has_a_dot_a_seed_within_its_frame() -> None:
+def test_a_plot_has_one_dot_per_seed_within_its_frame() -> None:
     plot = dot_plot([("one", [0.5, 0.7], False), ("two", [0.6], True)], label="kNN")
-    places = [float(x) for x in re.findall(r'cx="([\d.]+)"', plot)]
-    assert len(places) == 3
-    assert 22 <= min(places) < max(places) <= 298
+    xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', plot)]
+    assert len(xs) == 3
+    assert 22 <= min(xs) < max(xs) <= 298
     assert "<svg" in dot_plot([("flat", [3.0, 3.0], False)], label="all the same")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return make(tmp_path / "project", monkeypatch)
+    return make_project(tmp_path / "project", monkeypatch)
 
 
-def run(name: str, *settings: str) -> None:
-    """In a process of its own, since signal handlers are set."""
-    code = f"from pipelines.experiments.run import run; import sys; sys.exit(run({name!r}, {list(settings)!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
+def run(name: str, snapshot: Snapshot) -> None:
+    arguments = [name, snapshot.commit, snapshot.revision, "seed=1"]
+    subprocess.run(
+        [sys.executable, "-m", "pipelines.experiments.single", *arguments], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def test_an_experiment_is_run_again_without_running_its_stages_again(project: Path, tmp_path: Path) -> None:
-    run("one", "seed=1")
-    run("two", "seed=1")
+    first = plan.take_snapshot()
+    run("one", first)
+    run("two", first)
     assert (tmp_path / "ran").read_text() == "0 1\n"
-    first = experiments.commit()
-    assert experiments.finished(first) == {"one", "two"}
-    assert experiments.read_metrics("one", first)["metrics/evaluate/knn.json"] == {
+    assert results.finished(first.commit) == {"one", "two"}
+    assert results.read_metrics("one", first.commit)["metrics/evaluate/knn.json"] == {
         "accuracy": 0.51,
         "random_accuracy": 0.26,
     }
-    (project / "values.json").write_text(json.dumps(shifted(0.1)))  # a later commit has an experiment of its own
+    (project / "values.json").write_text(json.dumps(shifted(0.1)))  # a later commit has its own experiment
     subprocess.run(["git", "commit", "-qam", "later"], check=True)
-    later = experiments.commit()
-    assert not experiments.finished(later)
-    run("one", "seed=1")
-    subprocess.run(
-        ["git", "commit", "-qm", "last", "--allow-empty"], check=True
-    )  # DVC by itself finds the name ambiguous here
-    for commit, accuracy in ((first, 0.51), (later, 0.61)):
-        metrics = experiments.read_metrics("one", commit)
+    later = plan.take_snapshot()
+    assert not results.finished(later.commit)
+    run("one", later)
+    subprocess.run(["git", "commit", "-qm", "last", "--allow-empty"], check=True)
+    for commit, accuracy in ((first.commit, 0.51), (later.commit, 0.61)):
+        metrics = results.read_metrics("one", commit)
         assert metrics["metrics/evaluate/knn.json"]["accuracy"] == pytest.approx(accuracy)
     assert (tmp_path / "ran").read_text() == "0 1\n0 1\n"
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], check=True, capture_output=True, text=True).stdout
     assert refs.count("/one\n") == 2
     with pytest.raises(PecoError, match=r"^experiment three: ") as caught:
-        experiments.read_metrics("three", later)
+        results.read_metrics("three", later.commit)
     assert "\n" not in str(caught.value)
 
 
-def test_data_that_git_does_not_know_is_named(project: Path) -> None:
+def test_a_clone_has_what_git_knows_and_the_settings_of_the_repository(project: Path, tmp_path: Path) -> None:
+    assert plan.take_snapshot().revision == plan.take_snapshot().commit
+    (project / "stage.py").write_text("changed\n")
+    (project / "added.txt").write_text("added\n")
+    (project / "unknown.txt").write_text("unknown\n")
+    subprocess.run(["git", "add", "added.txt"], check=True)
+    subprocess.run(["git", "config", "user.name", "of this repository"], check=True)
+    (project / ".dvc" / "config.local").write_text("['remote \"store\"']\n    url = s3://store\n")
+    status = subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True).stdout
+    snapshot = plan.take_snapshot()
+    assert subprocess.run(["git", "status", "--porcelain"], check=True, capture_output=True).stdout == status
+    (project / "stage.py").write_text("changed again\n")
+    clone = tmp_path / "clone"
+    single.make_clone(clone, "", snapshot.commit, snapshot.revision)
+    assert (clone / "stage.py").read_text() == "changed\n"
+    assert (clone / "added.txt").exists() and not (clone / "unknown.txt").exists()
+    name = subprocess.run(["git", "config", "user.name"], cwd=clone, check=True, capture_output=True, text=True).stdout
+    assert name == "of this repository\n"
+    with Repo(clone) as repo:
+        assert repo.cache.local_cache_dir == str(project / ".dvc" / "cache")
+        assert repo.config["remote"]["store"]["url"] == "s3://store"
+
+
+def test_a_repository_without_its_history_can_run_experiments(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "commit", "-qm", "second", "--allow-empty"], check=True)
+    shallow = tmp_path / "shallow"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{project}", str(shallow)], check=True)
+    monkeypatch.chdir(shallow)
+    run("one", plan.take_snapshot())
+    assert results.finished(plan.take_snapshot().commit) == {"one"}
+
+
+def test_data_that_experiments_would_not_see_are_named(project: Path) -> None:
     (project / "data" / "photos.dvc").write_text("outs: []\n")
-    for wrong, told in (
+    for wrong, message in (
         ("missing", "does not exist; copy yours there"),
         ("boxes", "not tracked, .* run `dvc add data/boxes"),
     ):
         (project / "data" / "boxes").mkdir(exist_ok=True)
         (project / "data" / "boxes" / "1.jpg").touch()
-        with pytest.raises(PecoError, match=told):
-            experiments.check_inputs(parse_params(compose_params("tiny", [f"evaluate.detection.path=data/{wrong}"])))
-    boxes = parse_params(compose_params("tiny", ["evaluate.detection.path=data/photos/val"]))
+        with pytest.raises(PecoError, match=message):
+            plan.check_inputs(parse_params(compose_params("tiny", [f"evaluate.detection.path=data/{wrong}"])))
+    photos = parse_params(compose_params("tiny", ["evaluate.detection.path=data/photos/val"]))
     with pytest.raises(PecoError, match=r"`git add data/photos\.dvc`"):
-        experiments.check_inputs(boxes)
+        plan.check_inputs(photos)
     subprocess.run(["git", "add", "data"], check=True)
-    experiments.check_inputs(boxes)
+    plan.check_inputs(photos)
+
+
+def test_data_that_changed_since_they_were_added_are_named(project: Path) -> None:
+    images = project / "data" / "images"
+    images.mkdir()
+    (images / "1.jpg").write_text("one")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "-q", "data/images"], check=True)
+    subprocess.run(["git", "add", "."], check=True)
+    cfg = parse_params(compose_params("tiny", ["evaluate.detection.path=data/images"]))
+    plan.check_inputs(cfg)
+    (images / "1.jpg").unlink()
+    (images / "1.jpg").write_text("other")
+    with pytest.raises(PecoError, match=r"^data/images: changed since `dvc add`.*run `dvc add data/images` again$"):
+        plan.check_inputs(cfg)
+    (images / "1.jpg").unlink()
+    images.rmdir()  # the cache has it
+    plan.check_inputs(cfg)
+
+
+def test_changes_may_hold_any_bytes(project: Path) -> None:
     (project / "data" / "odd.txt").write_bytes(b"\xff\n")
     subprocess.run(["git", "add", "data"], check=True)
-    assert "xff" in experiments.changes()
+    assert "xff" in plan.take_snapshot().changes
+
+
+def snapshot(*overrides: str) -> Snapshot:
+    return Snapshot("c0", "c0", "", render(compose_params("tiny", list(overrides))))
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("tokenizer.perceptual.weight=0", r"^tokenizer\.perceptual\.weight: 0 in params\.yaml or SET, so PeCo would be the pixel"),
         ("pretrain.target=pixels", r"^pretrain\.target: pixels in params\.yaml or SET, so PeCo would be the pixel regression"),
         ("tokenizer.objective=vqkd", r"^tokenizer\.objective: vqkd in params\.yaml or SET, so PeCo would be the feature-d"),
     ],
 )  # fmt: skip
-def test_what_stands_must_be_peco(override: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PecoError, match=told):
+def test_the_current_parameters_must_be_those_of_peco(override: str, message: str) -> None:
+    with pytest.raises(PecoError, match=message):
         grids.variants(parse_params(compose_params("tiny", [override])), ["peco", "pixel"])
-    stand(tmp_path, monkeypatch)
-    with pytest.raises(PecoError, match=told):
-        compare.compare(["peco", "pixel"], [0], [override])
+    with pytest.raises(PecoError, match=message):
+        plan.plan(snapshot(), "compare", lambda config: grids.variants(config, ["peco", "pixel"]), [0], [override])
 
 
-def stand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the parameters of `tiny` in a folder without a repository."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PECO_WORK", str(folder))
-    monkeypatch.setattr(experiments, "check_inputs", lambda parameters: None)
-    monkeypatch.setattr(experiments, "commit", lambda: "c0")
-    monkeypatch.setattr(experiments, "changes", lambda: "")
-    (folder / "params.yaml").write_text(render(compose_params("tiny", [])))
-
-
-def test_an_edit_meanwhile_and_a_second_call_end_it_in_a_line(
+def test_a_second_call_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand(tmp_path, monkeypatch)
-    monkeypatch.setattr(experiments, "finished", lambda commit: set())
-    ran: list[str] = []
-
-    def run(name: str, settings: list[str]) -> int:
-        ran.append(name)
-        (tmp_path / "params.yaml").write_text(render(compose_params("tiny", ["tokens.views=1"])))
-        return 0
-
-    monkeypatch.setattr(experiments, "run", run)
-    assert compare.main(["--seeds", "0"]) == 2
-    assert len(ran) == 1 and ran[0].startswith("compare-tiny-peco-0-")
-    assert capsys.readouterr().err == "error: params.yaml or code changed since the start; run again\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "take_snapshot", snapshot)
+    monkeypatch.setattr(command, "check_inputs", lambda parameters: None)
     with single_instance("compare"):
         assert compare.main(["--seeds", "0"]) == 2
-    assert capsys.readouterr().err == "error: another `make compare` runs here; wait for its end\n"
+    assert capsys.readouterr().err == "error: another `make compare` runs here; wait until it has finished\n"
 
 
-@pytest.mark.parametrize("status", [255, 0])
-def test_a_stop_ends_it_and_starts_no_other_experiment(
-    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stand(tmp_path, monkeypatch)
-    monkeypatch.setattr(experiments, "finished", lambda commit: set())
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "dvc.py").write_text(
-        "import os, signal, sys, time\n"
-        "print('began', file=open('began', 'a'))\n"
-        f"signal.signal(signal.SIGINT, lambda *_: sys.exit({status}))\n"
-        f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(30)"
-    )
-    assert compare.main(["--seeds", "0"]) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err == "error: stopped; the same command goes on\n"
-    assert (tmp_path / "began").read_text().count("began") == 1
+def test_a_stop_ends_it_and_starts_no_other_experiment(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    command = [sys.executable, "-m", "pipelines.compare", "--seeds", "0", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_for((tmp_path / "ran").exists)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.splitlines()[-1] == "stopped: 0 of 4 are finished; the same command resumes"
+    assert (tmp_path / "ran").read_text() == "0 0\n"
+    assert not left_over(project)
 
 
-def test_what_has_finished_with_these_parameters_is_not_run_again(
+def test_experiments_with_the_same_parameters_are_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     done: set[str] = set()
-    monkeypatch.setattr(experiments, "finished", lambda commit: set(done))
-    monkeypatch.setattr(experiments, "run", lambda name, settings: done.add(name) or 0)
-    monkeypatch.setattr(experiments, "read_metrics", lambda name, commit: FILES)
-    compare.compare(["peco", "pixel"], [0], [])
-    assert len(done) == 2 and "ran before" not in capsys.readouterr().out
-    compare.compare(["peco", "pixel"], [0], [])
-    assert len(done) == 2 and capsys.readouterr().out.count("ran before") == 2
-    compare.compare(["peco", "pixel"], [0], ["pretrain.optim.epochs=1"])  # others beside them
-    assert len(done) == 4 and "ran before" not in capsys.readouterr().out
+    for module in ("run", "command"):
+        monkeypatch.setattr(f"pipelines.experiments.{module}.finished", lambda commit: set(done))
+    monkeypatch.setattr(Runner, "_start", lambda runner, name: done.add(name))
+    monkeypatch.setattr(compare, "take_snapshot", snapshot)
+    monkeypatch.setattr(command, "check_inputs", lambda parameters: None)
+    monkeypatch.setattr(command, "read_metrics", lambda name, commit: FILES)
+    for settings, before, after in (([], 0, 2), ([], 2, 2), (["--set", "pretrain.optim.epochs=1"], 0, 4)):
+        assert compare.main(["--seeds", "0", *settings]) == 0
+        assert f"2 experiments: {before} finished before" in capsys.readouterr().out
+        assert len(done) == after
+    assert (
+        sorted(name[: len("compare-tiny-peco-0-")] for name in done)
+        == ["compare-tiny-peco-0-"] * 2 + ["compare-tiny-pixel-0"] * 2
+    )
 
 
 def test_variants_come_in_their_order_and_by_their_names() -> None:
@@ -300,26 +335,28 @@ def test_variants_come_in_their_order_and_by_their_names() -> None:
         grids.variants(CFG, ["pixel", "vqkd"])
 
 
-def test_settings_that_undo_the_contrast_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(render(compose_params("tiny", [])))
-    points = grids.variants(CFG, list(VARIANTS))
-    planned = experiments.plan(points, [0, 0, 1], ["pretrain.optim.epochs=1"])
-    assert [(each.point.key, each.seed) for each in planned] == [(key, seed) for key in VARIANTS for seed in (0, 1)]
-    assert [each.point.key for each in planned if each.stands] == ["peco", "peco"]
-    assert all(each.config.pretrain.optim.epochs == 1 and each.config.seed == each.seed for each in planned)
+def planned(seeds: list[int], settings: list[str]) -> list[Experiment]:
+    variants = grids.variants(CFG, list(VARIANTS))
+    return list(plan.plan(snapshot(), "compare", lambda _: variants, seeds, settings).values())
+
+
+def test_settings_in_which_the_variants_differ_are_refused() -> None:
+    found = planned([0, 0, 1], ["pretrain.optim.epochs=1"])
+    assert [(each.variant.key, each.seed) for each in found] == [(key, seed) for key in VARIANTS for seed in (0, 1)]
+    assert [each.variant.key for each in found if each.is_current] == ["peco", "peco"]
+    assert all(each.config.pretrain.optim.epochs == 1 and each.config.seed == each.seed for each in found)
     for setting in (
         "tokenizer.perceptual.weight=2",
         "tokenizer.perceptual={weight:2}",
         "pretrain.target=pixels",
         "++tokenizer.objective=vqkd",
     ):
-        with pytest.raises(PecoError, match=r"^SET=.*: not allowed, since it is what the experiments differ in"):
-            experiments.plan(points, [0], [setting])
-    for setting, told in {
+        with pytest.raises(PecoError, match=r"^SET=.*: not allowed, the experiments differ in it"):
+            planned([0], [setting])
+    for setting, message in {
         "seed=3": "SEEDS", "pretrain.optim.lr=1,2": "several values", "pretrain.optim.epochs=-1": "pretrain.optim.epochs: -1",
         "pretrain.optim": "expected key=value", "pretrain.optim.sped=1": "pretrain.optim.sped=1",
     }.items():  # fmt: skip
-        with pytest.raises(PecoError, match=re.escape(told)) as caught:
-            experiments.plan(points, [0], [setting])
+        with pytest.raises(PecoError, match=re.escape(message)) as caught:
+            planned([0], [setting])
         assert "\n" not in str(caught.value)

@@ -1,1 +1,1 @@
-""""""
+"""Grids of DVC experiments: planning, running, tables and pages."""

@@ -1,234 +1,204 @@
-"""Points over seeds as DVC experiments: checked, named, run, and their metrics read."""
+"""Run experiments, several at a time. Finished ones are not run again."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
+import pty
+import re
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO
 
-import yaml
-
-from peco.core import config, schema
-from peco.core.errors import PecoError
-from peco.core.params import load_params, parse_params
-from pipelines.experiments.grids import Point
-from pipelines.experiments.tables import FILES, Metrics
-from pipelines.workflow import inputs, overrides
-from pipelines.workflow.git import git
-from pipelines.workflow.processes import run_dvc
-
-PARAMS = Path("params.yaml")
-CODE = ("peco", "pipelines", "dvc.yaml", "data")  # what results depend on, beside params.yaml
+from peco.core import workfiles
+from peco.core.stopping import POLL_SECONDS, StopSignals
+from pipelines.experiments.plan import Experiment, Snapshot
+from pipelines.experiments.results import finished
+from pipelines.experiments.single import CLONES
+from pipelines.workflow.environment import EXPERIMENTS
+from pipelines.workflow.processes import processes_with, stop_with_parent
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A point with a seed."""
+@dataclass
+class _Job:
+    """A running experiment.
 
-    point: Point
-    seed: int
-    settings: tuple[str, ...]  # all that is put on top of params.yaml
-    config: config.Config
-    stands: bool  # whether that comes to what stands anyway, but for the seed
-
-    @property
-    def title(self) -> str:
-        return f"{self.point.title}, seed {self.seed}"
-
-
-class State(NamedTuple):
-    """What experiments start from."""
-
-    commit: str
-    changes: str
-    params: bytes
-
-
-def state() -> State:
-    return State(commit(), changes(), PARAMS.read_bytes() if PARAMS.is_file() else b"")
-
-
-def check_unchanged(start: State) -> None:
-    """Check that an experiment which is taken from the workspace now is the one that was planned.
-
-    Raises:
-        PecoError: it isn't.
+    Attributes:
+        output: reading end of its output if that is shown, else None.
+        log: file with all its output.
     """
-    if state() != start:
-        raise PecoError("params.yaml or code changed since the start; run again")
+
+    name: str
+    process: subprocess.Popen[bytes]
+    start: float
+    output: int | None
+    log: BinaryIO
 
 
-def compose(settings: Sequence[str]) -> config.Config:
-    """The params.yaml that stands with the user's settings on top.
+class Runner:
+    """Runs the experiments of one call of a command. If one fails, the others still run.
 
-    Raises:
-        PecoError: there is none, or it or a setting is not allowed.
-    """
-    load_params(PARAMS)
-    _check_settings(settings, set())
-    return _compose(PARAMS.read_text(encoding="utf-8"), settings)
-
-
-def plan(points: Sequence[Point], seeds: Sequence[int], settings: Sequence[str]) -> list[Experiment]:
-    """Every point with every seed, on top of the params.yaml that stands; what comes to the same is there once.
+    With one job the lines of the experiments are shown, with several they go to log files only. After a stop signal no experiment
+    is started and the running ones save their work; a second signal ends them at once.
 
     Args:
-        settings: the user's, for all points.
+        command: the make target; its experiments' names begin with it.
+        experiments: by name, in the order in which they are to run.
+        snapshot: the state of the repository that they start from.
+        jobs: number of experiments at a time.
 
-    Raises:
-        PecoError: the parameters don't allow a point, which is named; a setting changes what the points differ in.
+    Attributes:
+        failed: the reasons of failures, by name.
+        stop: the stop signals.
     """
-    load_params(PARAMS)
-    _check_settings(settings, {setting.partition("=")[0] for point in points for setting in point.settings})
-    text = PARAMS.read_text(encoding="utf-8")
-    found: dict[str, Experiment] = {}
-    for seed in dict.fromkeys(seeds):
-        common = (f"seed={seed}", *settings)
-        stands = fingerprint(_compose(text, common))
-        for point in points:
+
+    def __init__(self, command: str, experiments: Mapping[str, Experiment], snapshot: Snapshot, jobs: int) -> None:
+        self.command, self.experiments, self.snapshot, self.jobs = command, experiments, snapshot, jobs
+        self.failed: dict[str, str] = {}
+        self.stop = StopSignals(self._on_stop)
+        self._running: list[_Job] = []
+        self._ended = 0
+        self._start_time = time.monotonic()
+
+    def run(self) -> None:
+        """Run until all experiments have ended or a stop signal came; then no process of theirs is left."""
+        with self.stop:
+            self._clear_leftovers()
+            before = finished(self.snapshot.commit)
+            left = deque(name for name in self.experiments if name not in before)
+            self._ended = len(self.experiments) - len(left)
+            _print(f"{len(self.experiments)} experiments: {self._ended} finished before")
             try:
-                composed = _compose(text, (*common, *point.settings))
-            except PecoError as error:
-                raise PecoError(f"{point.key}: {error}") from None
-            key = fingerprint(composed)
-            found.setdefault(key, Experiment(point, seed, (*common, *point.settings), composed, stands=key == stands))
-    order = {point.key: number for number, point in enumerate(points)}
-    return sorted(found.values(), key=lambda experiment: order[experiment.point.key])
+                while self._running or (left and not self.stop.first):
+                    while left and len(self._running) < self.jobs and not self.stop.first:
+                        self._start(left.popleft())
+                    time.sleep(POLL_SECONDS)
+                    self._follow()
+            finally:
+                for job in self._running:  # only if an error was raised
+                    job.process.terminate()
+                for job in self._running:
+                    job.process.wait()
+            workfiles.remove_finished()
+
+    def _clear_leftovers(self) -> None:
+        """Wait for processes that a killed call has left, and remove its clones."""
+        announced = False
+        while (found := processes_with(EXPERIMENTS.name, self._mark())) and not self.stop.first:
+            if not announced:
+                _print(f"waiting for process {min(found)} of an earlier call to end")
+            announced = True
+            time.sleep(POLL_SECONDS)
+        for clone in CLONES.glob(f"{self.command}-*") if not self.stop.first else ():
+            shutil.rmtree(clone, ignore_errors=True)
+
+    def _mark(self) -> str:
+        return f"{self.command} in {Path.cwd()}"
+
+    def _start(self, name: str) -> None:
+        path = log_path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("wb")
+        env = {**os.environ, EXPERIMENTS.name: self._mark()}
+        reading, writing = None, log.fileno()
+        if self.jobs == 1:
+            # A terminal of its own, so that stages show progress bars.
+            terminal = sys.stdout.isatty() and sys.stderr.isatty()
+            reading, writing = pty.openpty() if terminal else os.pipe()
+            os.set_blocking(reading, False)
+            env |= {"COLUMNS": str(shutil.get_terminal_size().columns)} if terminal else {}
+        snapshot, settings = self.snapshot, self.experiments[name].settings
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.experiments.single", name, snapshot.commit, snapshot.revision, *settings],
+            env=env, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing, process_group=0, preexec_fn=stop_with_parent,
+        )  # fmt: skip
+        if reading is not None:
+            os.close(writing)
+        self._running.append(_Job(name, process, time.monotonic(), reading, log))
+        self._report(name, "running" if self.jobs == 1 else f"running; its log is {path}")
+        if self.stop.first:  # it came while this was being started
+            process.terminate()
+
+    def _follow(self) -> None:
+        """Show new lines of the running experiments, and report those that have ended."""
+        for job in list(self._running):
+            ended = job.process.poll() is not None
+            if job.output is not None:
+                _copy(job.output, job.log)
+            if not ended:
+                continue
+            self._running.remove(job)
+            job.log.close()
+            if job.output is not None:
+                os.close(job.output)
+            if job.name in finished(self.snapshot.commit):
+                self._ended += 1
+                self._report(job.name, f"finished after {_since(job.start)}")
+            elif self.stop.first:
+                self._report(job.name, "stopped")
+            else:
+                self._ended += 1
+                self.failed[job.name] = _reason(job)
+                self._report(job.name, f"failed: {self.failed[job.name]}")
+
+    def _report(self, name: str, event: str) -> None:
+        count = f"{self._ended} of {len(self.experiments)}"
+        _print(f"[{count}, {_since(self._start_time)}] {self.experiments[name].title}: {event}")
+
+    def _on_stop(self, _: signal.Signals) -> None:
+        if not self.stop.second:
+            with contextlib.suppress(OSError):  # the terminal was closed
+                print("\nstopping; running stages save their work. A second signal ends them at once.", file=sys.stderr)
+        for job in list(self._running):
+            job.process.terminate()
 
 
-def _check_settings(settings: Sequence[str], differing: set[str]) -> None:
-    for setting in settings:
-        key = overrides.key(setting, "SET")
-        if key == "seed":
-            raise PecoError(f'SET={setting}: not allowed; SEEDS="0 1 2" names the seeds')
-        if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in differing):
-            raise PecoError(
-                f"SET={setting}: not allowed, since it is what the experiments differ in; change it in params.yaml"
-            )
+def log_path(name: str) -> Path:
+    """Log file of an experiment."""
+    return workfiles.root() / "logs" / "experiments" / f"{name}.log"
 
 
-def _compose(text: str, settings: Sequence[str]) -> config.Config:
-    return parse_params(yaml.safe_load(overrides.apply(text, settings)))
+def _copy(output: int, log: BinaryIO) -> None:
+    """Show new output, and append it to the log."""
+    with contextlib.suppress(OSError):  # nothing more at present, or a terminal that was closed
+        while chunk := os.read(output, 1 << 16):
+            # DVC's last line is about the clone.
+            chunk = chunk.replace(b"Experiment results have been applied to your workspace.", b"")
+            log.write(chunk)
+            with contextlib.suppress(OSError):
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.flush()
 
 
-def fingerprint(parameters: config.Config, changes: str = "") -> str:
-    """Short hash of all parameters but those of the hardware, and of what else has changed."""
-    values = {key: value for key, value in schema.to_dict(parameters).items() if key != "resources"}
-    return schema.fingerprint([values, changes])
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal was closed
+        print(text, flush=True)
 
 
-def name(kind: str, experiment: Experiment, changes: str) -> str:
-    """Name of a DVC experiment: on a commit, the same for the same parameters and code alone."""
-    mark = fingerprint(experiment.config, changes)[:8]
-    parts = (kind, experiment.config.preset, experiment.point.key, experiment.seed, mark)
-    return "-".join(map(str, parts)).replace("_", "-")
+def _since(start: float) -> str:
+    return str(timedelta(seconds=int(time.monotonic() - start)))
 
 
-def run(name: str, settings: Sequence[str]) -> int:
-    """Run one experiment in a temporary folder. Stages that ran before, in another, come from the run-cache.
-
-    Returns:
-        DVC's status; where it isn't 0 the stage's own line stands above.
-
-    Raises:
-        Stopped: a stop was asked for; all has ended.
-    """
-    return run_dvc(["exp", "run", "--temp", "--name", name, *_set(settings)])
+def _reason(job: _Job) -> str:
+    log = log_path(job.name)
+    text = re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", log.read_text(encoding="utf-8", errors="replace"))  # without colours
+    return error_line(text.splitlines()) or f"status {job.process.returncode}; its log is {log}"
 
 
-def queue(name: str, settings: Sequence[str]) -> None:
-    """Put one experiment into DVC's queue.
-
-    Raises:
-        PecoError: DVC can't do it.
-    """
-    _dvc("exp", "run", "--queue", "--name", name, *_set(settings))
-
-
-def _set(settings: Sequence[str]) -> list[str]:
-    return [argument for setting in settings for argument in ("-S", setting)]
-
-
-def finished(commit: str) -> set[str]:
-    """Names of the experiments on this commit that are there with their results."""
-    return set(git("for-each-ref", "--format=%(refname:lstrip=4)", _ref(commit, "")).split())
-
-
-def _ref(commit: str, name: str) -> str:
-    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
-
-
-def commit() -> str:
-    """Id of the commit that stands, which experiments belong to."""
-    return git("rev-parse", "HEAD").strip()
-
-
-def changes() -> str:
-    """What differs from the commit in code and inputs; empty where nothing does."""
-    return git("diff", "HEAD", "--", *CODE)
-
-
-def _dvc(*arguments: str) -> str:
-    """What DVC prints.
-
-    Raises:
-        PecoError: it fails.
-    """
-    return _output([sys.executable, "-m", "dvc", *arguments])
-
-
-def _output(command: list[str]) -> str:
-    # In a group of its own: a Ctrl-C must not reach it while it has put the user's changes aside.
-    result = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="backslashreplace", check=False, process_group=0
+def error_line(lines: Sequence[str]) -> str:
+    """The stage's error in an experiment's log, or else DVC's, or the last line; paths in the repository are relative."""
+    found = (
+        line.strip()
+        for beginning in ("error: ", "ERROR: ", "")
+        for line in reversed(lines)
+        if line.strip() and line.startswith(beginning)
     )
-    if result.returncode:
-        reason = [line for line in result.stderr.splitlines() if line.strip()]
-        shown = " ".join(command[command.index("-m") + 1 :] if "-m" in command[:2] else command)
-        raise PecoError(f"{shown}: {reason[0] if reason else 'failed'}")
-    return result.stdout
-
-
-def check_inputs(parameters: config.Config) -> None:
-    """Check that experiments, which see what Git knows, will see the tracked inputs.
-
-    Raises:
-        PecoError: one is not there, or neither DVC nor Git knows it.
-    """
-    for key, path in inputs.tracked(parameters).items():
-        inputs.require_there(key, path)
-        pointer = inputs.tracked_by(path)
-        if pointer is None and path.is_dir() and not git("ls-files", "--", str(path)):
-            raise PecoError(
-                f"{path}: not tracked, so experiments can't see it; run `dvc add {path} && git add {path}.dvc` first"
-            )
-        unknown = git("ls-files", "--others", "--exclude-standard", "--", str(pointer or path)).split("\n")[0]
-        if unknown:
-            raise PecoError(f"{unknown}: not in Git, so experiments can't see it; run `git add {unknown}` first")
-
-
-def read_metrics(name: str, commit: str) -> Metrics:
-    """The metrics of an experiment on this commit by file: those that the tables need.
-
-    Raises:
-        PecoError: there is no such experiment, or a file is missing or unreadable.
-    """
-    import dvc.api
-    from dvc.exceptions import DvcException
-
-    revision = git("for-each-ref", "--format=%(objectname)", _ref(commit, name)).strip()
-    if not revision:
-        raise PecoError(f"experiment {name}: there is none on commit {commit[:7]}")
-    metrics: dict[str, dict[str, Any]] = {}
-    for path in FILES:
-        try:
-            metrics[path] = json.loads(dvc.api.read(path, rev=revision))
-        except (DvcException, OSError, ValueError) as error:
-            raise PecoError(
-                f"experiment {name}: can't read {path}: {' '.join(str(error).split())}; `dvc exp remove {name}`, then run again"
-            ) from None
-    return metrics
+    return next(found, "").replace(f"{Path.cwd()}/", "")

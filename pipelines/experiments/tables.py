@@ -1,4 +1,4 @@
-"""The metrics of experiments as tables, one per task: a row for each point or baseline, mean and sample deviation over seeds."""
+"""The metrics of experiments as tables, one per task: a row for each variant or baseline, mean and sample deviation over seeds."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.experiments.grids import Point
+from pipelines.experiments.grids import Variant
 
-Metrics = Mapping[str, Mapping[str, Any]]  # of one experiment, by file
+ExperimentMetrics = Mapping[str, Mapping[str, Any]]  # by file
 
 
 @dataclass(frozen=True)
 class Score:
-    """One column: where a number stands in the metrics, and how it is shown."""
+    """One column: the place of a number in the metrics, and its format.
+
+    Attributes:
+        codebook: True if it is a score of tokens, which means nothing for a backbone that doesn't learn from them.
+    """
 
     title: str
     file: str
     key: str
     factor: float = 100
     digits: int = 1
-    codebook: bool = False  # of tokens: it says nothing of a backbone that doesn't learn from them
+    codebook: bool = False
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is measured beside each backbone or codebook: the columns it has, and what stands before their keys."""
+    """A row to compare with: the columns that it has, and the prefix of their keys in the metrics."""
 
     title: str
     prefix: str
@@ -34,8 +38,8 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What one table shows."""
+class TaskTable:
+    """Columns, baselines and note of a task's table."""
 
     title: str
     scores: tuple[Score, ...]
@@ -50,16 +54,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     title: str
     cells: tuple[Cell, ...]
-    ours: bool = False  # what stands in params.yaml
+    is_current: bool = False  # the current parameters
 
 
 @dataclass(frozen=True)
 class Table:
-    task: Task
-    rows: tuple[Row, ...]
+    kind: TaskTable
+    rows: tuple[TableRow, ...]
 
 
 def _evaluation(name: str) -> str:
@@ -88,7 +92,7 @@ AGREEMENT = (
     Score("embedded tokens, %", _evaluation("agreement"), "tokens_embedded_accuracy", codebook=True),
 )
 IMAGES = Score("without tokens, %", _evaluation("agreement"), "accuracy")
-BOOK = tuple(
+CODEBOOK = tuple(
     Score(title, _evaluation("codebook"), key, factor, digits, codebook=True)
     for title, key, factor, digits in (
         ("probe on histograms, %", "token_histogram_accuracy", 100, 1),
@@ -99,8 +103,8 @@ BOOK = tuple(
         ("Fréchet", "frechet", 1, 2),
     )
 )
-TASKS = (
-    Task(
+TASK_TABLES = (
+    TaskTable(
         "Classification",
         ACCURACIES + TOKENS,
         (
@@ -110,9 +114,9 @@ TASKS = (
         ),
         "Accuracies are top-1.",
     ),
-    Task("Segmentation", MASKS, (Baseline("random initialisation", "random_", MASKS),)),
-    Task("Detection", BOXES, (Baseline("random initialisation", "random_", BOXES),)),
-    Task(
+    TaskTable("Segmentation", MASKS, (Baseline("random initialisation", "random_", MASKS),)),
+    TaskTable("Detection", BOXES, (Baseline("random initialisation", "random_", BOXES),)),
+    TaskTable(
         "Perceptual agreement",
         (*AGREEMENT, IMAGES),
         (
@@ -120,57 +124,57 @@ TASKS = (
             Baseline("SSIM", "ssim_", (IMAGES,)),
             Baseline("perceptual network", "perceptual_", (IMAGES,)),
         ),
-        "Share of the triplets in which the moved view is found closer than the damaged one; guessing gets 50 %.",
+        "Share of the triplets in which the moved view is found closer than the damaged one; guessing scores 50 %.",
     ),
-    Task(
+    TaskTable(
         "Codebook",
-        BOOK,
-        (Baseline("k-means of raw patches", "patches_", BOOK),),
+        CODEBOOK,
+        (Baseline("k-means of raw patches", "patches_", CODEBOOK),),
         "Linear probes of tokens. The Fréchet distance is in features of the experiment's own perceptual network: "
         "it compares codebooks of one network only.",
     ),
 )
 SHARDS = "metrics/shards.json"
-FILES = tuple(dict.fromkeys([SHARDS, *(score.file for task in TASKS for score in task.scores)]))
+FILES = tuple(dict.fromkeys([SHARDS, *(score.file for task in TASK_TABLES for score in task.scores)]))
 
 
 def tabulate(
-    results: Mapping[Point, Sequence[Metrics]], beside: Point, ours: Point | None
+    results: Mapping[Variant, Sequence[ExperimentMetrics]], reference: Variant, current: Variant | None
 ) -> tuple[list[Table], list[str]]:
-    """A table of each task that was measured anywhere; the others' titles and why they were not.
+    """The tables of the tasks that were measured anywhere; for the other tasks a title and the reason.
 
     Args:
-        results: metrics of each seed, by point.
-        beside: the point whose baselines are shown.
-        ours: the point that stands in params.yaml, which is marked.
+        results: metrics of each seed, by variant.
+        reference: the variant whose baselines are shown.
+        current: the variant that equals params.yaml, which is marked.
     """
-    tables, left_out = [], []
-    for task in TASKS:
+    tables, omitted = [], []
+    for kind in TASK_TABLES:
         rows = [
-            Row(
+            TableRow(
                 baseline.title,
-                tuple(_cell(score, baseline.scores, baseline.prefix, results[beside]) for score in task.scores),
+                tuple(_cell(score, baseline.scores, baseline.prefix, results[reference]) for score in kind.scores),
             )
-            for baseline in task.baselines
+            for baseline in kind.baselines
         ]
-        for point, experiments in results.items():
-            scores = [score for score in task.scores if point.codebook or not score.codebook]
-            cells = tuple(_cell(score, scores, "", experiments) for score in task.scores)
-            if point.codebook or any(cell.text != "-" for cell in cells):
-                rows.append(Row(point.title, cells, ours=point == ours))
+        for variant, experiments in results.items():
+            scores = [score for score in kind.scores if variant.codebook or not score.codebook]
+            cells = tuple(_cell(score, scores, "", experiments) for score in kind.scores)
+            if variant.codebook or any(cell.text != "-" for cell in cells):
+                rows.append(TableRow(variant.title, cells, variant == current))
         if any(cell.values for row in rows for cell in row.cells):
-            tables.append(Table(task, tuple(rows)))
+            tables.append(Table(kind, tuple(rows)))
         else:
-            left_out.append(f"{task.title}: {_reason(task, results)}")
-    return tables, left_out
+            omitted.append(f"{kind.title}: {_reason(kind, results)}")
+    return tables, omitted
 
 
-def _cell(score: Score, scores: Sequence[Score], prefix: str, experiments: Sequence[Metrics]) -> Cell:
+def _cell(score: Score, scores: Sequence[Score], prefix: str, experiments: Sequence[ExperimentMetrics]) -> Cell:
     """One cell.
 
     Args:
         scores: the columns that the row has; in the others it is "-".
-        prefix: stands before the key.
+        prefix: of the key.
         experiments: the metrics of each seed.
     """
     if score not in scores:
@@ -178,23 +182,25 @@ def _cell(score: Score, scores: Sequence[Score], prefix: str, experiments: Seque
     files = [metrics.get(score.file, {}) for metrics in experiments]
     values = tuple(score.factor * file[prefix + score.key] for file in files if prefix + score.key in file)
     if values:
-        return Cell(spread(values, score.digits), values)
+        return Cell(_mean_and_deviation(values, score.digits), values)
     return Cell("skipped" if any("skipped" in file for file in files) else "-")
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def _mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """Mean and, of several values, sample standard deviation."""
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _reason(task: Task, results: Mapping[Point, Sequence[Metrics]]) -> str:
-    files = [metrics.get(score.file, {}) for many in results.values() for metrics in many for score in task.scores]
+def _reason(kind: TaskTable, results: Mapping[Variant, Sequence[ExperimentMetrics]]) -> str:
+    every = [metrics for of_seeds in results.values() for metrics in of_seeds]
+    files = [metrics.get(score.file, {}) for metrics in every for score in kind.scores]
     return next((str(file["skipped"]) for file in files if "skipped" in file), "not measured")
 
 
 def markdown(table: Table, corner: str) -> str:
     """A Markdown table; `corner` is the title of its first column."""
-    lines = [[corner, *(score.title for score in table.task.scores)], ["---"] * (1 + len(table.task.scores))]
+    titles = [score.title for score in table.kind.scores]
+    lines = [[corner, *titles], ["---"] * (1 + len(titles))]
     lines += [[row.title, *(cell.text for cell in row.cells)] for row in table.rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
