@@ -1,4 +1,4 @@
-"""Write params.yaml: Hydra composes it from `peco/conf`, and the user's images become a tracked input under `data/`.
+"""Write params.yaml, composed by Hydra from `peco/conf`, and import the user's images under `data/`.
 
     python -m pipelines.params --preset cifar --data ~/photos tokenizer.quantizer.codes=1024 perceptual_net=dino_vit_b
 
@@ -27,13 +27,13 @@ def kept_dataset(values: dict[str, Any], overrides: list[str]) -> list[str]:
     if not isinstance(dataset, dict) or any(o.startswith("dataset=") for o in overrides):
         return []
     source, path = dataset.get("source"), dataset.get("path")
-    return inputs.choose(source, path) if isinstance(source, str) and isinstance(path, str) else []
+    return inputs.dataset_overrides(source, path) if isinstance(source, str) and isinstance(path, str) else []
 
 
 def pin_weights(values: dict[str, Any]) -> None:
-    """Put the present commit of the hub's repository where weights are to come from it and no commit is named.
+    """Pin weights from the hub to the current commit of their repository, unless a commit is named.
 
-    So all who take these parameters take the same weights. Where the hub can't be asked a line says so, and the commit stays open.
+    The same parameters then always give the same weights. If the hub can't be asked, a line reports it and nothing is pinned.
     """
     net = values["perceptual_net"]
     weights = net["timm"]
@@ -47,40 +47,40 @@ def pin_weights(values: dict[str, Any]) -> None:
         known = timm.get_pretrained_cfg(weights["model"])
         repository = known.hf_hub_id if known else None
     try:
-        if repository:  # else the stage says what is wrong
+        if repository:  # else the stage reports what is wrong
             weights["revision"] = HfApi().model_info(repository, timeout=HUB_SECONDS).sha
             print(f"perceptual_net.timm.revision: {weights['revision']}, the newest of {repository}")
     except Exception as error:  # the hub's client has no base class of its errors
         reason = " ".join(str(error).split()) or type(error).__name__
         print(
-            f"perceptual_net.timm.revision: not pinned, since the hub can't be asked ({reason[:200]})", file=sys.stderr
+            f"perceptual_net.timm.revision: not pinned, since asking the hub failed ({reason[:200]})", file=sys.stderr
         )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipelines.params", description="Write params.yaml.")
-    parser.add_argument("--preset", help=f"one of {', '.join(PRESETS)}; default: that of the params.yaml that stands")
+    parser.add_argument("--preset", help=f"one of {', '.join(PRESETS)}; default: that of the current params.yaml")
     parser.add_argument(
         "--data",
         help="scenes, a folder, tar or zip of images, or WebDataset tars (folder, pattern, addresses or a list); "
-        "default: what the params.yaml that stands names, or with --preset the preset's",
+        "default: the data of the current params.yaml, or with --preset the preset's",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides: group choices and values")
     args = parser.parse_args(argv)
     try:
-        # Everything is checked before the images are taken in, which may be long.
+        # Everything is checked before the images are imported, which may take long.
         before = {} if args.preset else current_params()
         preset = args.preset or before.get("preset", "tiny")
         if args.data:
-            found = inputs.look(args.data)
+            found = inputs.inspect(args.data)
             values = compose_params(preset, [*found.overrides, *args.overrides])
             check_architectures(parse_params(values))
-            inputs.take(found)
+            inputs.import_data(found)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
             check_architectures(parse_params(values))
             path = Path(values["dataset"]["path"])
-            inputs.require_present(path)
+            inputs.require_pulled(path)
             if not path.exists():
                 raise PecoError(
                     f"preset {preset} has no images yet: name them, `make repro PRESET={preset} DATA=folder-or-tar`"
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("error: interrupted; params.yaml is as it was", file=sys.stderr)
+        print("error: interrupted; params.yaml is unchanged", file=sys.stderr)
         return 130
     print(f"params.yaml: preset {values['preset']}, images from {values['dataset']['path']}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""`make repro`: check the parameters, run `dvc repro`, and say how long each stage took and where the report is."""
+"""`make repro`: check the parameters, run `dvc repro`, and print how long each stage took and where the report is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _times(lines: list[str]) -> list[tuple[str, float]]:
-    """Stages and their seconds; a line that can't be read, as of a full disk, is passed over."""
+    """Stages and their seconds. Lines that can't be read, as after a full disk, are skipped."""
     times = []
     for line in lines:
         with contextlib.suppress(ValueError, LookupError, TypeError):
@@ -36,23 +36,23 @@ def _times(lines: list[str]) -> list[tuple[str, float]]:
 
 
 def _check_lock(path: Path) -> None:
-    """Refuse a dvc.lock that is empty, as a power failure can leave it: DVC's own message tells no way out.
+    """Refuse an empty dvc.lock, which a power failure can leave: DVC's own message names no remedy.
 
     Raises:
-        PecoError: it is.
+        PecoError: it is empty.
     """
     if path.exists() and not path.read_bytes().strip(b"\0 \n"):
         raise PecoError(
-            f"{path}: is empty; `git checkout {path}` brings back a committed one, else delete it: what is in DVC's cache is taken "
-            "from there"
+            f"{path}: is empty; `git checkout {path}` restores a committed one, else delete it: results in DVC's cache are "
+            "still used"
         )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Arguments are passed on to `dvc repro`.
+    """Check and run; arguments are passed on to `dvc repro`.
 
     Returns:
-        2 where it couldn't be started, 128 + the signal where it was stopped, else DVC's exit status.
+        2 if it couldn't be started, 128 + the signal if it was stopped, else DVC's exit status.
     """
     arguments = sys.argv[1:] if argv is None else argv
     file = workfiles.root() / "times.jsonl"
@@ -61,10 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         parameters = load_params()
         check_architectures(parameters)
-        for key, path in inputs.tracked(parameters).items():
-            if key == "dataset.path" or not arguments:  # a target may need no more, and DVC may be told to pull
-                inputs.require_there(key, path)
-                inputs.require_present(path)
+        for key, path in inputs.input_paths(parameters).items():
+            # With arguments, a target may not need the other data, or DVC may pull it.
+            if key == "dataset.path" or not arguments:
+                inputs.require_exists(key, path)
+                inputs.require_pulled(path)
         _check_lock(Path("dvc.lock"))
         status = run_dvc(["repro", *arguments])
     except Stopped as stop:
@@ -77,9 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\nTime taken:")
         for stage, seconds in ran:
             print(f"  {stage:<20} {seconds:7.1f} s")
-        print(f"  {'in all':<20} {time.monotonic() - start:7.1f} s")
+        print(f"  {'total':<20} {time.monotonic() - start:7.1f} s")
     if status:
-        print("\nNot finished. What was done is kept: `make repro` goes on from there.", file=sys.stderr)
+        print("\nNot finished. Finished work is kept: `make repro` resumes from there.", file=sys.stderr)
         return status
     workfiles.remove_finished()
     everything = all(argument.startswith("-") for argument in arguments)  # no target was named

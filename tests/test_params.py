@@ -1,4 +1,4 @@
-"""`make params`: the user's images become a tracked input, and what can't be one is refused before anything is written."""
+"""`make params`: the user's images become a tracked input, and wrong data is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from peco.core.errors import PecoError
 from peco.core.params import load_params
+from peco.sources.detect import detect_source
 from peco.sources.open import open_source
 from pipelines import params
 from pipelines.workflow import compose, inputs
@@ -31,7 +32,7 @@ ENV = {
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DVC repository with the embedded set and its parameters."""
+    """A DVC repository with the built-in set and its parameters."""
     root = tmp_path_factory.mktemp("template") / "project"
     (root / "data").mkdir(parents=True)
     shutil.copyfile(Path(__file__).parents[1] / "data" / "scenes.yaml", root / "data" / "scenes.yaml")
@@ -137,7 +138,7 @@ def refusal(project: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     ],
     ids=["folder", "zip", "tgz", "folders of tars", "tar.gz of samples"],
 )
-def test_what_the_sources_read_can_be_named(
+def test_folders_archives_and_tars_can_be_imported(
     project: Path, tmp_path: Path, make: Callable[[Path], Path], source: str, path: str
 ) -> None:
     home = tmp_path / "home"
@@ -147,13 +148,13 @@ def test_what_the_sources_read_can_be_named(
     assert (project / f"{path}.dvc").is_file() and counts(project)["train"] > 0
 
 
-def test_labels_beside_images_of_a_folder_do_not_make_it_shards(project: Path, tmp_path: Path) -> None:
+def test_only_labels_with_the_name_of_an_image_make_a_tar_a_webdataset(tmp_path: Path) -> None:
     members = {"notes/about.json": b"{}", "cat/0.png": picture(), "dog/0.png": picture(1)}
-    assert inputs.look(str(tar(tmp_path / "photos.tar", members))).source == "images"
-    assert inputs.look(str(shard(tmp_path / "shard.tar"))).source == "webdataset"
+    assert detect_source(tar(tmp_path / "photos.tar", members)) == "images"
+    assert detect_source(shard(tmp_path / "shard.tar")) == "webdataset"
 
 
-def test_a_pattern_keeps_places_and_class_names(project: Path, tmp_path: Path) -> None:
+def test_a_pattern_keeps_paths_and_class_names(project: Path, tmp_path: Path) -> None:
     home = split_shards(tmp_path / "shards")
     (home / "classes.txt").write_text("cat\ndog\n")
     assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0
@@ -164,16 +165,34 @@ def test_a_pattern_keeps_places_and_class_names(project: Path, tmp_path: Path) -
     assert params.main(["--preset", "cifar", "--data", str(home / "{train,val}" / "*.tar")]) == 0  # the same again
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda at: image_zip(at / "b.tar"), "b.tar: not a readable tar"),
+        (lambda at: tar(at / "b.tar", {"a.txt": b"a"}), "b.tar: no image in this archive"),
+        (lambda at: shard(at / "b.tar.bz2", mode="w:bz2"), r"b\.tar\.bz2 is no tar; a pattern must match files named"),
+    ],
+    ids=["zip", "no image", "other name"],
+)
+def test_a_pattern_must_match_readable_tars_of_images(
+    project: Path, tmp_path: Path, make: Callable[[Path], Path], message: str
+) -> None:
+    shard(tmp_path / "a.tar")
+    make(tmp_path)
+    with pytest.raises(PecoError, match=message):
+        inputs.inspect(str(tmp_path / "*.tar*"))
+
+
 @pytest.mark.parametrize("data", ["https://host/a/train-{000..003}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"])
 def test_an_address_becomes_a_list(project: Path, data: str) -> None:
-    found = inputs.look(data)
-    inputs.take(found)
+    found = inputs.inspect(data)
+    inputs.import_data(found)
     assert found.source == "webdataset" and found.path.suffix == ".txt"
     assert found.path.read_text() == data + "\n"
-    assert inputs.look(data).content is None
+    assert inputs.inspect(data).content is None
     found.path.write_text("https://other/x.tar\n")
     with pytest.raises(PecoError, match="is another list"):
-        inputs.look(data)
+        inputs.inspect(data)
 
 
 def test_lists_of_addresses_are_copied(project: Path, tmp_path: Path) -> None:
@@ -184,9 +203,9 @@ def test_lists_of_addresses_are_copied(project: Path, tmp_path: Path) -> None:
     assert Path("data/list.txt").read_text() == text.read_text() and not Path("data/list.txt.dvc").exists()
     whole = tmp_path / "whole.json"
     whole.write_text(json.dumps({"shards": ["https://host/train-0.tar"], "classes": ["cat"]}))
-    assert inputs.look(str(whole)).content == whole.read_text()
+    assert inputs.inspect(str(whole)).content == whole.read_text()
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
-    found = inputs.look(str(text))
+    found = inputs.inspect(str(text))
     assert found.path == Path("data/list.json") and json.loads(str(found.content))["classes"] == ["cat", "dog"]
 
 
@@ -245,7 +264,7 @@ def test_a_wrong_override_leaves_the_images_alone(
     assert "pretrain.optim.lr" in line
 
 
-def test_architectures_are_checked_before_anything_is_taken_in(
+def test_architectures_are_checked_before_anything_is_imported(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = folder(tmp_path / "photos", PHOTOS)
@@ -255,7 +274,7 @@ def test_architectures_are_checked_before_anything_is_taken_in(
     assert params.main(["perceptual_net.vit.arch=vit_tiny_patch16_224"]) == 0
 
 
-def test_what_dvc_refuses_leaves_nothing(
+def test_a_refusal_of_dvc_leaves_nothing(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = folder(tmp_path / "photos", PHOTOS)
@@ -263,11 +282,13 @@ def test_what_dvc_refuses_leaves_nothing(
     before = snapshot(project)
     assert params.main(["--preset", "cifar", "--data", str(photos)]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("error: data/photos: DVC can't take it: you are not inside of a DVC repository")
+    assert line.startswith("error: data/photos: DVC can't add it: you are not inside of a DVC repository")
     assert snapshot(project) == before
 
 
-def test_a_name_is_taken_once(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_holds_other_content_is_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, same, other = (folder(tmp_path / at / "photos", PHOTOS) for at in ("a", "b", "c"))
     (same / ".hidden").write_text("")
     (first / ".hidden").write_text("")
@@ -276,14 +297,14 @@ def test_a_name_is_taken_once(project: Path, tmp_path: Path, capsys: pytest.Capt
     kept = snapshot(project)
     capsys.readouterr()
     assert params.main(["--preset", "cifar", "--data", str(same)]) == 0
-    assert snapshot(project) == kept and "Taking" not in capsys.readouterr().err
+    assert snapshot(project) == kept and "Adding" not in capsys.readouterr().err
     line = refusal(project, capsys, "--preset", "cifar", "--data", str(other))
     assert "`dvc remove --outs data/photos.dvc`" in line
     (project / "data" / "loose").mkdir()
-    assert "is there already" in refusal(project, capsys, "--data", str(folder(tmp_path / "loose", PHOTOS)))
+    assert "exists already" in refusal(project, capsys, "--data", str(folder(tmp_path / "loose", PHOTOS)))
 
 
-def test_the_data_set_stays_until_another_is_named(
+def test_the_data_set_is_kept_until_another_is_named(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert params.main(["--preset", "cifar", "--data", str(folder(tmp_path / "photos", PHOTOS))]) == 0
@@ -301,14 +322,14 @@ def test_the_data_set_stays_until_another_is_named(
         assert "`dvc pull data/photos.dvc`" in refusal(project, capsys, *arguments)
 
 
-def test_images_below_data_are_tracked_where_they_lie(project: Path) -> None:
+def test_images_below_data_are_tracked_in_place(project: Path) -> None:
     folder(project / "data" / "our photos", PHOTOS)
     assert params.main(["--preset", "cifar", "--data", "data/our photos"]) == 0
     assert dataset() == {"source": "images", "path": "data/our photos"}
     assert (project / "data" / "our photos.dvc").is_file() and counts(project) == {"train": 4, "val": 4}
 
 
-def test_parameters_of_an_older_version_are_written_anew(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parameters_of_an_older_version_are_written_again(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = yaml.safe_load(Path("params.yaml").read_text())
     del raw["loader"]
     Path("params.yaml").write_text(yaml.safe_dump(raw))
@@ -318,7 +339,7 @@ def test_parameters_of_an_older_version_are_written_anew(project: Path, capsys: 
     assert params.main(["--preset", "smoke"]) == 0
 
 
-def test_parameters_that_can_not_be_written_are_one_line(tmp_path: Path) -> None:
+def test_parameters_that_can_not_be_written_are_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     (path / "x").mkdir(parents=True)
     with pytest.raises(PecoError, match=r"params\.yaml: can't be written \(Is a directory\)"):
@@ -354,5 +375,5 @@ def test_weights_from_the_hub_are_pinned_when_the_parameters_are_written(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
     assert written("perceptual_net=dino_vit_b") is None
-    told = "perceptual_net.timm.revision: not pinned, since the hub can't be asked (no route)\n"
-    assert capsys.readouterr().err.startswith(told)
+    notice = "perceptual_net.timm.revision: not pinned, since asking the hub failed (no route)\n"
+    assert capsys.readouterr().err.startswith(notice)

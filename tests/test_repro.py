@@ -1,4 +1,4 @@
-"""`make repro`: what it says around `dvc repro`, and its status."""
+"""`make repro`: the checks and lines around `dvc repro`, and the status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.workflow.compose import compose_params, render
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with an input, and a `dvc` that only notes its arguments; PECO_WORK is empty, which is as unset."""
+    """A repository with an input, and a `dvc` that only records its arguments. PECO_WORK is empty, which equals unset."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PECO_WORK", "")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -29,7 +29,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_report_is_named_where_all_was_done_and_it_is_there(
+def test_the_report_is_named_if_it_exists_and_no_target_was_given(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert repro.main(["-v"]) == 0
@@ -43,7 +43,7 @@ def test_the_report_is_named_where_all_was_done_and_it_is_there(
     assert "report.html" not in capsys.readouterr().out
 
 
-def test_times_of_this_run_are_shown_and_lines_that_can_not_be_read_are_not(
+def test_times_of_this_run_are_shown_without_unreadable_lines(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / ".work").mkdir()
@@ -55,7 +55,7 @@ def test_times_of_this_run_are_shown_and_lines_that_can_not_be_read_are_not(
     assert "tokens" in out and "1.5 s" in out and "before" not in out
 
 
-def test_finished_working_files_go_when_all_is_recorded(project: Path) -> None:
+def test_finished_working_files_are_removed_after_success(project: Path) -> None:
     (project / ".work/pretrain-1").mkdir(parents=True)
     (project / ".work/pretrain-1/finished").touch()
     (project / ".work/pretrain-2").mkdir()
@@ -67,9 +67,7 @@ def test_finished_working_files_go_when_all_is_recorded(project: Path) -> None:
     assert [path.name for path in (project / ".work").iterdir()] == ["pretrain-2"]
 
 
-def test_what_stops_it_before_the_start_is_one_line_and_status_2(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_data_set_is_one_line_and_status_2(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (project / "data/scenes.yaml").unlink()
     (project / "data/scenes.yaml.dvc").touch()
     assert repro.main([]) == 2
@@ -79,7 +77,7 @@ def test_what_stops_it_before_the_start_is_one_line_and_status_2(
     assert "dataset.path: data/scenes.yaml does not exist" in capsys.readouterr().err
 
 
-def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
+def test_missing_data_of_an_evaluation_is_reported_at_the_start(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "params.yaml").write_text(render(compose_params("smoke", ["evaluate.detection.path=data/coco"])))
@@ -98,12 +96,12 @@ def test_data_of_an_evaluation_that_are_not_there_are_told_at_the_start(
     assert not (project / "called").exists()
 
 
-def test_what_dvc_or_a_stage_could_only_say_late_is_said_at_once(
+def test_an_empty_lock_and_unknown_architectures_are_reported_at_the_start(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "dvc.lock").touch()
     assert repro.main([]) == 2
-    assert capsys.readouterr().err.startswith("error: dvc.lock: is empty; `git checkout dvc.lock` brings back")
+    assert capsys.readouterr().err.startswith("error: dvc.lock: is empty; `git checkout dvc.lock` restores")
     (project / "dvc.lock").unlink()
     (project / "params.yaml").write_text(render(compose_params("smoke", ["pretrain.vit.arch=beit_nonsense"])))
     assert repro.main([]) == 2
@@ -119,7 +117,7 @@ def test_dvc_runs_stages_with_this_python(project: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("status", [7, 0])
-def test_a_stop_reaches_dvc_as_ctrl_c_and_is_told_by_the_status(
+def test_a_stop_reaches_dvc_as_ctrl_c_and_shows_in_the_status(
     project: Path, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (project / "dvc.py").write_text(
@@ -130,9 +128,9 @@ def test_a_stop_reaches_dvc_as_ctrl_c_and_is_told_by_the_status(
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert repro.main([]) == 128 + signal.SIGTERM
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
-    assert "`make repro` goes on from there" in capsys.readouterr().err
+    assert "`make repro` resumes from there" in capsys.readouterr().err
 
 
-def test_a_dvc_that_is_killed_is_told_by_the_status(project: Path) -> None:
+def test_a_killed_dvc_shows_in_the_status(project: Path) -> None:
     (project / "dvc.py").write_text("import os\nos.kill(os.getpid(), 9)")
     assert repro.main([]) == 137

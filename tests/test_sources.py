@@ -1,4 +1,4 @@
-"""Where images come from: every layout a user may have, and what is said about those that can't be used."""
+"""Sources of images: every accepted layout, and the errors about images that can't be used."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def as_zip(path: Path, files: Files) -> Path:
 
 def listed(source: Source) -> set[tuple[str, str, bytes, int]]:
     samples = list(source.samples())
-    found = {(s.split, s.name, s.image, s.label) for s in samples}
+    found = {(s.split, s.name, s.encoded, s.label) for s in samples}
     assert len(found) == len(samples)
     return found
 
@@ -137,13 +137,13 @@ def test_hard_links_in_a_tar_are_files(tmp_path: Path) -> None:
         (("train", "val", "test"), {"train": "train", "val": "val"}),
     ],
 )
-def test_names_of_splits(folders: tuple[str, ...], splits: dict[str, str]) -> None:
+def test_splits_are_found_by_the_names_of_folders(folders: tuple[str, ...], splits: dict[str, str]) -> None:
     layout = read_layout([f"{folder}/a/1.jpg" for folder in folders], 0.1, 0)
     assert {images[0][0].split("/")[0]: split for split, images in layout.splits.items()} == splits
     assert layout.ignored["outside the splits"] == len(folders) - len(splits)
 
 
-def test_an_input_without_splits_gets_a_stratified_one() -> None:
+def test_an_input_without_splits_gets_a_stratified_val_split() -> None:
     names = [f"{category}/{i}.jpg" for category, count in (("a", 40), ("b", 8), ("c", 2)) for i in range(count)]
     layout = read_layout([*names, "d/only.jpg"], 0.25, 0)
     counts = {c: sum(category == c for _, category in layout.splits["val"]) for c in "abcd"}
@@ -228,12 +228,12 @@ def test_an_empty_folder_is_named(tmp_path: Path) -> None:
         assert "expected" in text
 
 
-def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.tar").write_text("hello")
     assert "f.tar: can't be read as an archive" in message(opened, "images", tmp_path / "f.tar")
 
 
-def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "Permission denied" in message(opened, "images", tmp_path)
 
 
-def test_a_folder_where_the_descriptor_should_be(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_descriptor_is_refused(tmp_path: Path) -> None:
     assert "can't be read" in message(opened, "scenes", tmp_path)
 
 
@@ -279,13 +279,13 @@ def test_a_source_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
     assert "a.tar: can't be read (Input/output error)" in message(archive.read, "0.jpg")
 
 
-def test_a_truncated_gzip(tmp_path: Path) -> None:
+def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     packed = as_gzip(tmp_path / "f.tar.gz", SPLIT).read_bytes()
     (tmp_path / "f.tar.gz").write_bytes(packed[:-20])
     assert "f.tar.gz: can't be read as an archive" in message(opened, "images", tmp_path / "f.tar.gz", tmp_path)
 
 
-def test_ambiguous_splits() -> None:
+def test_ambiguous_splits_are_refused() -> None:
     assert "no train" in message(read_layout, ["val/a/1.jpg", "test/a/1.jpg"], 0.1, 0)
     assert "both name the split val" in message(
         read_layout, ["train/a/1.jpg", "val/a/1.jpg", "validation/a/1.jpg"], 0.1, 0
@@ -325,7 +325,7 @@ def check_two_splits(source: Source) -> None:
     assert source.classes == ("0", "1", "2")
 
 
-def test_tars_by_folder_glob_braces_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tars_are_found_by_folder_glob_braces_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = two_splits(tmp_path / "wds")
     (tmp_path / "list.txt").write_text("# tars\nwds/train-*.tar\n\nwds/val-0.tar\n")
     (tmp_path / "list.json").write_text(json.dumps(["wds/train-{0..1}.tar", "wds/val-0.tar"]))
@@ -338,7 +338,7 @@ def test_tars_by_folder_glob_braces_and_lists(tmp_path: Path, monkeypatch: pytes
     check_two_splits(opened("webdataset", "wds"))
 
 
-def test_names_of_classes_beside_the_tars(tmp_path: Path) -> None:
+def test_names_of_classes_are_read_from_a_file_next_to_the_tars(tmp_path: Path) -> None:
     folder = write_wds(tmp_path, "a", 6, jpg=picture, cls=number).parent
     (folder / "classes.txt").write_text("ant\nbee\ncat\n")
     source = opened("webdataset", folder)
@@ -361,7 +361,7 @@ def test_names_of_classes_beside_the_tars(tmp_path: Path) -> None:
         ({}, -1),
     ],
 )
-def test_where_labels_are_found(kinds: dict[str, object], label: int, tmp_path: Path) -> None:
+def test_labels_are_read_from_cls_or_json(kinds: dict[str, object], label: int, tmp_path: Path) -> None:
     write_wds(tmp_path, "a", 2, **{"seg.png": picture, "webp": picture}, **kinds)
     source = opened("webdataset", tmp_path)
     samples = list(source.samples())
@@ -369,10 +369,10 @@ def test_where_labels_are_found(kinds: dict[str, object], label: int, tmp_path: 
     assert label == -1 or len(source.classes) == label + 1
 
 
-def test_the_plainest_name_is_the_picture(tmp_path: Path) -> None:
+def test_the_member_with_the_simplest_name_is_the_image(tmp_path: Path) -> None:
     as_tar(tmp_path / "a.tar", {"x.seg.png": b"mask", "x.jpg": b"photo", "x.png": b"map", "y.cls": b"1", "z.jpg": b"z"})
     source = opened("webdataset", tmp_path)
-    assert {s.name: s.image for s in source.samples()} == {"a.tar/x": b"photo", "a.tar/z": b"z"}
+    assert {s.name: s.encoded for s in source.samples()} == {"a.tar/x": b"photo", "a.tar/z": b"z"}
     assert source.ignored == {"sample without an image": 1}
 
 
@@ -384,10 +384,10 @@ def test_the_plainest_name_is_the_picture(tmp_path: Path) -> None:
         (["train/00", "val/00"], ["train", "val"]),
     ],
 )
-def test_splits_by_the_names_of_tars(names: list[str], splits: list[str], tmp_path: Path) -> None:
+def test_splits_follow_from_the_names_of_tars(names: list[str], splits: list[str], tmp_path: Path) -> None:
     for name in names:
         write_wds((tmp_path / name).parent, (tmp_path / name).name, 1, jpg=lambda i, name=name: name.encode())
-    found = {s.image.decode(): s.split for s in opened("webdataset", tmp_path).samples()}
+    found = {s.encoded.decode(): s.split for s in opened("webdataset", tmp_path).samples()}
     assert found == dict(zip(names, splits, strict=True))
 
 
@@ -403,21 +403,21 @@ def test_tars_named_for_no_split_are_split_by_key_the_same_way_streamed_or_not(t
 
 
 @pytest.mark.parametrize(
-    ("names", "text"), [(["train-0", "b"], "named for no split"), (["val-0", "test-0"], "none for train")]
+    ("names", "text"), [(["train-0", "b"], "names no split"), (["val-0", "test-0"], "none for train")]
 )
-def test_ambiguous_tar_names(names: list[str], text: str, tmp_path: Path) -> None:
+def test_ambiguous_tar_names_are_refused(names: list[str], text: str, tmp_path: Path) -> None:
     for name in names:
         write_wds(tmp_path, name, 1, jpg=picture)
     assert text in message(opened, "webdataset", tmp_path)
 
 
-def test_tars_that_cannot_be_used(tmp_path: Path) -> None:
+def test_tars_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     write_wds(tmp_path / "none", "a", 2, txt=picture)
-    assert "no image in 1 tars" in message(opened, "webdataset", tmp_path / "none")
+    assert "no image in the 1 tar(s)" in message(opened, "webdataset", tmp_path / "none")
     write_wds(tmp_path / "odd", "a", 2, jpg=picture, json=lambda i: b"{")
     assert "label of a000 can't be read" in message(opened, "webdataset", tmp_path / "odd")
     write_wds(tmp_path / "big", "a", 1, jpg=picture, cls=lambda i: b"99999999")
-    assert "no class number" in message(opened, "webdataset", tmp_path / "big")
+    assert "not a class number" in message(opened, "webdataset", tmp_path / "big")
     (tmp_path / "list.json").write_text('{"tars": []}')
     assert "not a list of tars" in message(opened, "webdataset", tmp_path / "list.json")
     (tmp_path / "list.txt").write_text("gone-{0..1}.tar\n")
@@ -443,7 +443,7 @@ def served(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_tars_behind_addresses(served: str, tmp_path: Path) -> None:
+def test_tars_are_read_from_addresses(served: str, tmp_path: Path) -> None:
     source = opened("webdataset", served + "/{train-0,train-1,val-0}.tar?key=1")
     assert source.total is None
     check_two_splits(source)
@@ -453,23 +453,23 @@ def test_tars_behind_addresses(served: str, tmp_path: Path) -> None:
     check_two_splits(opened("webdataset", tmp_path / "list.txt"))
 
 
-def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The errors of S3's client are of classes of their own."""
+def test_a_store_that_refuses_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The errors of the S3 client have classes of their own."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(PecoError, match=r"^s3://bucket/a\.tar: can't be read .*credentials.*; fetch or write it anew$"):
+    with pytest.raises(
+        PecoError, match=r"^s3://bucket/a\.tar: can't be read .*credentials.*; fetch or write it again$"
+    ):
         list(opened("webdataset", "s3://bucket/a.tar").samples())
 
 
-def test_addresses_that_fail(served: str, tmp_path: Path) -> None:
+def test_addresses_that_fail_are_reported(served: str, tmp_path: Path) -> None:
     for url in (f"{served}/train-7.tar", "pipe:false", "nosuch://x/train.tar"):
         assert "can't be read as a WebDataset tar" in message(lambda url=url: list(opened("webdataset", url).samples()))
-    assert "(the server gives no such file)" in message(
-        lambda: list(opened("webdataset", f"{served}/no.tar").samples())
-    )
+    assert "(the server has no such file)" in message(lambda: list(opened("webdataset", f"{served}/no.tar").samples()))
     late = f"pipe:cat {tmp_path}/wds/train-0.tar; exit 3"  # everything came, and yet the program failed
     assert "can't be read as a WebDataset tar" in message(lambda: list(opened("webdataset", late).samples()))
 
@@ -499,13 +499,13 @@ def test_scenes_are_drawn_as_png(tmp_path: Path) -> None:
     assert [s.name for s in samples if s.split == "train"] == [f"{i:07}.png" for i in range(12)]
     assert [s.name for s in samples if s.split == "val"] == [f"{1_000_000 + i}.png" for i in range(4)]
     scene = scenes.render(5, 1_000_002, 32)
-    assert (np.asarray(Image.open(io.BytesIO(samples[14].image))) == scene.image).all()
+    assert (np.asarray(Image.open(io.BytesIO(samples[14].encoded))) == scene.image).all()
     assert samples[14].label == scene.label
     assert samples == list(source.samples())
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         (GOOD.replace(f"version: {scenes.VERSION}", "version: 99"), "version 99 of the scenes"),
         ("generator: other\nversion: 1\nseed: 0\n", "not a descriptor"),
@@ -514,5 +514,5 @@ def test_scenes_are_drawn_as_png(tmp_path: Path) -> None:
         (GOOD.replace("seed: 5", "seed: -1"), "seed: -1 is not allowed"),
     ],
 )
-def test_wrong_descriptors(text: str, says: str, tmp_path: Path) -> None:
-    assert says in message(opened, "scenes", descriptor(tmp_path / "s.yaml", text))
+def test_wrong_descriptors_are_refused(text: str, expected: str, tmp_path: Path) -> None:
+    assert expected in message(opened, "scenes", descriptor(tmp_path / "s.yaml", text))

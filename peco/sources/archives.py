@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 from peco.core.errors import PecoError
 
-# What damaged archives raise, whatever their compression.
+# Exceptions of damaged archives, with any compression.
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 _COMPRESSED: dict[bytes, Callable[..., Any]] = {
@@ -28,7 +28,7 @@ _COMPRESSED: dict[bytes, Callable[..., Any]] = {
 
 
 class StrictTarInfo(tarfile.TarInfo):
-    """Header that makes a damaged archive an error: by itself, tarfile takes a bad header for the end and goes on in silence."""
+    """Header that makes a damaged archive an error: tarfile itself takes a bad header for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> StrictTarInfo:
@@ -50,11 +50,11 @@ def open_archive(path: Path, work: Path) -> Archive:
     """Open a folder, a zip, or a tar, which may be compressed.
 
     Args:
-        path: what to open; told by its content, not by its name.
+        path: recognised by its content, not by its name.
         work: folder for the temporary, unpacked copy of a compressed tar, which allows no random access.
 
     Raises:
-        PecoError: missing, unreadable, damaged, or something else.
+        PecoError: it is missing, unreadable, damaged, or of another kind.
     """
     expected = "expected a folder, a tar, a tar.gz or a zip of images"
     if path.is_dir():
@@ -103,21 +103,21 @@ class _Tar:
                 with unpack(path, "rb") as packed:
                     shutil.copyfileobj(packed, self._file)
                 self._file.seek(0)
-        self._where: dict[str, tuple[int, int]] = {}  # offset and size in bytes; of equal names the last counts
+        self._spans: dict[str, tuple[int, int]] = {}  # offset and size in bytes; of equal names the last counts
         with tarfile.open(fileobj=self._file, mode="r:", tarinfo=StrictTarInfo) as archive:
             for member in archive:
                 name = _tidy(member.name)
                 if member.isreg():
-                    self._where[name] = (member.offset_data, member.size)
-                elif member.islnk() and _tidy(member.linkname) in self._where:
-                    self._where[name] = self._where[_tidy(member.linkname)]
+                    self._spans[name] = (member.offset_data, member.size)
+                elif member.islnk() and _tidy(member.linkname) in self._spans:
+                    self._spans[name] = self._spans[_tidy(member.linkname)]
                 archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header
 
     def names(self) -> list[str]:
-        return list(self._where)
+        return list(self._spans)
 
     def read(self, name: str) -> bytes:
-        offset, size = self._where[name]
+        offset, size = self._spans[name]
         try:
             self._file.seek(offset)
             return self._file.read(size)
@@ -137,12 +137,16 @@ class _Zip:
     def read(self, name: str) -> bytes:
         try:
             return self._zip.read(self._names[name])
-        except (*DAMAGE, RuntimeError, NotImplementedError) as error:  # the last two: a password, an odd compression
-            raise PecoError(f"{self._path}: {name} can't be unpacked ({error}); write the zip anew") from None
+        except (
+            *DAMAGE,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:  # the last two: a password, an unknown compression
+            raise PecoError(f"{self._path}: {name} can't be unpacked ({error}); write the zip again") from None
 
 
 def is_hidden(part: str) -> bool:
-    """Whether a file or folder name is one that systems add and users don't see."""
+    """True for the names of files and folders that operating systems add and hide."""
     return part.startswith(".") or part == "__MACOSX"
 
 

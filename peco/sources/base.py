@@ -1,4 +1,4 @@
-"""What every source of images gives, whatever it reads from."""
+"""The interface of all sources of images."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RawSample:
-    """One image as found, not yet looked into."""
+    """One image as found, not yet decoded or checked."""
 
     split: str  # one of SPLITS
-    name: str  # where it was found, relative to the source; unique in its source
-    image: bytes
-    label: int  # index into the source's classes, -1 where it has none
+    name: str  # path within the source; unique in it
+    encoded: bytes  # the image file
+    label: int  # index into the source's classes, -1: none
 
 
 class Source(Protocol):
     """A set of images with its splits and classes.
 
     Attributes:
-        classes: names of the labels; complete once `samples` has come to its end.
-        ignored: how many files were left out, by reason; complete once `samples` has come to its end.
-        total: number of samples, None where it is known only at the end.
+        classes: names of the labels; complete when `samples` is exhausted.
+        ignored: numbers of ignored files by reason; complete when `samples` is exhausted.
+        total: number of samples, None if it is known only at the end.
     """
 
     classes: tuple[str, ...]
@@ -41,7 +41,7 @@ class Source(Protocol):
     total: int | None
 
     def samples(self) -> Iterator[RawSample]:
-        """Every sample once, in an order that depends on the input and `dataset.seed` alone.
+        """Every sample once, in an order that depends on the input and `dataset.seed` only.
 
         Raises:
             PecoError: the input can't be read.
@@ -54,12 +54,12 @@ def extension(name: str) -> str:
 
 
 def hashed(name: str, seed: int) -> int:
-    """A number in [0, 2**64) that looks random and depends on name and seed alone."""
+    """A pseudorandom number in [0, 2**64) that depends on name and seed only."""
     text = f"{seed}/{name}".encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def shuffled(items: list[T], split: str, seed: int) -> Iterator[T]:
-    """The items in the order that this seed gives to a split."""
+    """The items in a random order that depends on split and seed only."""
     for i in np.random.default_rng([seed, SPLITS.index(split)]).permutation(len(items)):
         yield items[i]

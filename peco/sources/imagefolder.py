@@ -2,15 +2,15 @@
 
 Rules, in the order in which they apply:
 
-- Hidden files and `__MACOSX` are not looked at. Files whose extension isn't an image's are ignored and counted.
-- Where everything lies in one folder that holds only folders (as archives often have it), that folder is passed over.
-- `train` or `training` at the top means that the input has splits; `val`, `validation`, else `test`, is then the other
-  one, and what lies elsewhere is ignored and counted. Capitals don't matter.
-- The class is the first folder below the split; deeper folders belong to it. A split without folders has no labels. Images
-  beside class folders are ignored and counted. Classes are the sorted union over the splits.
-- An input without a `val` split gets one: of each class (or of all images where there are none) the share `val_fraction`,
-  at least one, that comes first by a hash of the name; a class with a single image keeps it in train. An added image moves at
-  most one other.
+- Hidden files and `__MACOSX` are skipped. Files without an image's extension are ignored and counted.
+- If the top level is a single folder that holds only folders (archives often have one), its content is the top level.
+- `train` or `training` at the top means that the input has splits. The val split is `val` or `validation`, else `test`. Files in
+  other folders are ignored and counted. Upper and lower case are equal.
+- The class is the first folder below the split; deeper folders belong to it. A split without folders has no labels. Images next to
+  class folders are ignored and counted. Classes are the sorted union over the splits.
+- An input without a val split gets one: of each class (or of all images if there are no classes) the share `val_fraction`, at least
+  one image, those with the lowest hashes of their names. A class with one image keeps it in train. An added image moves at most one
+  other image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EXPECTED = "expected images in train/<class>/ and val/<class>/, in <class>/, or
 
 @dataclass(frozen=True)
 class Layout:
-    """What the names of files say: per split the name and class (None: no label) of each image, sorted by name."""
+    """Splits and classes by file names: for each split the name and class (None: no label) of each image, sorted by name."""
 
     splits: dict[str, list[tuple[str, str | None]]]
     classes: tuple[str, ...]
@@ -66,7 +66,7 @@ def read_layout(names: Iterable[str], val_fraction: float, seed: int) -> Layout:
     """Splits and classes of files by their names, by the rules above.
 
     Raises:
-        PecoError: there is no image, or the splits are ambiguous; the message lacks the path, which is not known here.
+        PecoError: there is no image, or the splits are ambiguous. The message doesn't name the path, which is unknown here.
     """
     ignored: Counter[str] = Counter()
     images = []
@@ -101,7 +101,7 @@ def read_layout(names: Iterable[str], val_fraction: float, seed: int) -> Layout:
 
 
 def _wrapping(images: list[list[str]]) -> int:
-    """How many folders at the top hold everything and nothing but folders."""
+    """Number of nested folders at the top that are alone in their folder and hold only folders."""
     depth = 0
     known = {name for names in _NAMES.values() for name in names}
     while len({parts[depth] for parts in images}) == 1 and min(map(len, images)) > depth + 2:
@@ -112,7 +112,7 @@ def _wrapping(images: list[list[str]]) -> int:
 
 
 def _split_folders(tops: set[str]) -> dict[str, str | None]:
-    """Which folder is which split; None stands for all there is, where the input has no splits."""
+    """The folder of each split; if the input has no splits, {"train": None}."""
     found = {split: [top for top in sorted(tops) if top.lower() in names] for split, names in _NAMES.items()}
     for split, folders in found.items():
         if len(folders) > 1 and found["train"]:

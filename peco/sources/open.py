@@ -1,4 +1,4 @@
-"""Where images come from: opens the source that `dataset.source` names, and draws the procedural one."""
+"""Opens the source that `dataset.source` names; the procedural set as a source."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from peco.sources.imagefolder import ImageFolder
 from peco.sources.scenes_descriptor import read_descriptor
 from peco.sources.webdataset import WebDatasetSource
 
-VAL_START = 1_000_000  # scenes of val have the indexes from here on
+VAL_START = 1_000_000  # index of the first scene of val
 
 
 def open_source(dataset: config.Dataset, work: Path) -> Source:
-    """The source that the parameters name.
+    """Open the source that the parameters name.
 
     Args:
         dataset: its `path` is relative to the current folder.
         work: folder for temporary files.
 
     Raises:
-        PecoError: the input is missing, unreadable, damaged, empty or not what its source expects.
+        PecoError: the input is missing, unreadable, damaged, empty or of another kind.
     """
     path = Path(dataset.path)
     if dataset.source == "scenes":
@@ -39,14 +39,14 @@ def open_source(dataset: config.Dataset, work: Path) -> Source:
 
 
 class SceneSource:
-    """The procedural set as PNG, in the order of its indexes, which are independent draws: nothing is left to shuffle.
+    """The procedural set as PNG, in the order of its indices. Scenes are independent draws, so they need no shuffling.
 
     Args:
         path: descriptor with `generator: scenes`, `version` and `seed`.
-        sizes: how many images of which size are drawn.
+        sizes: numbers of images, and their side in pixels.
 
     Raises:
-        PecoError: the descriptor is missing or wrong, or asks for another version than this code draws.
+        PecoError: the descriptor is missing or wrong, or names another version than this code draws.
     """
 
     def __init__(self, path: Path, sizes: config.Scenes) -> None:

@@ -1,30 +1,28 @@
 """`scenes`: a procedural image data set for pre-training and for ten-way recognition of objects.
 
-Every image is a *dead-leaves* picture: ellipses and polygons whose radii follow a power law are dropped
-on one another until the canvas is covered, which gives the occlusion edges and the spectrum of
-photographs. One object of ten classes lies among the leaves, partly covered by a few more.
+Every image is a *dead-leaves* picture: ellipses and polygons whose radii follow a power law are dropped on one another until they
+cover the canvas. This gives the occlusion edges and the spectrum of photographs. One object of ten classes lies among the leaves,
+partly covered by a few more leaves.
 
-A class is a **shape with a surface pattern** of its own (a striped crescent, a checked cross), in any two
-tones of any colour: an object's colour is chosen to stand out against what it covers, by a rule blind to
-its class; shading, faint stripes and grain follow one distribution for leaves and objects; all classes
-have equal area, and pose, period and phase vary. Hence colour histograms stay at chance and a linear model
-on pixels gets little, as `benchmarks/scenes_baselines.py` measures.
+A class is a **shape with a surface pattern** of its own (a striped crescent, a checked cross) in any two tones of any colour. The
+colour is chosen to contrast with the pixels that the object covers, independently of its class. Shading, faint stripes and grain
+follow one distribution for leaves and objects. All classes have the same area; pose, period and phase vary. So colour histograms
+stay at chance and a linear model on pixels scores low (`benchmarks/scenes_baselines.py` measures both).
 
-How an image comes about, in three steps:
+An image is made in three steps:
 
-1. *layout*: every leaf, object and occluder is painted, back to front, as polygons into one 8-bit map
-   that holds at each pixel the number of the topmost item. Visible masks are read off this map.
-2. *materials*: a table with one row for each item (colour, gradient, stripes, grain) is looked up through
-   the map, so texturing costs a few array operations for an image, whatever the number of items.
-3. *averaging*: both happen on a raster `_SUPER` times finer, which integer arithmetic averages down.
+1. *layout*: every leaf, object and occluder is painted, back to front, as polygons into one 8-bit map that holds at each pixel the
+   number of the topmost item. Visible masks are read from this map.
+2. *materials*: a table with one row for each item (colour, gradient, stripes, grain) is looked up through the map, so texturing
+   costs a few array operations for an image, for any number of items.
+3. *averaging*: both happen on a raster `_SUPER` times finer, which is averaged down in integer arithmetic.
 
-**Frozen pixels.** Results are comparable only while the pixels stay what they are, so `fingerprint`
-hashes a few images and a test pins its value. Whoever changes the pixels must raise `VERSION`, which
-also re-keys every random stream. Only `Generator.random` is drawn from (the most stable of numpy's
-methods), lengths are rounded to integers before drawing, and colours are averaged as integers.
+**Frozen pixels.** Results are comparable only while the pixels don't change, so `fingerprint` hashes a few images and a test pins
+its value. A change of the pixels must raise `VERSION`, which also re-keys every random stream. Only `Generator.random` is drawn
+from (the most stable of numpy's methods), lengths are rounded to integers before drawing, and colours are averaged as integers.
 
-Coordinates are (x, y) with y pointing down; layout uses units of the image side, so that a scene looks
-the same at every size but for rounding.
+Coordinates are (x, y) with y pointing down. The layout uses units of the image side, so a scene looks the same at every size
+except for rounding.
 """
 
 from __future__ import annotations
@@ -43,26 +41,26 @@ VERSION: int = 1  # part of every random key; raised whenever any pixel or label
 CLASSES: tuple[str, ...] = (
     "ring", "cross", "star", "crescent", "arrow", "heart", "hourglass", "gear", "spiral", "comb",
 )  # fmt: skip
-MIN_VISIBLE: float = 0.6  # least fraction of the main object's area that occluders leave visible
-MAX_OBJECTS: int = 8  # more in one scene would be too small to recognise
+MIN_VISIBLE: float = 0.6  # least visible fraction of the main object's area
+MAX_OBJECTS: int = 8  # in a scene; more would be too small to recognise
 
 _SUPER = 2  # raster cells along each side of a pixel
-_LEAVES = 70  # background leaves; with the radii below the canvas is covered several times over
-_LEAF_RADII = (0.09, 0.5)  # image sides; the density falls as radius ** -3, as in dead-leaves models
-_OCCLUDERS = 2  # leaves offered on top of the main object; those that would hide too much are left out
+_LEAVES = 70  # background leaves; with the radii below they cover the canvas several times
+_LEAF_RADII = (0.09, 0.5)  # image sides; density proportional to radius ** -3, as in dead-leaves models
+_OCCLUDERS = 2  # leaves drawn for the top of the main object; those that would hide too much are left out
 _OCCLUDER_RADII = (0.05, 0.14)  # image sides
-_KEPT = 0.25  # least visible fraction of a lesser object that the ground truth lists
-_POSES = 6  # poses tried for each of several objects; the one that overlaps the others least is taken
-_AREA = 1.7  # area of every shape, where a square of half-side 1 has 4
+_KEPT = 0.25  # least visible fraction of a further object in the ground truth
+_POSES = 6  # poses tried for each of several objects; the one with the least overlap is taken
+_AREA = 1.7  # area of every shape in a frame of half-side 1 (area 4)
 _HALF_SIDE = (0.34, 0.42)  # half-side of the main object's frame, in image sides
-_WANDER = 0.6  # how far a single object strays from the middle; several use all the room (1)
+_WANDER = 0.6  # fraction of the free room in which a single object lies; several objects use all of it
 _TURN = 0.3  # largest rotation either way, radians
 _SCATTER = 0.25  # spread of the leaves' colours within an image, relative to that over all images
 _CHROMA = 0.12  # largest distance of a colour from grey
 _LIGHT = (0.3, 0.7)  # lightness of colours
 _PERIOD = (0.08, 0.11)  # of the objects' patterns, in image sides
 _RELIEF = (0.24, 0.34)  # lightness that an object's pattern adds and takes away
-_CONTRAST = 0.35  # least RGB distance (channels in 0..1) between an object's colour and what it covers
+_CONTRAST = 0.35  # least RGB distance (channels in 0..1) between an object's colour and the mean below it
 
 Floats = NDArray[np.float64]
 Bytes = NDArray[np.uint8]
@@ -71,21 +69,21 @@ Outline = tuple[Floats, int]  # a polygon's (K, 2) vertices; 1 to add its inside
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its ground truth; N objects, the main one first."""
+    """One image with its ground truth: N objects, the main one first."""
 
-    image: Bytes  # (H, W, 3), RGB
+    image: Bytes  # RGB pixels (H, W, 3)
     label: int  # class of the main object, which has the largest visible area
     boxes: NDArray[np.float32]  # (N, 4) x0, y0, x1, y1 in pixels around the visible part, x1 and y1 exclusive
     classes: NDArray[np.int64]  # (N,)
     masks: NDArray[np.bool_]  # (N, H, W), visible part; masks of one scene are disjoint
-    visible: NDArray[np.float32]  # (N,) fraction of the object's whole area that can be seen
+    visible: NDArray[np.float32]  # (N,) visible fraction of the object's whole area
 
 
 # --- shapes ---
 #
-# Each takes three uniform numbers in [0, 1) that vary its proportions within the class, and returns outlines
-# of any position and scale (`_shape` normalises them). Outlines that add must not overlap one another, and
-# those that cut must lie inside, so that the signed polygon areas sum to the area of the shape.
+# Each takes three uniform numbers in [0, 1) that vary its proportions within the class, and returns outlines of any position and
+# scale (`_shape` normalises them). Outlines that add must not overlap one another, and those that cut must lie inside, so that the
+# signed polygon areas sum to the area of the shape.
 
 
 def _arc(radius: float | Floats, start: float, stop: float, count: int, center: float = 0.0) -> Floats:
@@ -170,7 +168,7 @@ _SHAPES: tuple[Callable[[Floats], list[Outline]], ...] = (
 
 
 def _polygon_area(points: Floats) -> float:
-    """Area of a polygon (K, 2) by the shoelace formula, whichever way round it runs."""
+    """Area of a polygon (K, 2) by the shoelace formula, for either orientation."""
     x, y = points.T
     return abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
@@ -178,7 +176,7 @@ def _polygon_area(points: Floats) -> float:
 def _shape(label: int, half_side: float, wander: float, rng: np.random.Generator) -> list[Outline]:
     """Outlines of one object in image sides, in a random pose, inside the canvas.
 
-    `wander`: the part of the free room about the middle of the canvas in which the object may lie, 0..1.
+    `wander`: fraction of the free room around the middle of the canvas in which the object may lie, 0..1.
     """
     u = rng.random(9)
     outlines = _SHAPES[label](u[:3])
@@ -223,7 +221,7 @@ def _leaves(
 
 
 def _fill(polygons: Iterable[Outline], raster: int) -> Bytes:
-    """Paint each polygon, given in image sides, with its number over those before it: (raster, raster)."""
+    """Paint polygons, given in image sides, one over another, each with its number: (raster, raster)."""
     canvas = Image.new("L", (raster, raster))
     draw = ImageDraw.Draw(canvas)
     for points, number in polygons:  # whole cells, so that no rounding differs between machines
@@ -265,8 +263,8 @@ def _grain(raster: int) -> NDArray[np.float32]:
 def _pattern(label: int, x: NDArray[np.float32], y: NDArray[np.float32], u: Floats) -> NDArray[np.float32]:
     """Surface of a class at points (x, y) in image sides relative to the object's middle: about half +1, half -1.
 
-    `u` (4,) in 0..1 varies period, phase and direction within the class. The classes' periods overlap, so that what tells
-    them apart is the arrangement and not the scale.
+    `u` (4,) in 0..1 varies period, phase and direction within the class. The classes' periods overlap, so that they differ in the
+    arrangement and not in the scale.
     """
     f32 = np.float32
     turn = f32(0.5 * (u[0] - 0.5))
@@ -299,9 +297,8 @@ def _pattern(label: int, x: NDArray[np.float32], y: NDArray[np.float32], u: Floa
 def _paint(ids: Bytes, frames: Floats, colors: Floats, surfaces: dict[int, int], rng: np.random.Generator) -> Bytes:
     """Texture the item map.
 
-    ids (R, R): number of the item seen at each raster cell; frames (M, 3): centre and radius of each item in
-    image sides; colours (M, 3): RGB in 0..1; surfaces: class of those items that are objects. Returns RGB (R, R, 3) at
-    raster resolution.
+    ids (R, R): number of the visible item at each raster cell; frames (M, 3): centre and radius of each item in image sides;
+    colors (M, 3): RGB in 0..1; surfaces: class of those items that are objects. Returns RGB (R, R, 3) at raster resolution.
     """
     raster, count = ids.shape[0], len(frames)
     u = rng.random((count, 9))
@@ -353,7 +350,7 @@ def _label(seed: int, index: int) -> int:
 
 
 def _contrasting(behind: Floats, rng: np.random.Generator) -> Floats:
-    """A random colour (3,) that stands out against the mean colour `behind` (3,)."""
+    """A random colour (3,) that contrasts with the mean colour `behind` (3,)."""
     choices = _colors(8, rng)
     distance = np.sqrt(np.sum((choices - behind) ** 2, axis=1))
     # The first that differs by `_CONTRAST`, or the most different if none does.
@@ -379,10 +376,12 @@ def _box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     """Draw image `index` of the data set `seed`: a pure function of its arguments.
 
-    seed, index: non-negative; `size`: side in pixels, 32..512; `objects`: how many objects are placed,
-    1..`MAX_OBJECTS`, of different classes. Further objects are smaller than the main one and lie beneath it,
-    and one that ends up mostly hidden is left out of the ground truth. The main object shows at least
-    `MIN_VISIBLE` of its area.
+    seed, index: non-negative; `size`: side in pixels, 32..512; `objects`: number of placed objects, 1..`MAX_OBJECTS`, of different
+    classes. Further objects are smaller than the main one and lie below it; those that are mostly hidden are left out of the ground
+    truth. At least `MIN_VISIBLE` of the main object's area is visible.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     if min(seed, index) < 0 or not 32 <= size <= 512 or not 1 <= objects <= MAX_OBJECTS:
         raise ValueError(f"arguments must be in range, got {seed=} {index=} {size=} {objects=}")
@@ -390,7 +389,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
     raster = size * _SUPER
     label = _label(seed, index)
 
-    # Background. Item 0 is the ground, which is seen only where no leaf falls.
+    # Background. Item 0 is the ground, which is visible only where no leaf falls.
     leaves, frames = _leaves(_LEAVES, _LEAF_RADII, np.array([0.5, 0.5]), 0.6, rng)
     ids = _fill(zip(leaves, range(1, _LEAVES + 1), strict=True), raster)
     frames = np.concatenate([[[0.5, 0.5, 0.7]], frames])
@@ -422,7 +421,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
         colors = np.concatenate([colors, _contrasting(behind, rng)[None]])
         wholes.append(whole)
 
-    # Occluders, each dropped on the main object unless too little of it would remain.
+    # Occluders, each dropped on the main object unless too little of it would stay visible.
     covers, cover_frames = _leaves(_OCCLUDERS, _OCCLUDER_RADII, frames[-1, :2], 1.2 * half_side, rng)
     main, least = len(frames) - 1, MIN_VISIBLE * wholes[-1].sum()
     for item, points in enumerate(covers, start=len(frames)):
@@ -454,7 +453,7 @@ def render(seed: int, index: int, size: int = 64, objects: int = 1) -> Scene:
 
 
 def fingerprint(count: int = 32, seed: int = 0, size: int = 64) -> str:
-    """SHA-256 (hex) of the raw pixels and labels of the first `count` images, to notice any change."""
+    """SHA-256 (hex) of the pixels and labels of the first `count` images, to detect any change."""
     digest = hashlib.sha256()
     for index in range(count):
         scene = render(seed, index, size)

@@ -1,4 +1,4 @@
-"""The descriptor of the embedded set, `data/scenes.yaml`: which version of the scenes, and from which seed."""
+"""Reads the descriptor of the built-in set, `data/scenes.yaml`: version and seed of the scenes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from peco.sources import scenes
 
 
 def read_descriptor(path: Path) -> int:
-    """The seed that the scenes are drawn from.
+    """The seed of the scenes.
 
     Raises:
-        PecoError: the descriptor is missing or wrong, or asks for another version than this code draws.
+        PecoError: the descriptor is missing or wrong, or names another version than this code draws.
     """
     example = f"expected three lines: generator: scenes, version: {scenes.VERSION}, seed: 0"
     try:
@@ -31,8 +31,8 @@ def read_descriptor(path: Path) -> int:
         raise PecoError(f"{path}: not a descriptor of the set of scenes; {example}")
     if found["version"] != scenes.VERSION:
         raise PecoError(
-            f"{path}: version {found['version']} of the scenes is asked for, but this code draws version {scenes.VERSION}; "
-            f"set version: {scenes.VERSION} (other images, so numbers don't compare) or use the code of that version"
+            f"{path}: version {found['version']} of the scenes is required, but this code draws version {scenes.VERSION}; "
+            f"set version: {scenes.VERSION} (other images, so results can't be compared) or use the code of that version"
         )
     seed = found["seed"]
     if type(seed) is not int or seed < 0:

@@ -1,4 +1,4 @@
-"""Writes shards; `peco/data/shards.py` says what they look like and reads them."""
+"""Writes shards; `peco/data/shards.py` describes and reads them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from peco.data.images import decode
 from peco.data.shards import BLOCK, VERSION, ShardInfo
 from peco.sources.base import SPLITS, RawSample, Source
 
-Progress = Callable[[int, int | None], None]  # (samples done, of how many, None: not known)
+Progress = Callable[[int, int | None], None]  # (samples done, samples in all or None)
 
 _JPEG_QUALITY = 92  # of images that are shrunk
-_AHEAD = 8  # samples that wait for a thread, each
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # the others' are their names
+_AHEAD = 8  # samples in the queue for each thread
+_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # other formats: their names in lower case
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,9 +37,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class _Checked:
-    """What came of looking into an image: its bytes to store with their extension, or why not."""
+    """The result of checking an image: the bytes to store and their extension, or the reason of its rejection."""
 
-    image: bytes = b""
+    encoded: bytes = b""
     extension: str = ""
     reason: str = ""
 
@@ -55,17 +55,17 @@ def write_shards(
 ) -> dict[str, Any]:
     """Pack a source into shards. The same input and parameters give the same bytes, for any number of workers.
 
-    Every image is decoded once as a check. Those that can't be, or have a side under 8 pixels, are left out and listed
-    in `rejected.tsv` (split, name, reason). The bytes of the others stay as they are unless `dataset.resize` is less than their
-    short side: then they are shrunk and written as PNG if they were that, else as JPEG.
+    Every image is decoded once as a check. Those that `decode` refuses are left out and listed in `rejected.tsv` (split, name,
+    reason). The bytes of the others stay unchanged unless `dataset.resize` is less than their short side: then they are shrunk and
+    written as PNG if they were PNG, else as JPEG.
 
     Args:
-        source: what to pack.
-        root: folder to write to; empty or not there yet.
-        dataset: how to pack.
-        work: where the list of rejected images goes if there are too many of them.
+        source: the images.
+        root: folder to write to; empty or missing.
+        dataset: parameters.
+        work: folder for the list of rejected images if there are too many of them.
         progress: called after each sample.
-        workers: threads that decode (Pillow works outside Python's lock), by default one a core.
+        workers: decoding threads (Pillow releases Python's global lock), by default one per core.
 
     Returns:
         The content of `index.json`.
@@ -80,10 +80,10 @@ def write_shards(
     done = 0
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")  # of Pillow about odd images: they are accepted or rejected
+        warnings.simplefilter("ignore")  # Pillow's, about unusual images: they are accepted or rejected
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         writers = {split: stack.enter_context(_SplitWriter(root, split, dataset.samples_per_shard)) for split in SPLITS}
-        checked = _in_order(pool, lambda raw: _check(raw.image, dataset.resize), source.samples(), workers * _AHEAD)
+        checked = _in_order(pool, lambda raw: _check(raw.encoded, dataset.resize), source.samples(), workers * _AHEAD)
         for raw, result in checked:
             done += 1
             if result.reason:
@@ -100,13 +100,13 @@ def write_shards(
         first = ", ".join(f"{_escape(name)} ({reason})" for _, name, reason in rejected[:3])
         raise PecoError(
             f"{dataset.path}: {len(rejected)} of {done} images can't be used, "
-            f"{allowed if too_many else 'and none to train on is left'}; all are listed in {listed}, the first: {first}"
+            f"{allowed if too_many else 'and no image is left to train on'}; all are listed in {listed}, the first: {first}"
         )
     index = {
         "version": VERSION,
         "source": dataset.source,
         "classes": list(source.classes),
-        "splits": {split: writer.finish(source.classes) for split, writer in writers.items() if len(writer)},
+        "splits": {split: writer.index_entry(source.classes) for split, writer in writers.items() if len(writer)},
         "rejected": len(rejected),
         "ignored": dict(sorted(source.ignored.items())),
     }
@@ -126,18 +126,18 @@ def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def _check(data: bytes, resize: int | None) -> _Checked:
+def _check(encoded: bytes, resize: int | None) -> _Checked:
     try:
-        picture = decode(data)
+        image = decode(encoded)
     except PecoError as error:
         return _Checked(reason=str(error))
-    with Image.open(io.BytesIO(data)) as original:  # reads the header alone
+    with Image.open(io.BytesIO(encoded)) as original:  # reads only the header
         kind = str(original.format)
-    short = min(picture.size)
+    short = min(image.size)
     if resize is None or short <= resize:
-        return _Checked(data, _EXTENSIONS.get(kind, kind.lower()))
-    width, height = (max(resize, round(side * resize / short)) for side in picture.size)
-    small = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return _Checked(encoded, _EXTENSIONS.get(kind, kind.lower()))
+    width, height = (max(resize, round(side * resize / short)) for side in image.size)
+    small = image.resize((width, height), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     if kind == "PNG":
         small.save(out, "PNG")
@@ -149,7 +149,7 @@ def _check(data: bytes, resize: int | None) -> _Checked:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[tuple[T, R]]:
-    """Items with their results, in order; unlike `pool.map`, takes only `ahead` items before their results are asked for."""
+    """Items with their results, in order. Unlike `pool.map`, reads at most `ahead` items in advance."""
     waiting: deque[tuple[T, Future[R]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(work, item)))
@@ -161,7 +161,7 @@ def _in_order(
 
 
 class _SplitWriter:
-    """Writes the tars of one split, one after the other."""
+    """Writer of the tars of one split, one after the other."""
 
     def __init__(self, root: Path, split: str, samples_per_shard: int) -> None:
         self._root, self._split, self._per_shard = root, split, samples_per_shard
@@ -180,7 +180,7 @@ class _SplitWriter:
         if kind is None:
             self._close_shard()
         elif self._file:
-            # A tar that is left open ends itself once it is collected, and would complain of the closed file then.
+            # A tar left open closes itself when it is garbage-collected, and would then fail on the closed file.
             with suppress(OSError):
                 if self._tar is not None:
                     self._tar.close()
@@ -190,23 +190,23 @@ class _SplitWriter:
         return len(self._labels)
 
     def add(self, raw: RawSample, checked: _Checked) -> None:
-        """Append a sample under a key that holds its position and, to recognise it, the end of its name."""
+        """Append a sample. Its key is its position in the split and, to recognise it, the end of its name."""
         if self._in_shard == self._per_shard:
             self._close_shard()
         if self._file is None:
             self._open_shard()
-        place = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(raw.name).with_suffix("")))[-48:]
-        members = {checked.extension: checked.image}
+        stem = re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(raw.name).with_suffix("")))[-48:]
+        members = {checked.extension: checked.encoded}
         if raw.label >= 0:
             members["cls"] = str(raw.label).encode()
-        self._tar.write({"__key__": f"{len(self):08d}-{place}", **members})
+        self._tar.write({"__key__": f"{len(self):08d}-{stem}", **members})
         self._labels.append(raw.label)
         self._offsets.append(self._next)
         self._next += sum(BLOCK + -(-len(data) // BLOCK) * BLOCK for data in members.values())
         self._in_shard += 1
 
-    def finish(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """Write the arrays of the split; its entry in the index."""
+    def index_entry(self, classes: tuple[str, ...]) -> dict[str, Any]:
+        """Write the arrays of the split; returns its entry in the index."""
         labels = np.array(self._labels, dtype=np.int64)
         np.save(self._root / f"{self._split}.labels.npy", labels)
         np.save(self._root / f"{self._split}.offsets.npy", np.array(self._offsets, dtype=np.int64))

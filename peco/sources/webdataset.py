@@ -1,15 +1,15 @@
 """Existing WebDataset tars as a source.
 
-The tars are given by a folder, a glob, a brace pattern, an address (http(s), s3, `pipe:` and whatever else webdataset opens), or
-a file that lists such things: text with one a line, or JSON, a list or `{"shards": [...], "classes": [...]}`. Class names
-come from that JSON or from `classes.txt` (one a line) beside the tars; without them, numbers are their own names.
+The tars are given by a folder, a glob, a brace pattern, an address (http(s), s3, `pipe:` and all others that webdataset opens), or
+a file that lists these: text with one per line, or JSON, a list or `{"shards": [...], "classes": [...]}`. Class names come from
+that JSON or from `classes.txt` (one per line) next to the tars; without them, the numbers are the names.
 
-- Splits go by the file's or else the folder's name: a word `train`, `val…` or `test…` in it; `test` serves where there is no
-  `val`. Without a val split, each sample goes to val with probability `val_fraction` by a hash of its key.
-- The image of a sample is its member with an image's extension; the label is in `cls` (a number or a class name) or
-  in `json` under `label`. Samples without an image are ignored and counted, those without a label have none.
-- Uncompressed local tars are read in shuffled order. Anything else is streamed once, in the order it comes in, since
-  random access isn't there; its shards should be shuffled already, as shards usually are.
+- Splits are found by a word `train`, `val…` or `test…` in the name of the file, else of its folder. `test` is used if there is no
+  `val`. Without a val split, each sample goes to val with probability `val_fraction`, by a hash of its key.
+- The image of a sample is its member with an image's extension. The label is in `cls` (a number or a class name) or in `json`
+  under `label`; a sample may have none. Samples without an image are ignored and counted.
+- Uncompressed local tars are read in shuffled order. If any tar is compressed or remote, random access is impossible: all tars are
+  streamed once in their own order and should be shuffled already, as WebDataset tars usually are.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ from peco.core.errors import PecoError
 from peco.sources.archives import DAMAGE, StrictTarInfo
 from peco.sources.base import IMAGE_EXTENSIONS, SPLITS, RawSample, extension, hashed, shuffled
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _EXPECTED = "expected a folder of .tar files, a glob or brace pattern, an address, or a file that lists them"
-# What curl's exit statuses mean.
+# Meaning of curl's exit statuses.
 _CURL = {
     6: "there is no such host",
     7: "the server can't be reached",
-    22: "the server gives no such file",
+    22: "the server has no such file",
     28: "no answer in time",
 }
-_MAX_NUMBER = 1_000_000  # from here on, labels without names are no class numbers
+_MAX_NUMBER = 1_000_000  # labels without class names must be smaller numbers
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A sample found in a tar. `image` are the bytes when streaming, else their offset and size."""
+    """A sample found in a tar."""
 
     key: str
-    image: bytes | tuple[int, int]
+    encoded: bytes | tuple[int, int]  # the image file when streaming, else its offset and size in the tar
     label: str | None
 
 
 class WebDatasetSource:
-    """A `Source` over WebDataset tars; see the module for what is accepted.
+    """A `Source` over WebDataset tars, by the rules of this module.
 
     Raises:
-        PecoError: no tar found, tars that can't be read or hold no image, or splits or labels that are ambiguous.
+        PecoError: no tar found, tars that can't be read or hold no image, or ambiguous splits or labels.
     """
 
     def __init__(self, path: str, *, val_fraction: float, seed: int) -> None:
@@ -72,14 +73,14 @@ class WebDatasetSource:
             return
         for split, entries in self._index.items():
             for url, entry in shuffled(entries, split, self._seed):
-                offset, size = cast(tuple[int, int], entry.image)
+                offset, size = cast(tuple[int, int], entry.encoded)
                 try:
                     with _opened(url) as file:
                         file.seek(offset)
-                        image = file.read(size)
+                        encoded = file.read(size)
                 except OSError as error:
                     raise PecoError(f"{url}: can't be read ({error.strerror}); fix that and run again") from None
-                yield RawSample(split, f"{Path(url).name}/{entry.key}", image, self._number(entry.label))
+                yield RawSample(split, f"{Path(url).name}/{entry.key}", encoded, self._number(entry.label))
 
     def _build_index(self) -> dict[str, list[tuple[str, _Entry]]]:
         index: dict[str, list[tuple[str, _Entry]]] = {split: [] for split in SPLITS}
@@ -92,7 +93,7 @@ class WebDatasetSource:
         self.total = sum(map(len, index.values()))
         if self.total == 0:
             raise PecoError(
-                f"{self._path}: no image in {len(self._splits)} tars; expected members such as 0001.jpg with 0001.cls"
+                f"{self._path}: no image in the {len(self._splits)} tar(s); expected members such as 0001.jpg with 0001.cls"
             )
         return {split: entries for split, entries in index.items() if entries}
 
@@ -105,12 +106,12 @@ class WebDatasetSource:
                 yield RawSample(
                     split or self._split_of(entry.key),
                     f"{_file_name(url)}/{entry.key}",
-                    cast(bytes, entry.image),
+                    cast(bytes, entry.encoded),
                     label,
                 )
         if not any_image:
             raise PecoError(
-                f"{self._path}: no image in {len(self._splits)} tars; expected members such as 0001.jpg with 0001.cls"
+                f"{self._path}: no image in the {len(self._splits)} tar(s); expected members such as 0001.jpg with 0001.cls"
             )
         if not self.classes:
             self._name(tuple(map(str, range(highest + 1))))
@@ -123,7 +124,7 @@ class WebDatasetSource:
         self._numbers = {name: i for i, name in enumerate(classes)}
 
     def _number(self, label: str | None) -> int:
-        """A label as index into the classes. Numbers that aren't themselves names are such indexes already."""
+        """The class index of a label (None: -1). A number that isn't a class name is an index already."""
         if label is None:
             return -1
         if label in self._numbers:
@@ -136,7 +137,7 @@ class WebDatasetSource:
                 "fix classes.txt (or `classes` in the list)"
             )
         raise PecoError(
-            f"{self._path}: label {label} is no class number, and streamed tars need all class names beforehand; "
+            f"{self._path}: label {label} is not a class number, and streamed tars need all class names in advance; "
             'give them as "classes" in a JSON list of the tars'
         )
 
@@ -162,57 +163,55 @@ class WebDatasetSource:
                     members[kind] = member, cast(IO[bytes], archive.extractfile(member)).read() if wanted else None
                 yield from self._entry(url, key, members)
                 while not random_access and file.read(1 << 20):
-                    pass  # to the end, so that a program behind a pipe ends well and its failure shows
+                    pass  # read to the end, so that a program behind a pipe can finish, and its failure is noticed
         except PecoError:
             raise
         except Exception as error:
             # The clients of object stores have no common class of errors.
-            if not (_is_address(url) or isinstance(error, DAMAGE)):
+            if not (is_address(url) or isinstance(error, DAMAGE)):
                 raise
             reason = _reason(error)
-            raise PecoError(f"{url}: can't be read as a WebDataset tar ({reason}); fetch or write it anew") from None
+            raise PecoError(f"{url}: can't be read as a WebDataset tar ({reason}); fetch or write it again") from None
 
     def _entry(self, url: str, key: str, members: dict[str, tuple[tarfile.TarInfo, bytes | None]]) -> Iterator[_Entry]:
         images = [kind for kind in members if extension("x." + kind) in IMAGE_EXTENSIONS]
         if not images:
             self.ignored["sample without an image"] += bool(members)
             return
-        # Beside the picture there may be others, such as seg.png: the plainest name is the picture.
+        # There may be further images, such as seg.png: the one with the simplest name is the sample's.
         kind = min(images, key=lambda kind: (kind.count("."), IMAGE_EXTENSIONS.index(extension("x." + kind))))
-        member, image = members[kind]
+        member, encoded = members[kind]
         try:
             label = _read_label({kind: data for kind, (_, data) in members.items() if data is not None})
         except (ValueError, RecursionError):
             raise PecoError(
                 f"{url}: the label of {key} can't be read; expected a number or a name in .cls or in .json"
             ) from None
-        yield _Entry(key, (member.offset_data, member.size) if image is None else image, label)
+        yield _Entry(key, (member.offset_data, member.size) if encoded is None else encoded, label)
 
 
 def find_tars(path: str) -> tuple[list[str], tuple[str, ...] | None]:
-    """Addresses of the tars behind a path, pattern, address or list, and class names where they are given.
+    """Paths or addresses of the tars that a path, pattern, address or list names, and the class names if there are any.
 
     Raises:
-        PecoError: there is none, or the list can't be read.
+        PecoError: there is no tar, or the list can't be read.
     """
     names = None
     local = Path(path)
-    if _is_address(path) or not local.exists():
+    if is_address(path) or not local.exists():
         urls = _expand(path, Path())
     elif local.is_dir():
-        urls = sorted(
-            str(p) for p in local.rglob("*") if p.name.endswith((".tar", ".tar.gz", ".tgz")) and p.name[0] != "."
-        )
-    elif path.endswith((".tar", ".tar.gz", ".tgz")):
+        urls = sorted(str(p) for p in local.rglob("*") if p.name.endswith(TAR_SUFFIXES) and p.name[0] != ".")
+    elif path.endswith(TAR_SUFFIXES):
         urls = [path]
     else:
         entries, names = _read_list(local)
         urls = [url for entry in entries for url in _expand(entry, local.parent)]
     if not urls:
         raise PecoError(f"{path}: no tar found; {_EXPECTED}")
-    beside = (local if local.is_dir() else local.parent) / "classes.txt"
-    if names is None and not _is_address(path) and beside.is_file():
-        names = tuple(line.strip() for line in beside.read_text(encoding="utf-8").splitlines() if line.strip())
+    file = (local if local.is_dir() else local.parent) / "classes.txt"
+    if names is None and not is_address(path) and file.is_file():
+        names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
     if names is not None and (len(set(names)) < len(names) or not names):
         raise PecoError(f"{path}: the class names are empty or not all different; name each class once")
     return urls, names
@@ -234,7 +233,7 @@ def _read_list(path: Path) -> tuple[list[str], tuple[str, ...] | None]:
         raise PecoError(f"{path}: can't be read ({error.strerror}); {_EXPECTED}") from None
     except (ValueError, KeyError, TypeError):
         raise PecoError(
-            f'{path}: not a list of tars; expected text with one a line, or JSON: a list or {{"shards": [...], "classes": [...]}}'
+            f'{path}: not a list of tars; expected text with one per line, or JSON: a list or {{"shards": [...], "classes": [...]}}'
         ) from None
     return found, names
 
@@ -250,7 +249,7 @@ def _expand(entry: str, folder: Path) -> list[str]:
         raise PecoError(f"{entry}: the braces don't match; expected a pattern such as train-{{000..012}}.tar") from None
     urls: list[str] = []
     for pattern in patterns:
-        if _is_address(pattern):
+        if is_address(pattern):
             urls.append(pattern)
             continue
         file = str(folder / pattern)
@@ -262,7 +261,7 @@ def _expand(entry: str, folder: Path) -> list[str]:
 
 
 def _assign_splits(urls: list[str], path: str) -> dict[str, str | None]:
-    """Split of each tar, None: by the keys of its samples."""
+    """Split of each tar; None: by the keys of its samples."""
     found = {url: _named_split(url) for url in urls}
     kinds = set(found.values())
     if kinds == {None} or kinds == {"train"}:
@@ -270,7 +269,7 @@ def _assign_splits(urls: list[str], path: str) -> dict[str, str | None]:
     for url, split in found.items():
         if split is None:
             raise PecoError(
-                f"{path}: {url} is named for no split and others are; name all tars train…, val… or test…, or none"
+                f"{path}: {url} names no split, but others do; name all tars train…, val… or test…, or none of them"
             )
     if "train" not in kinds:
         raise PecoError(f"{path}: there are tars for {' and '.join(sorted(map(str, kinds)))}, but none for train")
@@ -287,12 +286,12 @@ def _named_split(url: str) -> str | None:
 
 
 def _class_names(labels: set[str], path: str) -> tuple[str, ...]:
-    """Names for labels that come without: all numbers up to the highest, or the names found."""
+    """Class names for labels without a list of names: all numbers up to the highest, or the names found."""
     if not all(label.isdecimal() for label in labels):
         return tuple(sorted(labels))
     highest = max(map(int, labels), default=-1)
     if highest >= _MAX_NUMBER:
-        raise PecoError(f"{path}: label {highest} is no class number; list the classes in classes.txt")
+        raise PecoError(f"{path}: label {highest} is not a class number; list the classes in classes.txt")
     return tuple(map(str, range(highest + 1)))
 
 
@@ -317,12 +316,13 @@ def _key_and_kind(name: str) -> tuple[str, str]:
     return folder + slash + stem, kind.lower()
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """True if tars are read from this text as an address rather than a path."""
     return text.startswith("pipe:") or "://" in text
 
 
 def _is_plain_tar(url: str) -> bool:
-    if _is_address(url) or not url.endswith(".tar"):
+    if is_address(url) or not url.endswith(".tar"):
         return False
     try:
         with open(url, "rb") as file:
@@ -336,7 +336,7 @@ def _file_name(url: str) -> str:
 
 
 def _opened(url: str) -> IO[bytes]:
-    if not _is_address(url):
+    if not is_address(url):
         return open(url, "rb")
     scheme = url.split(":")[0]
     from webdataset.gopen import gopen, gopen_schemes
@@ -349,7 +349,7 @@ def _opened(url: str) -> IO[bytes]:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in the user's words: webdataset reads http by curl, and tells no more than curl's status."""
+    """The reason of an error in one line. webdataset reads http by curl and reports only curl's exit status."""
     text = " ".join(str(error).split()) or type(error).__name__
     status = re.search(r"'curl'.* exit (\d+)", text)
-    return _CURL.get(int(status[1]), f"curl ends with status {status[1]}") if status else text
+    return _CURL.get(int(status[1]), f"curl ended with status {status[1]}") if status else text

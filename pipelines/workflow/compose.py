@@ -20,14 +20,14 @@ PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagen
 PARAMS = Path("params.yaml")
 HEADER = """\
 # Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
-# choose another preset, data set or group with `make params`. docs/parameters.md says what each value means.
+# choose another preset, data set or group with `make params`. docs/parameters.md describes each value.
 """
-# Of the presets; for these there is no need to import timm, which takes seconds.
+# The presets' architectures: checking others imports timm, which takes seconds.
 KNOWN = ("beit_base_patch16_224", "beit_large_patch16_224", "vit_base_patch16_224", "vit_small_patch16_224")
 
 
 def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
-    """Compose and validate.
+    """Compose and validate the parameters of a preset with Hydra overrides.
 
     Raises:
         PecoError: an unknown preset, group or key, or a value that is not allowed.
@@ -51,10 +51,10 @@ def render(values: dict[str, Any]) -> str:
 
 
 def write(values: dict[str, Any], path: Path = PARAMS) -> None:
-    """Write the file in one step: a reader finds the old one or the new one.
+    """Write params.yaml in one step: a reader finds the old file or the new one.
 
     Raises:
-        PecoError: it can't be written; the old one is unchanged.
+        PecoError: it can't be written; the old file is unchanged.
     """
     try:
         write_file(path, render(values))
@@ -63,7 +63,7 @@ def write(values: dict[str, Any], path: Path = PARAMS) -> None:
 
 
 def current_params(path: Path = PARAMS) -> dict[str, Any]:
-    """The present params.yaml, unchecked, since an older version may have written it; empty where there is none.
+    """The current params.yaml, unchecked, since an older version may have written it; empty if there is none.
 
     Raises:
         PecoError: it can't be read.
@@ -75,15 +75,15 @@ def current_params(path: Path = PARAMS) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         found = None
     if not isinstance(found, dict):
-        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it anew")
+        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it again")
     return found
 
 
 def check_architectures(parameters: config.Config) -> None:
-    """Refuse architectures that timm doesn't know now, and not in the stage that builds them, hours later.
+    """Refuse unknown architectures now, not hours later in the stage that builds them.
 
     Raises:
-        PecoError: there is one.
+        PecoError: timm doesn't know an architecture.
     """
     used = {"pretrain.vit.arch": parameters.pretrain.vit.arch}
     if parameters.perceptual_net.source == "train":

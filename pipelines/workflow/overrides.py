@@ -15,7 +15,7 @@ def apply(params: str, settings: Sequence[str]) -> str:
     """The text of params.yaml with settings such as `tokenizer.perceptual.weight=0`; comments stay.
 
     Raises:
-        PecoError: a setting can't be read, or names what is not there.
+        PecoError: a setting can't be read, or names an unknown parameter.
     """
     from dvc.exceptions import DvcException
     from dvc.utils.hydra import apply_overrides
@@ -36,18 +36,17 @@ def apply(params: str, settings: Sequence[str]) -> str:
 
 
 def points(settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[tuple[str, ...]]:
-    """The points of the grid that `seed=0,1 tokenizer.perceptual.weight=0,1` spans, each sorted, with the settings in all of them.
+    """The points of the grid that a sweep such as `seed=0,1 tokenizer.perceptual.weight=0,1` spans.
 
-    Without a sweep the settings are the one point.
+    Each point is sorted and includes the settings. Without a sweep, the settings are the only point.
 
     Raises:
-        PecoError: a setting can't be read, has several values outside of the sweep, a key is there twice, or there are more
+        PecoError: a setting can't be read, or has several values outside of the sweep; a key is set twice; or there are more
             points than `limit`.
     """
     axes: dict[str, list[str]] = {}
     total = 1
-    given = [("SET", setting) for setting in settings] + [("SWEEP", setting) for setting in sweep]
-    for variable, setting in given:
+    for variable, setting in [*(("SET", setting) for setting in settings), *(("SWEEP", setting) for setting in sweep)]:
         parsed = _parse(setting, variable)
         key = parsed.get_key_element()
         if key in axes:
@@ -63,7 +62,7 @@ def points(settings: Sequence[str], sweep: Sequence[str], limit: int) -> list[tu
         axes[key] = [f"{key}={value}" for value in values]
         total *= len(axes[key])
     if total > limit:
-        raise PecoError(f"SWEEP: {total} points or more, and each is a run; SWEEP_LIMIT={total} allows so many")
+        raise PecoError(f"SWEEP: {total} points or more, each of them a run; SWEEP_LIMIT={total} allows them")
     return [tuple(sorted(point)) for point in itertools.product(*axes.values())]
 
 
