@@ -1,1 +1,1 @@
-""""""
+"""Image and manifests for Kubernetes; the modules check the manifests."""

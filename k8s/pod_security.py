@@ -1,4 +1,4 @@
-"""Kubernetes' pod security standard `restricted`, as far as a pod's own fields decide it."""
+"""Kubernetes' pod security standard `restricted`, as far as it concerns a pod's own fields."""
 
 from __future__ import annotations
 
@@ -8,69 +8,45 @@ from typing import Any
 Json = dict[str, Any]
 
 VOLUMES = {
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
-}
+    "configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret",
+}  # fmt: skip
 SECCOMP = ("RuntimeDefault", "Localhost")
 CAPABILITIES = {"NET_BIND_SERVICE"}
 SELINUX_TYPES = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 SYSCTLS = {
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-}
+    "kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range", "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies", "net.ipv4.tcp_wmem",
+}  # fmt: skip
 
 
 def restricted_violations(pod_spec: Json) -> list[str]:
-    """Where a pod's spec breaks the standard, a line each: `containers.NAME.securityContext.KEY: what is needed`.
+    """Violations of the standard, one line each: `containers.NAME.securityContext.KEY: what is needed`.
 
     Args:
         pod_spec: as in JSON, of a valid pod.
     """
-    wrong = []
-    for key in ("hostNetwork", "hostPID", "hostIPC"):
-        if pod_spec.get(key):
-            wrong.append(f"{key}: must be false")
+    pod = pod_spec.get("securityContext") or {}
+    wrong = [f"{key}: must be false" for key in ("hostNetwork", "hostPID", "hostIPC") if pod_spec.get(key)]
     for volume in pod_spec.get("volumes") or []:
         for kind in volume.keys() - {"name"} - VOLUMES:
             wrong.append(f"volumes.{volume['name']}.{kind}: no volume of this type is allowed")
-    pod = pod_spec.get("securityContext") or {}
-    wrong += [f"securityContext.{text}" for text in _identity(pod)]
+    wrong += [f"securityContext.{text}" for text in _forbidden(pod)]
     for sysctl in pod.get("sysctls") or []:
         if sysctl["name"] not in SYSCTLS:
             wrong.append(f"securityContext.sysctls.{sysctl['name']}: not allowed")
-    for place, container in _containers(pod_spec):
-        own = container.get("securityContext") or {}
-        wrong += [f"{place}.securityContext.{text}" for text in (*_identity(own), *_container(own, pod))]
-        for port in container.get("ports") or []:
-            if port.get("hostPort"):
+    for group in ("initContainers", "containers", "ephemeralContainers"):
+        for container in pod_spec.get(group) or []:
+            place, own = f"{group}.{container['name']}", container.get("securityContext") or {}
+            wrong += [f"{place}.securityContext.{text}" for text in (*_forbidden(own), *_required(own, pod))]
+            if any(port.get("hostPort") for port in container.get("ports") or []):
                 wrong.append(f"{place}.ports.hostPort: must not be set")
     return wrong
 
 
-def _containers(pod_spec: Json) -> Iterator[tuple[str, Json]]:
-    for group in ("initContainers", "containers", "ephemeralContainers"):
-        for container in pod_spec.get(group) or []:
-            yield f"{group}.{container['name']}", container
-
-
-def _identity(context: Json) -> Iterator[str]:
-    """What may stand neither at the pod nor at a container."""
+def _forbidden(context: Json) -> Iterator[str]:
+    """Settings that neither a pod's nor a container's securityContext may have."""
     if context.get("runAsUser") == 0:
         yield "runAsUser: must not be 0 (root)"
     if context.get("runAsNonRoot") is False:
@@ -78,8 +54,7 @@ def _identity(context: Json) -> Iterator[str]:
     seccomp = (context.get("seccompProfile") or {}).get("type", SECCOMP[0])
     if seccomp not in SECCOMP:
         yield f"seccompProfile.type: {seccomp} is not allowed; expected {' or '.join(SECCOMP)}"
-    armor = (context.get("appArmorProfile") or {}).get("type")
-    if armor == "Unconfined":
+    if (context.get("appArmorProfile") or {}).get("type") == "Unconfined":
         yield "appArmorProfile.type: must not be Unconfined"
     selinux = context.get("seLinuxOptions") or {}
     if selinux.get("user") or selinux.get("role") or selinux.get("type", "") not in SELINUX_TYPES:
@@ -88,8 +63,8 @@ def _identity(context: Json) -> Iterator[str]:
         yield "windowsOptions.hostProcess: must be false"
 
 
-def _container(own: Json, pod: Json) -> Iterator[str]:
-    """What each container needs, itself or from its pod."""
+def _required(own: Json, pod: Json) -> Iterator[str]:
+    """Settings that each container needs, in its own securityContext or in that of its pod."""
     if own.get("runAsNonRoot", pod.get("runAsNonRoot")) is None:
         yield "runAsNonRoot: must be true, here or in the pod's securityContext"
     if not (own.get("seccompProfile") or pod.get("seccompProfile")):

@@ -1,4 +1,4 @@
-"""The manifests of k8s/ and their check: strict, offline, least privilege, and about metrics that exist."""
+"""The manifests of k8s/ and their check: strict validation offline, least privilege, alerts on existing metrics."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from k8s import check as k8s_check
-from k8s.check import restricted_violations
+from k8s.pod_security import restricted_violations
 from peco.core.errors import PecoError
-from peco.training import metrics
+from peco.training import prometheus
 
 ROOT = Path(__file__).parent.parent
 K8S = ROOT / "k8s"
@@ -43,11 +43,11 @@ def named(kind: str, name: str, place: str = "overlays/production") -> Json:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """The manifests, to be spoiled."""
+    """A copy of the manifests, to be changed."""
     return Path(shutil.copytree(K8S, tmp_path / "k8s"))
 
 
-def spoil(file: Path, old: str, new: str) -> None:
+def change(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
@@ -69,7 +69,7 @@ def test_everything_renders_and_validates(capsys: pytest.CaptureFixture[str], mo
     ]
 
 
-def test_says_which_kinds_it_could_not_check(
+def test_kinds_without_a_definition_are_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PECO_TEST_SCHEMAS", raising=False)
@@ -77,7 +77,7 @@ def test_says_which_kinds_it_could_not_check(
     assert "not checked, PECO_TEST_SCHEMAS has no definition: PodMonitor, PrometheusRule" in capsys.readouterr().out
 
 
-SPOILED = {
+INVALID = {
     "unknown key": (
         "overlays/trial",
         "base/accounts.yaml",
@@ -106,7 +106,7 @@ SPOILED = {
         "networking.k8s.io/v2\n",
         "NetworkPolicy/peco-ranks: kind: ",
     ),
-    "key given twice": (
+    "duplicate key": (
         "overlays/trial",
         "base/accounts.yaml",
         "  name: peco-step\n",
@@ -120,7 +120,7 @@ SPOILED = {
         "networks.yaml",
         "can't be read",
     ),
-    "object given twice": (
+    "duplicate object": (
         "overlays/trial",
         "base/accounts.yaml",
         "name: peco-job\n",
@@ -153,10 +153,10 @@ SPOILED = {
         "overlays/trial/namespace/kustomization.yaml",
         "resources:",
         "namePrefix: my-\nresources:",
-        "namePrefix: this check can't render it",
+        "namePrefix: unknown key; this check can't render it",
     ),
 }
-SPOILED_CUSTOM = {
+INVALID_CUSTOM = {
     "unknown key": ("queue.yaml", "reclaimable", "reclaim", "Queue/peco: spec.reclaim: unknown key"),
     "wrong type": ("queue.yaml", "weight: 1", "weight: much", "Queue/peco: spec.weight: "),
     "unknown key, deep": (
@@ -174,10 +174,12 @@ SPOILED_CUSTOM = {
 }
 
 
-@pytest.mark.parametrize("case", SPOILED)
-def test_refuses_a_spoiled_manifest_in_one_line(case: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place, file, old, new, expected = SPOILED[case]
-    spoil(copied / file, old, new)
+@pytest.mark.parametrize("case", INVALID)
+def test_an_invalid_manifest_is_refused_in_one_line(
+    case: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, file, old, new, expected = INVALID[case]
+    change(copied / file, old, new)
     assert k8s_check.main([str(copied / place)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
@@ -186,10 +188,10 @@ def test_refuses_a_spoiled_manifest_in_one_line(case: str, copied: Path, capsys:
 
 
 @needs_schemas
-@pytest.mark.parametrize("case", SPOILED_CUSTOM)
-def test_refuses_a_spoiled_custom_resource(case: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, old, new, expected = SPOILED_CUSTOM[case]
-    spoil(copied / "overlays/production" / file, old, new)
+@pytest.mark.parametrize("case", INVALID_CUSTOM)
+def test_an_invalid_custom_resource_is_refused(case: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, old, new, expected = INVALID_CUSTOM[case]
+    change(copied / "overlays/production" / file, old, new)
     assert k8s_check.main([str(copied / "overlays/production")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
@@ -249,7 +251,7 @@ def test_a_pod_that_is_restricted_passes() -> None:
         ({}, {"ports": [{"containerPort": 1, "hostPort": 1}]}, ["containers.main.ports.hostPort"]),
     ],
 )
-def test_what_breaks_the_restricted_standard_is_named(pod: Json, container: Json, expected: list[str]) -> None:
+def test_violations_of_the_restricted_standard_are_named(pod: Json, container: Json, expected: list[str]) -> None:
     spec = {**GOOD, "containers": [{**GOOD["containers"][0], **container}], **pod}
     found = restricted_violations(spec)
     assert len(found) == len(expected)
@@ -308,15 +310,15 @@ GRANTED = {
 @pytest.mark.parametrize("place", ["overlays/trial", "overlays/production"])
 def test_rights_are_the_least_that_work(place: str) -> None:
     assert not [item for kind in ("ClusterRole", "ClusterRoleBinding") for item in of_kind(kind, place)]
-    given: dict[str, dict[str, set[str]]] = {}
+    granted: dict[str, dict[str, set[str]]] = {}
     for role in of_kind("Role", place):
         for rule in role["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
-                    given.setdefault(role["metadata"]["name"], {})[f"{group}/{resource}"] = set(rule["verbs"])
+                    granted.setdefault(role["metadata"]["name"], {})[f"{group}/{resource}"] = set(rule["verbs"])
                     if resource in ("secrets", "configmaps"):
                         assert rule["resourceNames"]
-    assert given == GRANTED
+    assert granted == GRANTED
 
 
 @pytest.mark.parametrize("place", ["overlays/trial", "overlays/production"])
@@ -345,8 +347,8 @@ def test_the_production_namespace_enforces_restricted_pods() -> None:
 
 def test_one_line_of_the_overlay_moves_everything_to_another_namespace(copied: Path) -> None:
     folder = copied / "overlays/production"
-    spoil(folder / "namespace/kustomization.yaml", "namespace: peco\n", "namespace: vision\n")
-    spoil(folder / "namespace/kubeflow.yaml", "namespace: peco\n", "namespace: vision\n")
+    change(folder / "namespace/kustomization.yaml", "namespace: peco\n", "namespace: vision\n")
+    change(folder / "namespace/kubeflow.yaml", "namespace: peco\n", "namespace: vision\n")
     text = json.dumps([m.object for m in k8s_check.render(folder)])
     assert '"namespace": "vision"' in text
     assert '"namespace": "peco"' not in text
@@ -376,11 +378,11 @@ STAGES = {
 
 
 def exported() -> set[str]:
-    """Names that a training exports: those of the exporter, of the loop, and the scalars of stages."""
+    """Names of the exported metrics: those of the exporter, of the loop, and the scalars of stages."""
     for name, file in STAGES.items():
         assert f'"{name}"' in (ROOT / file).read_text()
-    short = [metrics._PROMETHEUS_NAMES.get(name, name) for name in (*LOOP, *STAGES)]
-    return set(metrics._HELP) | {f"peco_{name}" for name in short}
+    short = [prometheus._PROMETHEUS_NAMES.get(name, name) for name in (*LOOP, *STAGES)]
+    return set(prometheus._HELP) | {f"peco_{name}" for name in short}
 
 
 def queries() -> dict[str, str]:
