@@ -1,4 +1,4 @@
-"""Model folders: whole or absent, equal bytes for equal content, readable by plain timm, one clear line where they are broken."""
+"""Model folders: whole or absent, equal bytes for equal content, readable by plain timm, one clear line if they are broken."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ QUANTIZER = config.Quantizer(codes=16, dim=4, l2_normalize=True, decay=0.99, res
 def make_backbone(directory: Path, layer_scale: float | None = 0.1, codes: int = 16) -> MaskedImageModel:
     torch.manual_seed(0)
     backbone, arch, model_args = build_backbone(VIT, 32, layer_scale, drop_path=0.1)
-    for block in backbone.blocks:  # zero from the start, so that nothing would show whether they are loaded
+    for block in backbone.blocks:  # zero at initialisation, so a failure to load them would not be noticed
         torch.nn.init.normal_(block.attn.relative_position_bias_table)
     model = MaskedImageModel(backbone, codes).eval()
     mim_storage.save(directory, model, arch=arch, model_args=model_args, extra={"image_size": 32})
@@ -121,7 +121,7 @@ def test_tokenizer_comes_back(tmp_path: Path) -> None:
     assert artifacts.section(tmp_path / "t", "tokenizer")["image_size"] == 32
 
 
-def test_overrides_and_seed_of_a_new_head(folder: Path) -> None:
+def test_overrides_give_a_new_head_whose_weights_follow_the_seed(folder: Path) -> None:
     first, again, other = (peco.load_backbone(folder, num_classes=5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.head.weight, again.head.weight)
     assert not torch.equal(first.head.weight, other.head.weight)
@@ -164,7 +164,7 @@ def test_same_bytes_twice(tmp_path: Path) -> None:
     text = (tmp_path / "a/config.json").read_text()
     assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
     assert str(tmp_path) not in text
-    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # as the umask says, not private
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # given by the umask, not private
 
 
 def test_saving_again_replaces_the_folder_and_leaves_nothing_else(folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_folder_that_takes_no_file_is_one_line(folder: Path) -> None:
         fail()
 
 
-def test_publishing_replaces_whatever_stands_there(tmp_path: Path) -> None:
+def test_publishing_replaces_files_folders_and_links(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/kept").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")

@@ -1,10 +1,10 @@
 """Self-describing model folders: `model.safetensors` with the weights, `config.json` with how to build the model.
 
-Everything is written into a folder beside the final one and published by a rename, so that a reader sees a whole folder or none. No
-pickle is written or read. Equal weights and config give equal bytes.
+A folder is written next to its final place and published by a rename, so that a reader sees a whole folder or none. No pickle is
+written or read. Equal weights and config give equal bytes.
 
-A folder written by `save_timm` is also one for plain timm: `timm.create_model("local-dir:DIR", pretrained=True)`, with another
-`num_classes` or `img_size` if wished.
+Plain timm loads a folder written by `save_timm`: `timm.create_model("local-dir:DIR", pretrained=True)`, also with another
+`num_classes` or `img_size`.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ def save(
     directory: str | Path,
     state_dict: Mapping[str, Tensor],
     config: Mapping[str, Any],
-    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+    extra_files: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Write a model folder.
 
     Args:
         directory: the folder; replaced if there is one.
         state_dict: weights.
-        config: plain data that says how to build the model.
-        beside: further tensors by file name (`mim_head.safetensors`), for what `model.safetensors` should not hold.
+        config: plain data from which the model is built.
+        extra_files: further tensors by file name (`mim_head.safetensors`), for those that `model.safetensors` should not hold.
 
     Raises:
         PecoError: writing failed.
     """
     with staging(Path(directory)) as tmp:
-        for name, tensors in {WEIGHTS: state_dict, **(beside or {})}.items():
+        for name, tensors in {WEIGHTS: state_dict, **(extra_files or {})}.items():
             plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             # One metadata entry only: safetensors writes several in no fixed order.
-            # And not by save_file, which makes files that only their owner can read.
+            # Not by save_file: only their owner can read the files that it makes.
             (tmp / name).write_bytes(safetensors.torch.save(plain, metadata={"format": "pt"}))
         (tmp / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
 
@@ -73,7 +73,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
-    """The config of a model folder; no weights are read.
+    """The config of a model folder, without reading weights.
 
     Raises:
         PecoError: the folder or its config is missing or damaged.
@@ -91,7 +91,7 @@ def describe(directory: str | Path) -> dict[str, Any]:
 
 
 def input_size(directory: str | Path) -> int:
-    """Side in pixels of the images that the timm model in a folder takes.
+    """Side in pixels of the input images of the timm model in a folder.
 
     Raises:
         PecoError: as in `describe`.
@@ -100,10 +100,10 @@ def input_size(directory: str | Path) -> int:
 
 
 def section(directory: str | Path, kind: str) -> dict[str, Any]:
-    """The `peco` part of a folder's config, which must be of this kind.
+    """The `peco` part of the config of a folder that must be of this kind.
 
     Raises:
-        PecoError: it is another kind of folder, or as in `describe`.
+        PecoError: the folder is of another kind, or as in `describe`.
     """
     part = describe(directory).get("peco")
     found = part.get("kind") if isinstance(part, dict) else None
@@ -115,10 +115,10 @@ def section(directory: str | Path, kind: str) -> dict[str, Any]:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -> None:
-    """Load weights strictly: every tensor of the module, no other, equal shapes.
+    """Load weights strictly: all tensors of the module, no others, equal shapes.
 
     Raises:
-        PecoError: naming the first tensor that differs, and `origin`.
+        PecoError: a tensor differs; names `origin` and the first such tensor.
     """
     want = module.state_dict()
     _require_names(set(want), set(tensors), origin)
@@ -140,19 +140,19 @@ def save_timm(
     mean: Sequence[float],
     std: Sequence[float],
     extra: Mapping[str, Any] | None = None,
-    beside: Mapping[str, Mapping[str, Tensor]] | None = None,
+    extra_files: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write a timm model as a folder that plain timm loads.
+    """Write a timm model to a folder that plain timm loads.
 
     Args:
         directory: the folder; replaced if there is one.
         model: a model made by `timm.create_model(arch, **model_args)`, with no dropout or drop path among `model_args`.
         arch: registered architecture.
-        model_args: what else `create_model` needs to build it, `num_classes` excepted, which is read off the model. `img_size` too
-            where the architecture has a fixed input size.
+        model_args: further arguments of `create_model`, without `num_classes`, which is read from the model, and with `img_size` if
+            the architecture has a fixed input size.
         mean, std: normalisation of inputs in [0, 1], by channel.
-        extra: our own notes, under the key `peco`.
-        beside: see `save`.
+        extra: plain data to keep under the key `peco`.
+        extra_files: see `save`.
 
     Raises:
         PecoError: writing failed.
@@ -181,16 +181,16 @@ def save_timm(
     }
     if extra is not None:
         config["peco"] = dict(extra)
-    save(directory, model.state_dict(), config, beside)
+    save(directory, model.state_dict(), config, extra_files)
 
 
 def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.Module:
-    """Build the timm model of a folder and load its weights, as plain timm would; in eval mode.
+    """The timm model of a folder with its weights, as plain timm loads it; in eval mode.
 
     Args:
         directory: a folder written by `save_timm`.
         seed: of the weights that the folder doesn't hold, such as a new head for another `num_classes`.
-        overrides: arguments of `timm.create_model`, as `num_classes`, `img_size`, `drop_path_rate`.
+        overrides: arguments of `timm.create_model`, such as `num_classes`, `img_size`, `drop_path_rate`.
 
     Raises:
         PecoError: the folder is missing, damaged, or doesn't fit the model.
@@ -198,18 +198,18 @@ def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.M
     _require_timm(directory)
     weights = Path(directory) / WEIGHTS
     model = _create(directory, seed, pretrained=True, **overrides)
-    # With another num_classes timm doesn't mind what else is missing. We do.
+    # With another num_classes timm accepts that other weights are missing too.
     classifier = cast(Mapping[str, Any], model.pretrained_cfg)["classifier"]
-    ours, theirs = (
+    expected, found = (
         {name for name in names if not name.startswith(f"{classifier}.")}
         for names in (model.state_dict(), _names(weights))
     )
-    _require_names(ours, theirs, weights)
+    _require_names(expected, found, weights)
     return model.eval()
 
 
 def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Module:
-    """The model of a folder at random initialisation, drawn from `seed`: the baseline of an evaluation. Otherwise as `load_timm`.
+    """The model of a folder at random initialisation from `seed`, the baseline of evaluations; otherwise as `load_timm`.
 
     Raises:
         PecoError: the folder is missing or damaged.
@@ -219,7 +219,7 @@ def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Mod
 
 
 def normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (each 3, 1, 1) that a timm model expects inputs in [0, 1] to be normalised by."""
+    """Mean and standard deviation, each (3, 1, 1), by which inputs in [0, 1] of a timm model must be normalised."""
     cfg = cast(Mapping[str, Sequence[float]], model.pretrained_cfg)
     mean_C11, std_C11 = (torch.tensor(cfg[key], dtype=torch.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     return mean_C11, std_C11
@@ -231,7 +231,7 @@ def _create(directory: str | Path, seed: int, **arguments: Any) -> nn.Module:
         try:
             model: nn.Module = timm.create_model(f"local-dir:{directory}", **arguments)
         except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).splitlines()[:2])  # torch lists every tensor that doesn't fit, a line each
+            reason = " ".join(str(error).splitlines()[:2])  # torch lists every tensor that doesn't fit, one per line
             raise PecoError(f"{directory}: timm can't build the model of this folder: {reason}") from error
     return model
 
@@ -239,13 +239,13 @@ def _create(directory: str | Path, seed: int, **arguments: Any) -> nn.Module:
 def _require_timm(directory: str | Path) -> None:
     if not {"architecture", "pretrained_cfg"} <= set(describe(directory)):
         raise PecoError(
-            f"{directory}: not the folder of a timm model; give the folder of a backbone or a perceptual network"
+            f"{directory}: not the folder of a timm model; give the folder of a backbone or of a perceptual network"
         )
     _names(Path(directory) / WEIGHTS)
 
 
 def _names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, from its header; a truncated file is noticed."""
+    """Names of the tensors in a safetensors file, from its header. Raises as `load_tensors`, also for a truncated file."""
 
     def names() -> list[str]:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""What model code knows of several processes: collectives (sum, mean, gather, broadcast) are handed to it as callables."""
+"""Collectives (sum, mean, gather, broadcast) as model code gets them: callables, and their single-process version."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Collective = Callable[[Tensor], Tensor]
 
 
 def identity(tensor: Tensor) -> Tensor:
-    """Any collective of a single process."""
+    """Every collective of a single process."""
     return tensor

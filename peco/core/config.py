@@ -1,20 +1,22 @@
-"""The parameters: what there is, of which type, and what is allowed.
+"""The parameters: names, types and allowed values.
 
-`params.yaml` is the one source of parameters. It is composed from `peco/conf` (see `pipelines/params.py`) and read here
-into frozen dataclasses. A constraint stands beside the field it belongs to; what ties several fields together is checked
-by `consistency.check`. Every error is one line that names the key, the value and what is allowed.
+`params.yaml` is the one source of parameters. It is composed from `peco/conf` (see `pipelines/params.py`) and read into these
+frozen dataclasses (see `peco/core/params.py`). The annotation of a field holds its type and range. A group's method `check` (which
+gets the group's dotted name) holds the checks across its fields, `peco/core/config_checks.py` those across groups. Every error is
+one line that names the key, the value and what is allowed.
 
-A stage sees only the parameters it declares (`schema.restrict`), so that DVC's record of what a stage depends on can't be wrong.
+A stage sees only the parameters that it declares (`schema.restrict`), so DVC's record of a stage's parameters is complete.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from peco.core.resources import ResourceKinds
-from peco.core.schema import Count, Fraction, Natural, NonNegative, Pattern, Positive, Range
+from peco.core.schema import Count, Fraction, Natural, NonNegative, Pattern, Positive, Range, require, require_all
 
 RandAugment = Annotated[
     str,
@@ -27,7 +29,7 @@ RandAugment = Annotated[
 
 @dataclass(frozen=True)
 class Scenes:
-    """The embedded procedural set: how many images of which size are drawn."""
+    """The built-in procedural set: numbers of images, and their side in pixels."""
 
     train: Count
     val: Count
@@ -36,21 +38,21 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where images come from and how they are packed into shards.
+    """The source of images, and how they are packed into shards.
 
-    `path` is a tracked input below `data/`, as dvc.lock, which it enters, must hold on any machine: a folder or tar in
-    ImageFolder layout (`source: images`), a folder of WebDataset tars or a list of their addresses (`source: webdataset`), or
-    the descriptor of the procedural set (`source: scenes`).
+    `path` is a tracked input below `data/`, since dvc.lock names it and must be valid on any machine: a folder or tar in
+    ImageFolder layout (`source: images`), a folder of WebDataset tars or a list of their addresses (`source: webdataset`), or the
+    descriptor of the procedural set (`source: scenes`).
     """
 
     source: Literal["scenes", "images", "webdataset"]
     path: str
     scenes: Scenes
-    resize: Annotated[int, Range(8)] | None  # short side in pixels to shrink to; null keeps the original bytes
+    resize: Annotated[int, Range(8)] | None  # short side to shrink to, pixels; null keeps the original bytes
     samples_per_shard: Count
-    val_fraction: Fraction  # used only where the input has no split of its own
-    max_rejected: Fraction  # share of unreadable images over which the stage fails
-    seed: Natural  # of the split and of the order in the shards; the training seed is the top-level one
+    val_fraction: Fraction  # share for val; used only if the input has no val split
+    max_rejected: Fraction  # share of unreadable images above which the stage fails
+    seed: Natural  # of the split and of the order in the shards; the seed of training is the top-level one
 
 
 @dataclass(frozen=True)
@@ -58,29 +60,36 @@ class Loader:
     """Model input size and the global order of samples (see `peco/data/order.py`)."""
 
     image_size: Annotated[int, Range(16)]
-    lanes: Count
-    shuffle_buffer: Count
+    lanes: Count  # streams that the samples are read in
+    shuffle_buffer: Count  # samples in a shuffle window of a lane
 
 
 @dataclass(frozen=True)
 class ViewDistribution:
-    """Distribution that views are drawn from (`peco/data/views.py`)."""
+    """The distribution that views are drawn from (`peco/data/views.py`)."""
 
     scale: tuple[Fraction, Fraction]  # area of the crop over the area of the image
     ratio: tuple[Positive, Positive]  # width over height of the crop
     flip: Fraction
-    jitter: tuple[
-        NonNegative, NonNegative, NonNegative, Annotated[float, Range(0, 0.5)]
-    ]  # brightness, contrast, saturation, hue
+    # strengths of brightness, contrast, saturation, hue
+    jitter: tuple[NonNegative, NonNegative, NonNegative, Annotated[float, Range(0, 0.5)]]
     jitter_prob: Fraction
     grayscale: Fraction
     blur: Fraction
     solarize: Fraction
 
+    def check(self, key: str) -> None:
+        require_all(
+            self,
+            key,
+            ("scale", 0 < self.scale[0] <= self.scale[1], "two rising numbers over 0, at most 1"),
+            ("ratio", self.ratio[0] <= self.ratio[1], "two rising numbers"),
+        )
+
 
 @dataclass(frozen=True)
 class Optim:
-    """Optimisation of one trained stage. Learning rates are absolute, for the global batch size given."""
+    """Optimisation of one trained stage. Learning rates are absolute, for this global batch size."""
 
     epochs: Positive
     batch_size: Count
@@ -97,12 +106,22 @@ class Optim:
     compile: bool
 
     def steps(self, samples: int) -> int:
-        """Optimizer steps of a training over `samples` samples."""
+        """Optimizer steps of a training on `samples` samples."""
         return math.ceil(self.epochs * samples / self.batch_size)
 
     def images_seen(self, samples: int) -> int:
-        """Images that it sees, repeats counted: whole batches."""
+        """Images in all steps of a training on `samples` samples: whole batches, counting repeats."""
         return self.steps(samples) * self.batch_size
+
+    def check(self, key: str) -> None:
+        batch = self.batch_size
+        require_all(
+            self,
+            key,
+            ("accumulate", batch % self.accumulate == 0, f"a divisor of {key}.batch_size ({batch})"),
+            ("min_lr", self.min_lr <= self.lr, f"at most {key}.lr ({self.lr:g})"),
+            ("warmup_epochs", self.warmup_epochs <= self.epochs, f"at most {key}.epochs ({self.epochs:g})"),
+        )
 
 
 @dataclass(frozen=True)
@@ -116,15 +135,19 @@ class Vit:
     num_heads: Count
     mlp_ratio: Positive
 
+    def check(self, key: str) -> None:
+        width = self.embed_dim
+        require_all(self, key, ("num_heads", width % self.num_heads == 0, f"a divisor of {key}.embed_dim ({width})"))
+
 
 @dataclass(frozen=True)
 class TimmNet:
-    """An existing network as perceptual network: any timm model, its weights from the hub or from a local file."""
+    """An existing network as perceptual network: any timm model, with weights from the hub or from a local file."""
 
     model: str
     pretrained: bool
-    revision: str | None  # hub commit that the weights are pinned to
-    checkpoint: str | None  # local .safetensors file, by a path relative to the repository
+    revision: str | None  # commit of the hub repository; null: the newest
+    checkpoint: str | None  # local .safetensors file, relative to the repository
 
 
 @dataclass(frozen=True)
@@ -136,13 +159,15 @@ class MoCo:
     temperature: Positive
     momentum: Fraction
     freeze_patch_embed: bool
-    pool: Literal["token", "avg"]  # what the loss sees: the class token, as in the paper, or the mean of the patches
+    pool: Literal["token", "avg"]  # input of the loss: the class token, as in the paper, or the mean of the patches
     crop_size: Annotated[int, Range(8)] | None  # side of the views in pixels; null: loader.image_size
     view: ViewDistribution
 
 
 @dataclass(frozen=True)
 class PerceptualNet:
+    """The perceptual network: trained on the images (`source: train`), or an existing one (`source: timm`)."""
+
     source: Literal["train", "timm"]
     timm: TimmNet
     vit: Vit
@@ -150,20 +175,31 @@ class PerceptualNet:
     optim: Optim
     blocks: tuple[Count, ...]  # compared by the tokenizer's loss; counted from 1
 
+    def check(self, key: str) -> None:
+        if self.source != "train":
+            return
+        crop, patch, depth = self.moco.crop_size, self.vit.patch_size, self.vit.depth
+        allowed = f"a multiple of {key}.vit.patch_size ({patch})"
+        require_all(self, key, ("moco.crop_size", crop is None or crop % patch == 0, allowed))
+        for block in self.blocks:
+            require(block <= depth, f"{key}.blocks", block, f"at most {key}.vit.depth ({depth})")
+
 
 @dataclass(frozen=True)
 class Quantizer:
+    """The codebook: codes, their width, and how they are learned."""
+
     codes: Annotated[int, Range(2, 65536)]  # a token is stored as uint16
     dim: Count
     l2_normalize: bool
     decay: Fraction
-    restart_after: Natural  # steps without use after which a code is restarted; 0 never
-    kmeans_iters: Natural  # 0: codes start as random encoder outputs
+    restart_after: Natural  # steps without use after which a code is restarted; 0: never
+    kmeans_iters: Natural  # 0: the first codes are random encoder outputs
 
 
 @dataclass(frozen=True)
 class Perceptual:
-    """The perceptual term: `weight` is the paper's lambda. Which blocks are compared belongs to the network."""
+    """The perceptual term: `weight` is the paper's lambda. The blocks that it compares are `perceptual_net.blocks`."""
 
     weight: NonNegative
     normalize: Literal["channel", "token", "none"]
@@ -171,8 +207,10 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class Autoencoder:
+    """Encoder and decoder of the tokenizer."""
+
     channels: tuple[Count, ...]  # width per resolution, highest first
-    stem_stride: Literal[1, 2, 4, 8]  # 1 is the paper's: full resolution from the first layer on
+    stem_stride: Literal[1, 2, 4, 8]  # 1, the paper's: the first layer has full resolution
     res_blocks: Count
     attention: bool
 
@@ -181,24 +219,23 @@ class Autoencoder:
 class Adversarial:
     """A PatchGAN with VQGAN's hinge loss (arXiv 2012.09841): sharper pictures and, as the paper reports, no better transfer.
 
-    Unlike VQGAN's, its weight is fixed and the discriminator shares the tokenizer's optimizer.
+    Unlike in VQGAN, the weight is fixed and the discriminator shares the tokenizer's optimizer.
     """
 
-    weight: NonNegative  # 0: there is no discriminator
-    start: (
-        Fraction  # share of the training before the tokenizer hears of it; the discriminator learns from the first step
-    )
-    channels: Count  # of the discriminator's first layer; each further one has twice as many
+    weight: NonNegative  # 0: no discriminator
+    # fraction of training before the adversarial term enters the tokenizer's loss; the discriminator learns from the first step
+    start: Fraction
+    channels: Count  # width of the discriminator's first layer, doubled by each further one
     layers: Annotated[int, Range(1, 8)]  # each halves the resolution
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The codebook and what it is trained for.
+    """The tokenizer: autoencoder, codebook and objective.
 
     `objective: peco` reconstructs the image, in pixels and in features of the perceptual network. `objective: vqkd` predicts the
-    features of the last of `perceptual_net.blocks` from the codes, as BEiT v2 does (arXiv 2208.06366); its decoder learns to
-    paint, by `pixel`, what the codes hold, and has no influence on them but through the common `optim.clip_grad`.
+    features of the last of `perceptual_net.blocks` from the codes, as BEiT v2 does (arXiv 2208.06366). Its pixel decoder is trained
+    on detached codes by `pixel`; it affects them only through shared gradient clipping (`optim.clip_grad`).
     """
 
     objective: Literal["peco", "vqkd"]
@@ -222,9 +259,30 @@ class Tokenizer:
         """Tokens along one side."""
         return self.image_size // self.factor
 
+    def check(self, key: str) -> None:
+        size, adversarial, vqkd = self.image_size, self.adversarial, self.objective == "vqkd"
+        has_loss = vqkd or self.perceptual.weight > 0 or self.pixel != "none"
+        layers_fit = adversarial.weight == 0 or 2**adversarial.layers <= size
+        condition = f"where {key}.objective is vqkd"
+        layers = f"at most {size.bit_length() - 1}: each layer halves {key}.image_size ({size})"
+        ema = "null: averaged weights are not supported here, the codebook belongs to the current encoder"
+        require(size % self.factor == 0, f"{key}.autoencoder", self.factor, f"a divisor of {key}.image_size ({size})")
+        require_all(
+            self,
+            key,
+            ("pixel", not vqkd or self.pixel != "none", f"l1 or l2 {condition}: the decoder has no other loss"),
+            ("adversarial.weight", not vqkd or adversarial.weight == 0, f"0 {condition}: no code is trained on images"),
+            ("perceptual.weight", has_loss, f"over 0 where {key}.pixel is none: no loss would be left"),
+            ("adversarial.layers", layers_fit, layers),
+            ("optim.ema", self.optim.ema is None, ema),
+            ("optim.layer_decay", self.optim.layer_decay == 1, "1: the autoencoder's layers are not numbered"),
+        )
+
 
 @dataclass(frozen=True)
 class Tokens:
+    """The token targets of pre-training, and the views that they belong to."""
+
     views: Annotated[int, Range(0, 1000)]  # stored views of a sample; 0: fresh views, tokens computed while training
     view: ViewDistribution
 
@@ -236,6 +294,9 @@ class Masking:
     count: Count  # masked patches of an image
     min_block: Count
     min_aspect: Annotated[float, Range(0.01, 1)]
+
+    def check(self, key: str) -> None:
+        require_all(self, key, ("min_block", self.min_block <= self.count, f"at most {key}.count ({self.count})"))
 
 
 @dataclass(frozen=True)
@@ -258,7 +319,7 @@ class Knn:
 
 @dataclass(frozen=True)
 class Linear:
-    l2: tuple[NonNegative, ...]  # regularisation strengths that are tried
+    l2: tuple[NonNegative, ...]  # regularisation strengths tried
     max_iter: Count
 
 
@@ -273,10 +334,23 @@ class Finetune:
     random_erase: Fraction
     optim: Optim
 
+    def check(self, key: str) -> None:
+        batch, accumulate = self.optim.batch_size, self.optim.accumulate
+        require_all(
+            self,
+            key,
+            ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1], "two rising numbers over 0, at most 1"),
+            (
+                "optim.batch_size",
+                batch // accumulate % 2 == 0 or not (self.mixup or self.cutmix),
+                f"a multiple of 2 x {key}.optim.accumulate ({accumulate}): mixup and cutmix need pairs",
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class AnnotatedScenes:
-    """Scenes of the embedded set with several objects each, for segmentation and detection."""
+    """Scenes of the built-in set with several objects each, for segmentation and detection."""
 
     train: Count
     val: Count
@@ -294,13 +368,16 @@ class Segmentation:
     source: Literal["scenes", "folder"]
     path: str
     scenes: AnnotatedScenes
-    ignore: Annotated[int, Range(0, 65535)] | None  # index in the masks that is neither learnt nor scored
-    image_size: Annotated[int, Range(16)]  # of the crops trained on and of the test's windows
-    scale: tuple[Positive, Positive]  # short side before a crop for training, in units of image_size
-    blocks: tuple[Count, Count, Count, Count]  # whose features become the pyramid
+    ignore: Annotated[int, Range(0, 65535)] | None  # value in the masks that is neither learned nor scored
+    image_size: Annotated[int, Range(16)]  # side of training crops and test windows, pixels
+    scale: tuple[Positive, Positive]  # range of the short side before a training crop, in units of image_size
+    blocks: tuple[Count, Count, Count, Count]  # their features become the pyramid; counted from 1
     channels: Count  # of the decoder
     drop_path: Fraction
     optim: Optim
+
+    def check(self, key: str) -> None:
+        require_all(self, key, ("scale", self.scale[0] <= self.scale[1], "two rising numbers"))
 
 
 @dataclass(frozen=True)
@@ -318,26 +395,23 @@ class Detection:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Perceptual agreement on triplets made of the images.
-
-    With `source: bapps` also on the 2AFC items in `path`, a tracked input.
-    """
+    """Perceptual agreement on triplets generated from the images; with `source: bapps` also on the 2AFC items in `path`."""
 
     source: Literal["generated", "bapps"]
     path: str
-    references: Count  # images that triplets are made of
+    references: Count  # images that triplets are generated from
 
 
 @dataclass(frozen=True)
 class CodebookEval:
-    images: Count  # that codes are counted and reconstructions scored on
+    images: Count  # codes are counted and reconstructions scored on them
     l2: tuple[NonNegative, ...]  # strengths tried by the linear probes
     max_iter: Count
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Which evaluations run; one that is switched off says so in its metrics."""
+    """Switches of the evaluations. One that is switched off is marked as skipped in its metrics."""
 
     knn: bool
     linear: bool
@@ -351,7 +425,7 @@ class Tasks:
 @dataclass(frozen=True)
 class Evaluate:
     tasks: Tasks
-    holdout: Annotated[float, Range(0.01, 0.5)]  # share of train that choices are made on
+    holdout: Annotated[float, Range(0.01, 0.5)]  # share of train that hyperparameters are chosen on
     knn: Knn
     linear: Linear
     finetune: Finetune
@@ -359,6 +433,20 @@ class Evaluate:
     detection: Detection
     agreement: Agreement
     codebook: CodebookEval
+
+    def check(self, key: str) -> None:
+        for task, uses_scenes, path in (
+            ("segmentation", self.segmentation.source == "scenes", self.segmentation.path),
+            ("detection", self.detection.source == "scenes", self.detection.path),
+            ("agreement", self.agreement.source == "generated", self.agreement.path),
+        ):
+            # `path` is the descriptor of the scenes until a folder is named.
+            named = uses_scenes or PurePosixPath(path).suffix not in (".yaml", ".yml")
+            allowed = f"the tracked input that {key}.{task}.source asks for"
+            require(named or not getattr(self.tasks, task), f"{key}.{task}.path", path, allowed)
+        pyramid = "a multiple of 32, the stride in pixels of the pyramid's coarsest map"
+        side = self.detection.image_size
+        require_all(self, key, ("detection.image_size", side % 32 == 0 or not self.tasks.detection, pyramid))
 
 
 @dataclass(frozen=True)

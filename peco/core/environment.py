@@ -63,7 +63,7 @@ class Variable:
         return value
 
 
-WORK = Variable("PECO_WORK", "folder of working files, logs and times", ".work")
+WORK = Variable("PECO_WORK", "the work folder: working files, logs and times", ".work")
 THREADS = Variable("PECO_THREADS", "threads of a process; 0: the cores divided by the number of processes", "0")
 WORKERS = Variable("PECO_WORKERS", "data loading processes of each training process", "0")
 DEVICE = Variable("PECO_DEVICE", "`cpu` or `cuda`; by default `cuda` where there is a GPU")

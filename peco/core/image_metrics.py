@@ -1,4 +1,4 @@
-"""Scores of a reconstruction beside its image: PSNR and SSIM."""
+"""PSNR and SSIM of a reconstruction."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # pixels; an 11 x 11 window
 def ssim(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """Structural similarity of each pair of images in [0, 1], float64 (B,).
 
-    As Wang et al. define it (IEEE TIP 13(4), 2004): Gaussian window of 11 x 11 pixels and sigma 1.5, K1 0.01, K2 0.03, population
-    covariances, mean over channels and over the positions where the whole window is inside.
+    As defined by Wang et al. (IEEE TIP 13(4), 2004): Gaussian window of 11 x 11 pixels with sigma 1.5, K1 0.01, K2 0.03, population
+    covariances, mean over channels and over the positions at which the whole window is inside.
 
     Raises:
         PecoError: the images are smaller than the window.
     """
     if min(x_BCHW.shape[-2:]) <= 2 * _SSIM_RADIUS:
         raise PecoError(
-            f"SSIM: images of {x_BCHW.shape[-2]}x{x_BCHW.shape[-1]} pixels; give at least {2 * _SSIM_RADIUS + 1} a side"
+            f"SSIM: images of {x_BCHW.shape[-2]}x{x_BCHW.shape[-1]} pixels; give at least {2 * _SSIM_RADIUS + 1} per side"
         )
-    # Blurring as products with banded matrices: on a CPU far faster than convolutions in float64.
+    # Blurs as products with banded matrices: on a CPU far faster than convolutions in float64.
     band_hH, band_wW = (_window_band(side, x_BCHW.device) for side in x_BCHW.shape[-2:])
 
     def blur(z_BCHW: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from typing import IO, Any
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-def acquire(file: IO[Any], *, wait: bool = False) -> bool:
-    """Lock an open file until it is closed. Where the file system has no locks, it counts as locked.
+def acquire(file: IO[Any], *, wait: bool = False, required: bool = True) -> bool:
+    """Lock an open file until it is closed.
 
     Args:
         file: the file.
         wait: wait until another process releases it.
+        required: raise OSError where the file system has no locks; else the file counts as locked there.
 
     Returns:
         True if the lock was acquired, False if another process holds it.
@@ -26,7 +27,7 @@ def acquire(file: IO[Any], *, wait: bool = False) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if required or error.errno not in _UNSUPPORTED:
             raise
     return True
 

@@ -1,4 +1,4 @@
-"""Reading and validating params.yaml."""
+"""Reads and validates params.yaml."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from peco.core.errors import PecoError
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML in which no key may come twice: PyYAML would take the last, DVC refuses."""
+    """Plain YAML without duplicate keys: of two, PyYAML would take the last one, and DVC refuses the file."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"the key {twice} is there twice; keep one")
+            raise yaml.YAMLError(f"the key {twice} occurs twice; keep one")
         return super().construct_mapping(node, deep)
 
 

@@ -1,4 +1,4 @@
-"""Finished results get their place by a rename, so that a reader sees a whole folder or none."""
+"""Results are written aside and renamed when finished, so that a reader sees a whole folder or none."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def publish(tmp: Path, final: Path) -> None:
-    """Give a finished folder (or file) its final name by a rename; whatever stood there is replaced.
+    """Rename a finished folder or file to its final name; an old one of that name is replaced.
 
-    A folder can't replace another in one step, so an old one is moved aside first: a crash in between leaves none, never a mixture.
+    A folder can't replace another in one step, so the old one is moved aside first. A crash in between leaves no
+    folder of that name, never a mixture.
 
     Args:
-        tmp: what was written; from another file system it is copied beside `final` first.
-        final: its name from now on.
+        tmp: the finished folder or file; copied next to `final` first if it is on another file system.
+        final: its final name.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     if tmp.stat().st_dev != final.parent.stat().st_dev:
@@ -41,9 +42,9 @@ def publish(tmp: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a file at; at the end it replaces `path` in one step, so that a reader sees the old or the new one.
+    """A path to write a file to; it replaces `path` in one step at the end, so that a reader sees the old file or the new one.
 
-    If the block raises, the old one is unchanged. The folder is made where it is missing.
+    If the block raises, the old file is unchanged. A missing folder is made.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -58,23 +59,23 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Replace a file in one step.
 
     Raises:
-        OSError: it can't be written; the old one is unchanged.
+        OSError: it can't be written; the old file is unchanged.
     """
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON whose bytes depend on `values` alone. Raises as `write_file`."""
+    """Write JSON whose bytes depend on `values` only. Raises as `write_file`."""
     write_file(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
 def staging(final: Path) -> Iterator[Path]:
-    """An empty folder to write into; published as `final` at the end, removed if the block raises.
+    """An empty folder to write to; published as `final` at the end, removed if the block raises.
 
     Raises:
-        PecoError: the folder can't be written to, as on a full disk. Other errors of the block pass as they are.
+        PecoError: the folder can't be written to, for example on a full disk. Other errors of the block are passed on.
     """
     tmp = final.with_name(f".{final.name}.tmp")
     block = False
@@ -96,7 +97,7 @@ def staging(final: Path) -> Iterator[Path]:
 
 
 def _is_refusal(error: OSError, folder: Path) -> bool:
-    """Whether the error says that `folder` takes no more; one that came of reading elsewhere does not."""
+    """True if `folder` refused to be written to, and False if the error came from reading elsewhere."""
     names = [str(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
     if not names:  # a failed write names no file
         return error.errno in _FULL

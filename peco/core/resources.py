@@ -1,6 +1,6 @@
-"""What a stage is given: processes, and what it asks of a cluster. No result depends on it.
+"""The resources of a stage: its processes, and what it requests from a cluster. No result depends on them.
 
-It goes to `meta:` in dvc.yaml, by kind of stage; the environment overrides it (`pipelines/workflow/resources.py`).
+They are set by `meta:` in dvc.yaml, by kind of stage; the environment overrides them (`pipelines/workflow/stage_resources.py`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Resources:
-    """What a stage is given. Goes to `meta:` in dvc.yaml, no stage depends on it.
+    """The resources of a stage. They go to `meta:` in dvc.yaml; no stage depends on them.
 
-    The first four shape the processes, on any machine. `processes: 0` means one per GPU, and one in all where there is none;
-    `threads: 0` shares all cores between the processes. The order of floating-point sums depends on the number of threads, so
-    presets that promise equal bytes fix it. The others are what is asked of a cluster; one machine gives what it has.
+    The first four shape the processes, on any machine. `processes: 0` means one per GPU, or one without a GPU; `threads: 0`
+    shares all cores between the processes. The order of floating-point sums depends on the number of threads, so presets that
+    promise equal bytes fix it. The others are requests to a cluster; a single machine ignores them.
     """
 
-    nodes: Count = 1  # of a cluster's job; on one machine a stage takes one, whatever stands here
+    nodes: Count = 1  # of a job on a cluster; a single machine ignores it
     processes: Natural = 1  # on a node
     threads: Natural = 0  # of a process
-    workers: Natural = 0  # data loading processes beside each training process
+    workers: Natural = 0  # data loading processes of each process
     gpus: Natural = 0  # of a node
     cpu: Count = 1  # cores of a node
     memory: _BYTES = "4Gi"  # of a node
-    shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, where loader processes hand over batches
+    shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, through which loader processes pass batches
     node_selector: _LABELS = ""
     tolerations: _TAINTS = ""
     queue: _NAME = ""  # Volcano queue or Slurm partition; empty: the cluster's default
     priority: _NAME = ""  # priority class; empty: the cluster's default
     time_limit: _TIME = "24h"
-    retries: Natural = 0  # of a pipeline's step; a retry goes on from the last checkpoint
+    retries: Natural = 0  # of a pipeline's step; a retry resumes from the last checkpoint
 
     @property
     def seconds(self) -> int:
@@ -58,12 +58,12 @@ class Resources:
 
     @property
     def selector(self) -> dict[str, str]:
-        """`node_selector` as Kubernetes has it."""
+        """`node_selector` in Kubernetes' form."""
         return dict(label.split("=", 1) for label in self.node_selector.split(",") if label)
 
     @property
     def tolerated(self) -> list[dict[str, str]]:
-        """`tolerations` as Kubernetes has them."""
+        """`tolerations` in Kubernetes' form."""
         found = []
         for taint in filter(None, self.tolerations.split(",")):
             label, _, effect = taint.rpartition(":")

@@ -1,7 +1,6 @@
 """Plain data to typed parameters and back: validation by the annotations of frozen dataclasses.
 
-Knows nothing of what the parameters mean (`peco/core/config.py` does). Every error is one line that names the key, the value and what is
-allowed.
+The parameters themselves are in `peco/core/config.py`. Every error is one line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, cast
+from operator import attrgetter
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from peco.core.errors import PecoError
 
@@ -23,7 +23,7 @@ Group = TypeVar("Group")
 
 @dataclass(frozen=True)
 class Range:
-    """Closed interval that a number must lie in; `None` leaves a side open."""
+    """Closed interval of allowed numbers; `None` leaves a side open."""
 
     low: float | None = None
     high: float | None = None
@@ -36,13 +36,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Pattern:
-    """What a text must look like, as a regular expression and in words."""
+    """Allowed form of a text, as a regular expression and in words."""
 
     expression: str
     words: str
 
 
-# As YAML 1.2 writes numbers, by which DVC does: `1e-05` is one there and a text for PyYAML, which reads YAML 1.1.
+# Numbers as YAML 1.2 has them. DVC writes YAML 1.2, where `1e-05` is a number; PyYAML reads YAML 1.1, where it is a text.
 _NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?")
 
 Count = Annotated[int, Range(1)]
@@ -53,12 +53,12 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 def build(kind: Any, value: object, key: str = "") -> Any:
-    """Convert plain `value` (as YAML gives it) to the annotated type `kind`, most often a dataclass.
+    """Convert plain data to an annotated type.
 
     Args:
-        kind: a dataclass, or a type of one of its fields.
-        value: plain data.
-        key: its dotted name, for messages.
+        kind: a dataclass, or the type of a field of one.
+        value: plain data, as YAML gives it.
+        key: dotted name of the value, for messages.
 
     Raises:
         PecoError: a key, type or value is wrong.
@@ -81,12 +81,8 @@ def build(kind: Any, value: object, key: str = "") -> Any:
         return None if value is None else build(inner, value, key)
     if origin is Literal:
         allowed = typing.get_args(kind)
-        require(
-            any(value == a and type(value) is type(a) for a in allowed),
-            key,
-            value,
-            "one of " + ", ".join(map(str, allowed)),
-        )
+        known = any(value == a and type(value) is type(a) for a in allowed)
+        require(known, key, value, "one of " + ", ".join(map(str, allowed)))
         return value
     if origin is tuple:
         return _build_tuple(typing.get_args(kind), value, key)
@@ -109,7 +105,7 @@ def _build_dataclass(kind: type, value: object, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in hints:
-            raise PecoError(f"{prefix}{name}: unknown parameter; here are allowed: {', '.join(hints)}")
+            raise PecoError(f"{prefix}{name}: unknown parameter; allowed: {', '.join(hints)}")
     for name in hints:
         if name not in value:
             raise PecoError(f"{prefix}{name}: missing; `make params` writes a complete params.yaml")
@@ -136,8 +132,45 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         raise PecoError(f"{key}: {value!r} is not allowed; expected {allowed}")
 
 
+def require_all(group: object, key: str, *rules: tuple[str, bool, str]) -> None:
+    """Refuse the first value of a group that breaks its rule.
+
+    Args:
+        group: a group of parameters.
+        key: its dotted name, empty for the whole config.
+        rules: for each, the dotted name of a parameter within the group, True if its value is allowed, and the allowed values.
+
+    Raises:
+        PecoError: as in `require`.
+    """
+    for name, ok, allowed in rules:
+        value = to_dict(attrgetter(name)(group))
+        require(ok, f"{key}.{name}" if key else name, value, allowed)
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A group of parameters with checks across its fields."""
+
+    def check(self, key: str) -> None: ...
+
+
+def check_groups(group: object, key: str = "", unused: Collection[str] = ()) -> None:
+    """Call `check` with its dotted name on each group that has it, inner groups first, except the `unused` ones (dotted names).
+
+    Raises:
+        PecoError: naming the first wrong parameter.
+    """
+    for name, part in vars(group).items():
+        inner = f"{key}.{name}" if key else name
+        if dataclasses.is_dataclass(part) and inner not in unused:
+            check_groups(part, inner, unused)
+    if isinstance(group, Checked):
+        group.check(key)
+
+
 def to_dict(value: Any) -> Any:
-    """Plain data (dicts, lists, scalars) of a config or a part of one."""
+    """Plain data (dicts, lists, scalars) of a config or a part of it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, _Restricted):
@@ -146,7 +179,7 @@ def to_dict(value: Any) -> Any:
 
 
 class _Restricted:
-    """The declared part of a config group; anything else in it is out of reach."""
+    """The declared part of a config group; reading anything else raises AttributeError."""
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
@@ -156,7 +189,7 @@ class _Restricted:
 
 
 def restrict(config: Group, names: Iterable[str]) -> Group:
-    """Leave only the parameters named (dotted, `evaluate.knn`); reading another one raises AttributeError."""
+    """Leave only the parameters in `names` (dotted, `evaluate.knn`); reading another one raises AttributeError."""
     root = _Restricted("")
     for name in names:
         source: Any = config
@@ -172,6 +205,6 @@ def restrict(config: Group, names: Iterable[str]) -> Group:
 
 
 def fingerprint(value: Any) -> str:
-    """Short hash of a config or a part of one, equal for equal values."""
+    """Short hash of a config or a part of it, equal for equal values."""
     text = json.dumps(to_dict(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

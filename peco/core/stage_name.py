@@ -1,4 +1,4 @@
-"""The name of a stage in the spellings that its users need."""
+"""The name of a stage, in its spellings."""
 
 from __future__ import annotations
 

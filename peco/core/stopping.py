@@ -1,4 +1,4 @@
-"""Stop signals: SIGINT, SIGTERM and SIGHUP as a record, as a callback or as an exception, instead of the end of the process."""
+"""Stop signals: SIGINT, SIGTERM and SIGHUP are recorded or call a function, instead of ending the process."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ POLL_SECONDS = 0.1
 
 
 class StopSignals:
-    """While in use, the first stop signal and a second one are recorded. Outside the main thread it records nothing.
+    """A context in which the first stop signal and a second one are recorded. Outside the main thread it records nothing.
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored. A process that is forked while this is in use ignores the
-    signals: its parent ends it.
+    A signal that is ignored, as SIGHUP under nohup, stays ignored. Processes forked in this context ignore the signals: their
+    parent ends them.
 
     Args:
         on_stop: called in the main thread for the first and for each later stop, wherever the code is; it may raise.
-        signals: those to handle.
-        even_ignored: those to handle although they are ignored. (A shell's background jobs ignore SIGINT.)
+        signals: signals to handle.
+        even_ignored: signals to handle even if they are ignored. (A shell's background jobs ignore SIGINT.)
         afterwards: handler that is set at the end; None restores the previous ones.
 
     Attributes:
-        first: the first signal, None before.
-        second: True once another one came, `SAME_STOP_SECONDS` later or more: the user does not want to wait.
+        first: the first signal; None before.
+        second: True after another one, more than `SAME_STOP_SECONDS` later: the user does not want to wait.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class StopSignals:
 
     @property
     def status(self) -> int:
-        """Exit status that names the first signal: 128 + its number. 0 before."""
+        """Exit status: 128 + the number of the first signal; 0 before."""
         return 128 + self.first if self.first else 0
 
     def __enter__(self) -> StopSignals:

@@ -1,8 +1,8 @@
-"""Where working files lie and when they go.
+"""Location and clean-up of working files.
 
-Each run of a stage has the folder `<stage>-<key>` below `$PECO_WORK`. The stage marks it as finished when its results are
-published; whoever knows that DVC has recorded them removes it: the launcher when another stage starts, `make repro` at its end.
-Equal runs (of two experiments, say) have the same folder, one after the other.
+Each run of a stage has the folder `<stage>-<key>` below `$PECO_WORK`. The stage marks the folder as finished when its results are
+published. It is removed once DVC has recorded them: by the launcher when another stage starts, or by `make repro` at its end. Equal
+runs (for example of two experiments) use the same folder, one after the other.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def root() -> Path:
 
 
 def folder(role: str, key: str) -> Path:
-    """Folder of the run of a stage; `role` is the stage's name as a module has it."""
+    """Folder of a run of a stage; `role` is the stage's name in the spelling of a module."""
     return root() / f"{role}-{key}"
 
 
 def acquire(work: Path) -> bool:
-    """Make the folder and keep it for this process, until it is marked as finished or the process ends.
+    """Make the folder and lock it for this process, until it is marked as finished or the process ends.
 
     Returns:
         True if the lock was acquired. If another process holds it, a notice is printed once.
@@ -45,7 +45,7 @@ def acquire(work: Path) -> bool:
     if path in _held and locks.is_same_file(path, _held[path]):
         return True
     file = path.open("a+")
-    if not locks.acquire(file):
+    if not locks.acquire(file, required=False):
         if path not in _waited:
             _waited.add(path)
             file.seek(0)
@@ -56,7 +56,7 @@ def acquire(work: Path) -> bool:
             )
         file.close()
         return False
-    if not locks.is_same_file(path, file):  # the folder was removed meanwhile, as its run had finished
+    if not locks.is_same_file(path, file):  # the folder was removed in the meantime, since its run had finished
         file.close()
         return False
     file.truncate(0)
@@ -68,7 +68,7 @@ def acquire(work: Path) -> bool:
 
 
 def mark_finished(work: Path) -> None:
-    """Allow the removal of a run's folder, as soon as its results are recorded; an equal run may have it now."""
+    """Allow the removal of a run's folder once its results are recorded, and release its lock, so that an equal run may use it."""
     (work / MARK).touch()
     if file := _held.pop(work.absolute() / LOCK, None):
         file.close()
@@ -80,6 +80,6 @@ def remove_finished(keep: str | None = None) -> None:
         if mark.parent.name.rpartition("-")[0] == keep:
             continue
         with contextlib.suppress(OSError), (mark.parent / LOCK).open("a") as file:
-            # An equal run may have started since, and holds the lock then.
+            # An equal run may have started since; then it holds the lock.
             if locks.acquire(file) and mark.exists():
                 shutil.rmtree(mark.parent, ignore_errors=True)
