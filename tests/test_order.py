@@ -1,4 +1,4 @@
-"""The global order: a function of seed, epoch and sample, whoever reads it."""
+"""The global order: a function of seed, epoch and position, for any number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Info:
 
 
 class MemoryShards:
-    """Stands for shards on disk: a sample's image is its own number."""
+    """Shards without images: a sample is only its index."""
 
     root = Path("memory")
 
@@ -85,9 +85,9 @@ def test_ranks_together_read_the_batches_of_one_process(
     shard_sizes: list[int], n_lanes: int, buffer: int, world: int, start: int
 ) -> None:
     options = {"batch_size": n_lanes * 2, "seed": 3, "lanes": n_lanes, "buffer": buffer}
-    alone = stream(MemoryShards(shard_sizes), start, start + 5, **options)
+    single = stream(MemoryShards(shard_sizes), start, start + 5, **options)
     ranks = [stream(MemoryShards(shard_sizes), start, start + 5, rank=r, world=world, **options) for r in range(world)]
-    for step, whole in enumerate(alone):
+    for step, whole in enumerate(single):
         parts = [r[step] for r in ranks]
         assert len({len(p) for p in parts}) == 1
         assert [pair for p in parts for pair in p] == whole
@@ -95,7 +95,7 @@ def test_ranks_together_read_the_batches_of_one_process(
 
 @settings(max_examples=40, deadline=None)
 @given(sizes, lanes, st.integers(1, 9), st.integers(0, 20))
-def test_resuming_at_any_step_goes_on_with_the_same_batches(
+def test_resuming_at_any_step_continues_with_the_same_batches(
     shard_sizes: list[int], n_lanes: int, buffer: int, start: int
 ) -> None:
     options = {"batch_size": n_lanes, "seed": 5, "lanes": n_lanes, "buffer": buffer}
@@ -106,8 +106,8 @@ def test_resuming_at_any_step_goes_on_with_the_same_batches(
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_loader_processes_do_not_change_the_batches(workers: int) -> None:
     options = {"batch_size": 16, "seed": 0, "lanes": 8, "buffer": 4}
-    alone = stream(MemoryShards([10, 3, 17]), 2, 8, **options)
-    assert stream(MemoryShards([10, 3, 17]), 2, 8, workers=workers, **options) == alone
+    single = stream(MemoryShards([10, 3, 17]), 2, 8, **options)
+    assert stream(MemoryShards([10, 3, 17]), 2, 8, workers=workers, **options) == single
 
 
 def test_resuming_reads_at_most_a_window_of_each_lane_again() -> None:
@@ -123,7 +123,7 @@ def test_epochs_and_seeds_differ_in_order() -> None:
     assert not np.array_equal(first, GlobalOrder((30, 30), 4, 8, 1).epoch(0).samples())
 
 
-def test_impossible_splits_are_refused_by_name() -> None:
+def test_lanes_that_do_not_divide_evenly_are_refused_with_the_key() -> None:
     with pytest.raises(PecoError, match=r"loader\.lanes"):
         TrainLoader(MemoryShards([9]), transform, batch_size=8, seed=0, lanes=8, buffer=2, world=3)  # type: ignore[arg-type]
     with pytest.raises(PecoError, match="batch_size"):
@@ -132,7 +132,7 @@ def test_impossible_splits_are_refused_by_name() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, st.integers(1, 10), st.integers(1, 4))
-def test_a_scan_gives_every_sample_once_in_order(shard_sizes: list[int], batch: int, world: int) -> None:
+def test_eval_batches_give_every_sample_once_in_order(shard_sizes: list[int], batch: int, world: int) -> None:
     found = [
         index
         for rank in range(world)
@@ -142,6 +142,6 @@ def test_a_scan_gives_every_sample_once_in_order(shard_sizes: list[int], batch: 
     assert found == list(range(sum(shard_sizes)))
 
 
-def test_a_scan_with_loader_processes_keeps_the_order() -> None:
+def test_eval_batches_keep_the_order_with_loader_processes() -> None:
     batches = eval_batches(MemoryShards([7, 20, 4]), transform, batch_size=4, workers=2)  # type: ignore[arg-type]
     assert [i for b in batches for i in b["index"].tolist()] == list(range(31))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.chain
 
 
 def photos(folder: Path, *classes: str, count: int = 60) -> Path:
-    """Pictures of gradients and noise in no split, of several sizes; in one folder a class, or all in one where there is none."""
+    """Images of gradients and noise, of several sizes, without splits; a folder for each class, or one folder if there are none."""
     for i in range(count):
         rng = np.random.default_rng(i)
         height, width = rng.integers(33, 60, 2)
@@ -42,7 +42,7 @@ def dvc(checkout: Checkout, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A finished chain on images alone, with a perceptual network of timm's, which is not trained and so has no curves."""
+    """A finished chain on images without labels, with a perceptual network from timm, which is not trained and has no curves."""
     root = tmp_path_factory.mktemp("unlabelled")
     checkout = Checkout(root / "checkout")
     settings = ["perceptual_net.source=timm", "perceptual_net.timm.model=test_vit"]
@@ -52,7 +52,7 @@ def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return checkout
 
 
-def test_a_folder_of_classes_in_no_split_is_split_trained_on_and_evaluated(tmp_path: Path) -> None:
+def test_a_folder_of_classes_without_splits_is_split_trained_on_and_evaluated(tmp_path: Path) -> None:
     checkout = Checkout(tmp_path / "checkout")
     folder = photos(tmp_path / "photos", "bees", "wasps")
     checkout.python("pipelines.params", "--preset", "smoke", "--data", str(folder), "dataset.val_fraction=0.2")
@@ -66,13 +66,13 @@ def test_a_folder_of_classes_in_no_split_is_split_trained_on_and_evaluated(tmp_p
     for name in ("knn", "linear", "finetune"):
         assert {"accuracy", "random_accuracy"} <= set(checkout.json(f"metrics/evaluate/{name}.json"))
     assert "48 training and 12 validation images" in words(checkout)
-    # What another machine needs: the images by hash, no path of this one.
+    # Another machine needs the images by hash, and no path of this machine.
     tracked = checkout.run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     assert "data/photos.dvc" in tracked and not any(name.startswith("data/photos/") for name in tracked)
     assert str(tmp_path) not in (checkout.path / "dvc.lock").read_text() + (checkout.path / "params.yaml").read_text()
 
 
-def test_images_without_classes_train_and_evaluations_say_why_they_are_skipped(unlabeled: Checkout) -> None:
+def test_images_without_classes_train_and_skipped_evaluations_give_the_reason(unlabeled: Checkout) -> None:
     assert set(unlabeled.ran()) == STAGES
     reason = "train has no labels"
     for name in ("knn", "linear", "finetune"):
@@ -83,7 +83,7 @@ def test_images_without_classes_train_and_evaluations_say_why_they_are_skipped(u
         assert re.search(rf"{name}[^.]*: skipped, since {reason}\.", text), name
 
 
-def test_metrics_and_plots_show_where_a_stage_has_none(unlabeled: Checkout) -> None:
+def test_metrics_and_plots_work_if_a_stage_has_none(unlabeled: Checkout) -> None:
     metrics = dvc(unlabeled, "metrics", "show")
     assert "metrics/tokenizer.json" in metrics and "metrics/pretrain.json" in metrics
     assert list((unlabeled.path / "metrics/plots/perceptual_net").iterdir()) == []
@@ -91,7 +91,7 @@ def test_metrics_and_plots_show_where_a_stage_has_none(unlabeled: Checkout) -> N
     assert "tokenizer" in page.read_text(encoding="utf-8") and "perceptual_net/" not in page.read_text(encoding="utf-8")
 
 
-def test_the_pixel_codebook_is_an_experiment_beside_peco(unlabeled: Checkout) -> None:
+def test_the_pixel_codebook_is_an_experiment_compared_with_peco(unlabeled: Checkout) -> None:
     before = len(unlabeled.ran())
     dvc(unlabeled, "exp", "run", "-q", "--name", "pixel", "-S", "tokenizer.perceptual.weight=0", "tokenizer")
     assert unlabeled.ran()[before:] == ["tokenizer"]

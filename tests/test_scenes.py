@@ -112,7 +112,7 @@ def test_patches_are_neither_flat_nor_noise() -> None:
     assert 0.75 < neighbors < 0.98
 
 
-def test_colour_and_area_do_not_tell_the_class() -> None:
+def test_color_and_area_do_not_reveal_the_class() -> None:
     labels = np.array([scene.label for scene in many()])
     image_color = np.stack([scene.image.mean(axis=(0, 1)) for scene in many()])
     object_color = np.stack([scene.image[scene.masks[0]].mean(axis=0) for scene in many()])

@@ -1,4 +1,4 @@
-"""Shards: what is written is what was given, reads back by any range, and stays the same byte for byte."""
+"""Shards: written samples are unchanged, can be read by any range, and have the same bytes each time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 from peco.core.config import Dataset, Scenes
 from peco.core.errors import PecoError
-from peco.data import shards as shards_module
+from peco.data import images
 from peco.data.images import decode
 from peco.data.shards import Sample, load_index, open_shards
 from peco.sources.base import RawSample
@@ -46,7 +46,7 @@ def noise(seed: int, width: int = 12, height: int = 10) -> Image.Image:
 
 @dataclass
 class Fake:
-    """A source out of a list."""
+    """A source from a list."""
 
     items: list[RawSample]
     classes: tuple[str, ...] = ("ant", "bee")
@@ -86,7 +86,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- writing
 
 
-def test_the_index(written: Path) -> None:
+def test_the_index_describes_classes_splits_and_shards(written: Path) -> None:
     index = load_index(written)
     assert list(index) == ["version", "source", "classes", "splits", "rejected", "ignored"]
     assert (index["source"], index["classes"], index["rejected"], index["ignored"]) == ("images", ["ant", "bee"], 0, {})
@@ -109,7 +109,7 @@ def test_samples_keep_their_bytes_labels_and_order(written: Path) -> None:
         assert len(shards) == len(items)
         assert shards.labeled
         read = list(shards.read(0, len(shards)))
-        assert [(s.image, s.label) for s in read] == [(r.image, r.label) for r in items]
+        assert [(s.encoded, s.label) for s in read] == [(r.encoded, r.label) for r in items]
         assert [s.index for s in read] == list(range(len(items)))
         assert (shards.labels == [r.label for r in items]).all()
         assert len({s.key for s in read}) == len(read)
@@ -142,7 +142,7 @@ def test_splits_may_come_interleaved(written: Path, tmp_path: Path) -> None:
     assert files(tmp_path / "mixed") == files(written)
 
 
-def test_samples_without_labels(tmp_path: Path) -> None:
+def test_samples_may_lack_labels(tmp_path: Path) -> None:
     write(tmp_path / "s", raw(8, label=lambda i: -1) + raw(8, "val", label=lambda i: i - 1 if i < 2 else 1))
     none, some = open_shards(tmp_path / "s", "train"), open_shards(tmp_path / "s", "val")
     assert not none.labeled
@@ -153,7 +153,7 @@ def test_samples_without_labels(tmp_path: Path) -> None:
     assert (splits["train"]["classes"], splits["val"]["classes"]) == ([], ["ant", "bee"])
 
 
-def test_a_class_with_one_image(tmp_path: Path) -> None:
+def test_a_class_may_have_one_image(tmp_path: Path) -> None:
     write(tmp_path / "s", raw(9, label=lambda i: int(i == 4)))
     assert load_index(tmp_path / "s")["splits"]["train"]["classes"] == ["ant", "bee"]
     assert [s.index for s in open_shards(tmp_path / "s", "train").read(0, 9) if s.label == 1] == [4]
@@ -168,21 +168,25 @@ def test_resize_shrinks_the_short_side_and_leaves_smaller_images_alone(tmp_path:
     ]
     write(tmp_path / "s", items, resize=20)
     read = list(open_shards(tmp_path / "s", "train").read(0, 4))
-    opened = [Image.open(io.BytesIO(s.image)) for s in read]
+    opened = [Image.open(io.BytesIO(s.encoded)) for s in read]
     assert [i.size for i in opened] == [(40, 20), (20, 60), (20, 20), (40, 20)]
     assert [i.format for i in opened] == ["JPEG", "PNG", "JPEG", "JPEG"]
-    assert read[3].image == items[3].image
+    assert read[3].encoded == items[3].encoded
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
-    told: list[tuple[int, int | None]] = []
+def test_progress_is_reported(tmp_path: Path) -> None:
+    reported: list[tuple[int, int | None]] = []
     write_shards(
-        Fake(raw(3)), tmp_path / "s", DATASET, work=tmp_path, progress=lambda done, total: told.append((done, total))
+        Fake(raw(3)),
+        tmp_path / "s",
+        DATASET,
+        work=tmp_path,
+        progress=lambda done, total: reported.append((done, total)),
     )
-    assert told == [(1, None), (2, None), (3, None)]
+    assert reported == [(1, None), (2, None), (3, None)]
 
 
-def test_an_error_in_the_midst_is_all_that_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_writing_is_the_only_one_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Breaks(Fake):
         def samples(self) -> Iterator[RawSample]:
             yield from self.items
@@ -196,7 +200,7 @@ def test_an_error_in_the_midst_is_all_that_is_heard(tmp_path: Path, monkeypatch:
     assert complaints == []
 
 
-def test_from_a_folder_to_shards(tmp_path: Path) -> None:
+def test_a_folder_of_images_becomes_shards(tmp_path: Path) -> None:
     for i in range(30):
         path = tmp_path / f"in/{'ab'[i % 2]}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -237,14 +241,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_usable_image_is_refused_with_a_reason(name: str) -> None:
+def test_unusable_images_are_refused_with_a_reason(name: str) -> None:
     data, reason = BAD[name]
     with pytest.raises(PecoError, match=reason):
         decode(data)
 
 
 def test_an_image_of_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "MAX_PIXELS", 4000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 4000)
     with pytest.raises(PecoError, match="more than 4000 pixels"):
         decode(JPEG)
 
@@ -271,8 +275,8 @@ def test_too_many_rejected_images_are_an_error(tmp_path: Path) -> None:
     assert write(tmp_path / "t", raw(91) + bad, max_rejected=0.09)["rejected"] == 9
 
 
-def test_nothing_left_is_an_error_whatever_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(PecoError, match=r"1 of 1 images .* none to train on is left"):
+def test_no_usable_image_is_an_error_for_any_max_rejected(tmp_path: Path) -> None:
+    with pytest.raises(PecoError, match=r"1 of 1 images .* no image is left to train on"):
         write(tmp_path / "s", [RawSample("train", "x.jpg", b"", 0)], max_rejected=1.0)
 
 
@@ -344,7 +348,7 @@ def test_cmyk_jpegs_are_read(tmp_path: Path) -> None:
     assert max(green, blue) < 5
 
 
-def test_pictures_of_phones_that_hold_several_are_jpegs(tmp_path: Path) -> None:
+def test_multi_picture_files_of_phones_are_stored_as_jpegs(tmp_path: Path) -> None:
     data = encode(noise(0), "MPO", save_all=True, append_images=[noise(1)])
     write(tmp_path / "s", [RawSample("train", "x.jpg", data, 0)])
     assert b"00000000-x.jpg" in (tmp_path / "s/train-00000.tar").read_bytes()
@@ -371,7 +375,7 @@ def test_images_are_turned_upright(orientation: int) -> None:
 
 @given(cut=st.integers(0, len(JPEG)), at=st.integers(0, len(PNG) - 1), byte=st.integers(0, 255))
 @settings(max_examples=60, deadline=None)
-def test_damaged_bytes_give_a_picture_or_one_line(cut: int, at: int, byte: int) -> None:
+def test_damaged_bytes_give_an_image_or_one_line(cut: int, at: int, byte: int) -> None:
     for data in (JPEG[:cut], PNG[:at] + bytes([byte]) + PNG[at + 1 :]):
         with contextlib.suppress(PecoError):
             assert decode(data).mode == "RGB"
@@ -397,12 +401,12 @@ def test_a_range_reads_the_same_as_the_slice_of_all(written: Path, bounds: list[
 
 
 @pytest.mark.parametrize("bounds", [(-1, 3), (3, 2), (0, 46)])
-def test_ranges_outside_the_split(written: Path, bounds: tuple[int, int]) -> None:
+def test_ranges_outside_the_split_are_refused(written: Path, bounds: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="of 45 in train"):
         list(open_shards(written, "train").read(*bounds))
 
 
-def test_a_shard_set_travels_to_other_processes(written: Path) -> None:
+def test_a_shard_set_can_be_pickled(written: Path) -> None:
     shards = open_shards(written, "train")
     first = next(shards.read(20, 30))
     again = pickle.loads(pickle.dumps(shards))
@@ -421,7 +425,7 @@ def broken(written: Path, root: Path) -> Path:
     return root
 
 
-def test_damaged_shards_say_how_to_get_them_back(written: Path, tmp_path: Path) -> None:
+def test_errors_about_damaged_shards_name_the_remedy(written: Path, tmp_path: Path) -> None:
     def fails(name: str, data: bytes | None) -> None:
         root = broken(written, tmp_path / f"{name}-{len(data or b'')}")
         (root / name).unlink()
@@ -447,7 +451,7 @@ def test_damaged_shards_say_how_to_get_them_back(written: Path, tmp_path: Path) 
         fails(name, data)
 
 
-def test_a_split_that_is_not_there(written: Path) -> None:
+def test_a_missing_split_is_named_with_those_that_exist(written: Path) -> None:
     with pytest.raises(PecoError, match="no split test; it has train, val"):
         open_shards(written, "test")
 
@@ -456,7 +460,7 @@ def test_a_split_that_is_not_there(written: Path) -> None:
 
 
 @pytest.mark.data
-def test_cifar10(tmp_path: Path) -> None:
+def test_cifar10_is_packed_whole_and_shuffled(tmp_path: Path) -> None:
     folder = os.environ.get("PECO_TEST_DATA")
     if not folder or not (Path(folder) / "cifar10.tar").is_file():
         pytest.skip("PECO_TEST_DATA names no folder with cifar10.tar")

@@ -1,1 +1,1 @@
-"""Images to shards to views to batches."""
+"""Images, shards, the global order of samples, views and batches."""

@@ -1,4 +1,4 @@
-"""Encoded images: decoding to upright RGB, and the size from the header."""
+"""Decoding of encoded images to upright RGB, and their size from the header."""
 
 from __future__ import annotations
 
@@ -12,30 +12,25 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from peco.core.errors import PecoError
 
 MIN_SIDE = 8  # pixels; a smaller image shows nothing
-
-
 MAX_PIXELS = 89_478_485  # more are taken for a decompression bomb; Pillow warns from here on
-
-
-# Without this list, Pillow tries all it knows, among them formats that start other programs.
+# Without this list, Pillow tries all formats that it knows, some of which start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
+Image.init()  # registers all formats: Image.open registers only the most common ones, and knows no others by name
 
-Image.init()  # formats named to Image.open must be registered, and it registers only the commonest by itself
 
+def decode(encoded: bytes) -> Image.Image:
+    """Decode an image file to mode RGB, upright by its EXIF orientation; of several frames the first.
 
-def decode(data: bytes) -> Image.Image:
-    """The picture in an encoded image: upright by its EXIF orientation, mode RGB, the first frame of several.
-
-    Transparent pixels are laid over white, 16 bits are scaled to 8, grey, palette, CMYK and other modes are converted.
+    Transparent pixels are laid over white, 16 bits are scaled to 8; grey, palette, CMYK and other modes are converted.
 
     Raises:
         PecoError: not an image, damaged or truncated, a side under `MIN_SIDE`, or more than `MAX_PIXELS`.
     """
-    if not data:
+    if not encoded:
         raise PecoError("empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             if min(image.size) < MIN_SIDE:
                 raise PecoError(f"a side under {MIN_SIDE} pixels")
             if image.width * image.height > MAX_PIXELS:
@@ -48,7 +43,7 @@ def decode(data: bytes) -> Image.Image:
         raise PecoError("not an image of a known format") from None
     except Image.DecompressionBombError:
         raise PecoError(f"more than {MAX_PIXELS} pixels") from None
-    except Exception as error:  # damaged files raise nearly anything in Pillow's readers
+    except Exception as error:  # damaged files raise nearly any exception in Pillow's readers
         raise PecoError("truncated" if "truncated" in str(error).lower() else "can't be decoded") from None
 
 
@@ -66,10 +61,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of the image that `decode` gives, from the file's header alone.
+    """Width and height in pixels of the image as `decode` returns it, from the header of its file.
 
     Raises:
-        PecoError: there is no such file, or it is no image that `decode` takes.
+        PecoError: there is no such file, or its header isn't that of an image that `decode` takes.
     """
     try:
         with (
@@ -79,7 +74,7 @@ def upright_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             if image.mode == "F":
                 raise ValueError("floating-point pixels")
-            # `decode` ignores values that EXIF doesn't define, among them some that are no numbers.
+            # `decode` ignores values that EXIF doesn't define, some of which are not numbers.
             turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         if min(width, height) < MIN_SIDE:
             raise ValueError(f"a side under {MIN_SIDE} pixels")

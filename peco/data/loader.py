@@ -1,7 +1,10 @@
-"""Batches for training, in the global order, and scans over a whole split.
+"""Batches: in the global order for training, in the order of the split for evaluation.
 
-The order itself is in `peco/data/order.py`; here it is read: lanes pull runs of samples from the shards, hold one window each, and
-the samples of a step are decoded in the workers and collated on the rank that owns them.
+The global order is defined in `peco/data/order.py`. Here each lane reads runs of samples from the shards and holds one shuffle
+window of them; worker processes decode, transform and collate the samples of a step for the rank that owns them.
+
+An image has four types on its way: encoded bytes (`Sample.encoded`), a decoded PIL image (`Sample.decode`), uint8 pixels (H, W, 3)
+in the fields of a transform, and float32 (B, 3, H, W) in [0, 1] in a batch on its device.
 """
 
 from __future__ import annotations
@@ -18,32 +21,32 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from peco.core.device import CPU, uses_cuda
 from peco.core.errors import PecoError
-from peco.data.order import EpochOrder, GlobalOrder, slots
+from peco.data.order import EpochOrder, GlobalOrder, reader_lanes
 from peco.data.shards import Sample, ShardSet
 
 Fields = dict[str, Any]
 Batch = dict[str, Tensor]
-Transform = Callable[[Sample, int], Fields]  # (sample, epoch) -> named arrays and numbers
+Transform = Callable[[Sample, int], Fields]  # (sample, epoch) -> arrays and numbers by name
 
 
 class TrainLoader:
     """This rank's part of the global batches.
 
-    Batch t is the same samples for any `world` and `workers`: the parts of the ranks, in their order, are it. `make` runs in
-    the workers and must be picklable and a pure function of its arguments. Arrays under a name that starts with `image` must
-    be uint8 (H, W, 3) and come out as float32 (B, 3, H, W) in [0, 1]; everything else is stacked as it is. Batches are on `device`.
+    Batch t has the same samples for any `world` and `workers`: it is the parts of the ranks in their order. `transform` runs in the
+    workers; it must be picklable and a pure function of its arguments. Fields whose name starts with `image` must be uint8 pixels
+    (H, W, 3) and become float32 (B, 3, H, W) in [0, 1]; all others are stacked unchanged.
 
     Args:
         shards: the split.
-        make: sample and epoch to named fields.
+        transform: from sample and epoch to named fields.
         batch_size: global batch size; a multiple of `lanes`.
         seed: of the order.
-        lanes: lanes of the global order; a multiple of `world`.
+        lanes: number of lanes of the global order; a multiple of `world`.
         buffer: samples in a shuffle window.
         rank: this process.
         world: number of processes.
-        workers: loader processes wished for; reduced until they divide the rank's lanes.
-        device: where batches are wanted.
+        workers: largest number of loader processes; lowered to one that divides the rank's lanes.
+        device: device of the batches.
 
     Raises:
         PecoError: lanes, batch size and world do not fit together, or the split is empty.
@@ -79,7 +82,7 @@ class TrainLoader:
         self._device = device
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """Batches of the steps [start_step, stop_step), at the cost of at most one window of reads a lane before the first."""
+        """Batches of the steps [start_step, stop_step). Before the first, each lane reads at most one window."""
         parts = load(_Steps(self._lanes, start_step, stop_step), self.workers)
         while part := list(islice(parts, max(1, self.workers))):  # worker w gives part w of each batch, in turn
             yield to_device(part, self._device)
@@ -97,18 +100,18 @@ def eval_batches(
     workers: int = 0,
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
-    """The samples [start, stop) of a split once, in order, with epoch 0; rank r gets the r-th of `world` contiguous parts.
+    """The samples [start, stop) of a split, once and in order, as epoch 0; rank r gets the r-th of `world` contiguous parts.
 
-    Fields and batches are as those of `TrainLoader`.
+    Fields and batches are as in `TrainLoader`.
     """
     count = (len(shards) if stop is None else stop) - start
     start, stop = start + count * rank // world, start + count * (rank + 1) // world
-    for batch in load(_Scan(shards, transform, start, stop, batch_size), workers):
+    for batch in load(_Range(shards, transform, start, stop, batch_size), workers):
         yield to_device([batch], device)
 
 
 class _Lanes:
-    """The lanes of one rank: reads samples for any part of the stream."""
+    """Reads lanes of the global order, from any position of the stream."""
 
     def __init__(
         self, shards: ShardSet, transform: Transform, order: GlobalOrder, batch_size: int, rank: int, world: int
@@ -116,30 +119,32 @@ class _Lanes:
         self.shards, self.transform, self.order, self.batch_size = shards, transform, order, batch_size
         self.rank, self.world = rank, world
 
-    def read(self, slot: int, start_position: int) -> Iterator[tuple[Sample, int]]:
-        """Samples (with their epoch) at the stream positions of a slot, from the first one >= start_position on, for ever."""
+    def read(self, lane: int, start: int) -> Iterator[tuple[Sample, int]]:
+        """Samples of a lane, each with its epoch, from the stream position `start` on, without end."""
         total, lanes = len(self.order), self.order.lanes
-        epoch = start_position // total
+        epoch = start // total
         while True:
-            lane = (slot - epoch * total) % lanes
-            first = max(0, start_position - epoch * total)  # position in this epoch
-            number = -(-(first - lane) // lanes) if first > lane else 0
-            yield from ((sample, epoch) for sample in self._read_lane(self.order.epoch(epoch), lane, number))
+            segment = (lane - epoch * total) % lanes
+            first = max(0, start - epoch * total)  # position in this epoch
+            number = -(-(first - segment) // lanes) if first > segment else 0
+            yield from ((sample, epoch) for sample in self._read_segment(self.order.epoch(epoch), segment, number))
             epoch += 1
 
-    def _read_lane(self, epoch_order: EpochOrder, lane: int, number: int) -> Iterator[Sample]:
-        size, buffer = epoch_order.lane_size(lane), self.order.buffer
+    def _read_segment(self, epoch_order: EpochOrder, segment: int, number: int) -> Iterator[Sample]:
+        size, buffer = epoch_order.segment_size(segment), self.order.buffer
         while number < size:
             window = number // buffer
-            held = [s for run in epoch_order.window_runs(lane, window) for s in self.shards.read(*run)]
-            for place in epoch_order.window_shuffle(lane, window)[number - window * buffer :]:
-                yield held[place]
+            held = [s for run in epoch_order.window_runs(segment, window) for s in self.shards.read(*run)]
+            for index in epoch_order.window_shuffle(segment, window)[number - window * buffer :]:
+                yield held[index]
             number = (window + 1) * buffer
 
 
 class Batches(IterableDataset[Batch | PecoError]):
-    """Batches that one worker reads. An error for the user is handed over as an item: raised, it would cross to the parent
-    wrapped in its traceback."""
+    """Batches that one worker reads.
+
+    A PecoError is passed to the parent process as an item; raised, it would arrive there wrapped in its traceback.
+    """
 
     def __iter__(self) -> Iterator[Batch | PecoError]:
         try:
@@ -152,7 +157,7 @@ class Batches(IterableDataset[Batch | PecoError]):
 
 
 class _Steps(Batches):
-    """Parts of consecutive batches: one item a step."""
+    """A worker's parts of consecutive training batches: one item per step."""
 
     def __init__(self, lanes: _Lanes, start: int, stop: int) -> None:
         self._lanes, self._start, self._stop = lanes, start, stop
@@ -160,14 +165,14 @@ class _Steps(Batches):
     def batches(self) -> Iterator[Batch]:
         lanes, worker = self._lanes, get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        mine = slots(lanes.order.lanes, lanes.rank * workers + number, lanes.world * workers)
-        streams = [lanes.read(slot, self._start * lanes.batch_size) for slot in mine]
+        mine = reader_lanes(lanes.order.lanes, lanes.rank * workers + number, lanes.world * workers)
+        streams = [lanes.read(lane, self._start * lanes.batch_size) for lane in mine]
         rounds = lanes.batch_size // lanes.order.lanes
         for _ in range(self._start, self._stop):
             yield collate([lanes.transform(*next(stream)) for stream in streams for _ in range(rounds)])
 
 
-class _Scan(Batches):
+class _Range(Batches):
     """Batches of consecutive samples."""
 
     def __init__(self, shards: ShardSet, transform: Transform, start: int, stop: int, batch_size: int) -> None:
@@ -184,7 +189,7 @@ class _Scan(Batches):
 
 
 def load(dataset: Batches, workers: int) -> Iterator[Batch]:
-    """What `workers` loader processes read, in turn; none: this process reads."""
+    """Batches from `workers` loader processes in turn, or from this process if there are 0."""
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -200,21 +205,21 @@ def load(dataset: Batches, workers: int) -> Iterator[Batch]:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    # A stop is sent to the whole process group; the step under way still needs its batch, and the parent ends its workers.
+    # A stop signal goes to the whole process group. The current step still needs its batch, and the parent ends its workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def collate(samples: list[Fields]) -> Batch:
-    """Fields of samples stacked by name, as they are."""
+    """Stack the fields of samples by name, unchanged."""
     return {name: torch.from_numpy(np.stack([np.asarray(s[name]) for s in samples])) for name in samples[0]}
 
 
 def to_device(parts: list[Batch], device: torch.device) -> Batch:
-    """Parts of a batch, one behind the other, as a batch on the device, its pixels as floats."""
+    """Concatenate the workers' parts, move them to the device, convert pixels to float."""
     batch = {}
     for name in parts[0]:
-        # Pixels travel as bytes as far as the device: a quarter of the traffic. The parts are in pinned memory, and joined there.
+        # Pixels are moved as uint8, a quarter of the traffic, from pinned memory, and concatenated on the device.
         moved = [part[name].to(device, non_blocking=True) for part in parts]
         values = moved[0] if len(moved) == 1 else torch.cat(moved)
         batch[name] = values.permute(0, 3, 1, 2).contiguous().float().div_(255) if name.startswith("image") else values

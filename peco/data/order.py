@@ -1,18 +1,19 @@
 """The global order of samples, as arithmetic.
 
-Training reads an endless stream: epoch 0 in its order, then epoch 1 in its own, and so on. Step t of a training with global batch
-size B takes the stream positions [t*B, (t+1)*B), so every batch is full, every rank has an equal part of it, and within an epoch
-each sample comes exactly once. Which sample stands at a position is a function of (seed, epoch, position) alone.
+Stream. Training reads one endless stream of samples: epoch 0 in its order, then epoch 1 in its own, and so on. Step t of a training
+with global batch size B takes the stream positions [t*B, (t+1)*B). So every batch is full, every rank has an equal part of it, and
+each sample comes exactly once in an epoch. The sample at a position is a function of (seed, epoch, position) only.
 
-How one epoch is ordered. The shards are permuted and laid end to end, and the ring they form is turned by a random offset. The
-ring is cut into L contiguous *lanes* whose sizes differ by at most one. Within a lane, samples are shuffled inside consecutive
-windows of S samples. Position p of the epoch is number p // L of lane p % L. A lane thus reads its shards front to back, one
-window at a time, and holds at most S samples; many lanes at far-apart places make a batch well mixed.
+Epoch. The shards are permuted and laid end to end, and the ring that they form is turned by a random offset. The ring is cut into L
+contiguous *segments* whose sizes differ by at most one. Within a segment, samples are shuffled inside consecutive windows of S
+samples. Position p of the epoch is sample p // L of segment p % L.
 
-Who reads what. Position g of the *stream* belongs to slot g % L. A rank, and within it a worker, owns an equal run of consecutive
-slots, hence whole lanes, so any number of readers that divides L reads the same batches; and since a batch is laid out slot by
-slot, the parts of the ranks laid end to end are the batch in its own order. To resume at a step, a reader computes where its lanes
-stand and reads at most one window of each again.
+Lanes. The stream is dealt out to L *lanes*, each a stream of its own: position g belongs to lane g % L. In an epoch, a lane
+reads one segment: its shards front to back, one window at a time, at most S samples in memory. Since the segments of a batch's
+samples are far apart, the batch is well mixed. A rank, and within it a worker, owns an equal run of consecutive lanes, so any
+number of readers that divides L reads the same batches. A batch is laid out lane by lane, so the parts of the ranks laid end to end
+are the batch in its own order. To resume at a step, a reader computes the positions of its lanes and reads at most one window of
+each again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EPOCH_ORDER, VIEW, SECOND_VIEW, MASK, AUGMENT = range(5)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, purpose: int) -> np.random.Generator:
-    """The random numbers for one purpose about one sample in one epoch, wherever and whenever they are drawn."""
+    """Generator of the random numbers for one purpose about one sample in one epoch; independent of process and time."""
     return np.random.default_rng([seed, epoch, sample, purpose])
 
 
@@ -37,7 +38,7 @@ class GlobalOrder:
 
     Args:
         shard_sizes: samples in each shard.
-        lanes: number of lanes L.
+        lanes: number of lanes L, and of an epoch's segments.
         buffer: samples in a shuffle window S.
         seed: of the order.
     """
@@ -56,7 +57,7 @@ class GlobalOrder:
 
 
 class EpochOrder:
-    """Order of one epoch: lanes, their windows, and the samples in them."""
+    """Order of one epoch: segments, their windows, and the samples in them."""
 
     def __init__(self, order: GlobalOrder, epoch: int) -> None:
         rng = np.random.default_rng([order.seed, epoch, EPOCH_ORDER])
@@ -67,47 +68,47 @@ class EpochOrder:
         self._ring_end = np.cumsum(sizes[permuted])
         self._turn = int(rng.integers(len(order)))
 
-    def lane_size(self, lane: int) -> int:
-        """Samples in a lane: positions p of the epoch with p % L == lane."""
-        return -(-(len(self._order) - lane) // self._order.lanes)
+    def segment_size(self, segment: int) -> int:
+        """Samples in a segment: positions p of the epoch with p % L == segment."""
+        return -(-(len(self._order) - segment) // self._order.lanes)
 
-    def window_runs(self, lane: int, window: int) -> list[tuple[int, int]]:
-        """What a lane reads for one window: runs [start, stop) of sample indices, in reading order."""
+    def window_runs(self, segment: int, window: int) -> list[tuple[int, int]]:
+        """Samples of a window as runs [start, stop) of indices, in reading order."""
         total, lanes = len(self._order), self._order.lanes
-        lane_start = lane * (total // lanes) + min(lane, total % lanes)
+        segment_start = segment * (total // lanes) + min(segment, total % lanes)
         first = window * self._order.buffer
-        last = min(first + self._order.buffer, self.lane_size(lane))
+        last = min(first + self._order.buffer, self.segment_size(segment))
         runs: list[tuple[int, int]] = []
-        position, left = (lane_start + first + self._turn) % total, last - first
+        position, left = (segment_start + first + self._turn) % total, last - first
         while left > 0:
             shard = int(np.searchsorted(self._ring_end, position, side="right"))
-            take = min(left, int(self._ring_end[shard]) - position)
+            length = min(left, int(self._ring_end[shard]) - position)
             shard_start = int(self._ring_end[shard - 1]) if shard else 0
             sample = int(self._first_sample[shard]) + position - shard_start
-            runs.append((sample, sample + take))
-            position, left = (position + take) % total, left - take
+            runs.append((sample, sample + length))
+            position, left = (position + length) % total, left - length
         return runs
 
-    def window_shuffle(self, lane: int, window: int) -> np.ndarray:
-        """In which order the samples of a window leave it: a permutation, int64."""
+    def window_shuffle(self, segment: int, window: int) -> np.ndarray:
+        """Order in which the samples of a window are taken: a permutation, int64."""
         first = window * self._order.buffer
-        count = min(self._order.buffer, self.lane_size(lane) - first)
-        return np.random.default_rng([self._order.seed, self._epoch, EPOCH_ORDER, lane, window]).permutation(count)
+        count = min(self._order.buffer, self.segment_size(segment) - first)
+        return np.random.default_rng([self._order.seed, self._epoch, EPOCH_ORDER, segment, window]).permutation(count)
 
     def samples(self) -> np.ndarray:
-        """All sample indices of the epoch in order, int64 (n,). For tests and for looking at; training never needs it."""
+        """All sample indices of the epoch in order, int64 (n,). For tests and inspection; training doesn't need it."""
         result = np.empty(len(self._order), dtype=np.int64)
-        for lane in range(min(self._order.lanes, len(self._order))):
+        for segment in range(min(self._order.lanes, len(self._order))):
             parts = []
-            for window in range(-(-self.lane_size(lane) // self._order.buffer)):
-                indices = np.concatenate([np.arange(*run) for run in self.window_runs(lane, window)])
-                parts.append(indices[self.window_shuffle(lane, window)])
-            result[lane :: self._order.lanes] = np.concatenate(parts)
+            for window in range(-(-self.segment_size(segment) // self._order.buffer)):
+                indices = np.concatenate([np.arange(*run) for run in self.window_runs(segment, window)])
+                parts.append(indices[self.window_shuffle(segment, window)])
+            result[segment :: self._order.lanes] = np.concatenate(parts)
         return result
 
 
-def slots(lanes: int, reader: int, readers: int) -> Sequence[int]:
-    """The slots that one of several equal readers owns.
+def reader_lanes(lanes: int, reader: int, readers: int) -> Sequence[int]:
+    """The lanes that one of several equal readers owns.
 
     Raises:
         ValueError: the readers do not divide the lanes.

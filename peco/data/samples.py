@@ -1,4 +1,4 @@
-"""What a stage reads of a sample: a random view of an epoch, or the evaluation view. Callables for `TrainLoader` and `scan`."""
+"""Transforms for `TrainLoader` and `eval_batches`: the random view of a sample in an epoch, and its evaluation view."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peco.data.shards import Sample
 
 @dataclass(frozen=True)
 class RandomView:
-    """The view of a sample in an epoch: "image" of `size` pixels a side."""
+    """The random view of a sample in an epoch: "image", uint8 pixels (size, size, 3), and the "index" of the sample."""
 
     seed: int
     distribution: config.ViewDistribution
@@ -29,7 +29,7 @@ class RandomView:
 
 @dataclass(frozen=True)
 class CenterView:
-    """The evaluation view of a sample, "image" of `size` pixels a side, and its "label" (-1: none)."""
+    """The evaluation view of a sample: "image", uint8 pixels (size, size, 3), its "label" (-1: none) and its "index"."""
 
     size: int
 

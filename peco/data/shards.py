@@ -1,10 +1,10 @@
-"""Shards: the images of a data set as WebDataset tars with an index. This is the reading side; `peco/sources/shard_writer.py` writes.
+"""Shards: the images of a data set as WebDataset tars with an index. Read here, written by `peco/sources/shard_writer.py`.
 
 A folder of shards holds, for each split,
 
-- `train-00000.tar`, …: samples one after the other, each a few members that share a key: the image (`jpg`, `png`, …) and, where
-  there is a label, `cls`. Plain `webdataset.WebDataset(...).decode("pil")` reads them.
-- `train.labels.npy`: int64 (samples,), -1 where there is no label.
+- `train-00000.tar`, …: samples one after the other, each of members that share a key: the encoded image (`jpg`, `png`, …) and
+  `cls` if there is a label. Plain `webdataset.WebDataset(...).decode("pil")` reads them.
+- `train.labels.npy`: int64 (samples,), -1 for no label.
 - `train.offsets.npy`: int64 (samples,), byte in its tar at which a sample begins.
 
 and `index.json`: `version`, `source`, `classes` (all, in the order of the labels), `splits` (for each: `samples`, `labelled`,
@@ -30,33 +30,33 @@ from peco.data.images import decode
 VERSION = 1  # of the layout described above
 BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
 
-_MEND = "run `dvc checkout`, or `dvc repro shards` to write the shards anew"
+_REMEDY = "run `dvc checkout`, or `dvc repro shards` to write the shards again"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a split. `index` is its position in the split, shard after shard; `label` is -1 where there is none."""
+    """One image of a split."""
 
-    index: int
+    index: int  # position in the split, shard after shard
     key: str
-    image: bytes
-    label: int
+    encoded: bytes  # the image file
+    label: int  # -1: none
 
     def decode(self) -> Image.Image:
-        """The picture (see `peco.data.images.decode`).
+        """The decoded image (see `peco.data.images.decode`).
 
         Raises:
             PecoError: the image is damaged.
         """
         try:
-            return decode(self.image)
+            return decode(self.encoded)
         except PecoError as error:
-            raise PecoError(f"sample {self.key}: {error}; {_MEND}") from None
+            raise PecoError(f"sample {self.key}: {error}; {_REMEDY}") from None
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar as the index describes it."""
+    """The entry of one tar in the index."""
 
     name: str
     samples: int
@@ -66,11 +66,11 @@ class ShardInfo:
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
-    """The shards of one split. Holds no open file, so it goes to worker processes as it is.
+    """The shards of one split. Has no open file, so that it can be pickled for worker processes.
 
     Attributes:
-        labels: int64 (samples,), indexes into `classes`, -1: none.
-        labelled: whether every sample has a label.
+        labels: int64 (samples,), indices into `classes`, -1: none.
+        labeled: True if every sample has a label.
         starts: int64 (shards,), index of the first sample of each shard.
         offsets: int64 (samples,), byte at which a sample begins in its tar.
     """
@@ -109,16 +109,16 @@ class ShardSet:
         try:
             with open(path, "rb") as file:
                 if file.seek(0, io.SEEK_END) != shard.bytes:
-                    raise ValueError("another size than its index says")
+                    raise ValueError("its size differs from the index")
                 file.seek(int(self.offsets[start]))
                 for index in range(start, stop):
                     end = int(self.offsets[index + 1]) if index < last else shard.bytes
-                    key, image = _read_sample(file.read(end - int(self.offsets[index])))
-                    yield Sample(index, key, image, int(self.labels[index]))
+                    key, encoded = _read_sample(file.read(end - int(self.offsets[index])))
+                    yield Sample(index, key, encoded, int(self.labels[index]))
         except OSError as error:
-            raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_MEND}") from None
+            raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_REMEDY}") from None
         except ValueError as error:
-            raise PecoError(f"{path}: the shard is damaged ({error}); {_MEND}") from None
+            raise PecoError(f"{path}: the shard is damaged ({error}); {_REMEDY}") from None
 
 
 def load_index(root: Path) -> dict[str, Any]:
@@ -131,11 +131,11 @@ def load_index(root: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); {_MEND}") from None
+        raise PecoError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
     except ValueError:
-        raise PecoError(f"{path}: the index is damaged; {_MEND}") from None
+        raise PecoError(f"{path}: the index is damaged; {_REMEDY}") from None
     if not isinstance(index, dict) or index.get("version") != VERSION:
-        raise PecoError(f"{path}: not an index of version {VERSION}; run `dvc repro shards` to write the shards anew")
+        raise PecoError(f"{path}: not an index of version {VERSION}; run `dvc repro shards` to write the shards again")
     return index
 
 
@@ -169,28 +169,28 @@ def open_evaluation_split(root: Path) -> ShardSet:
 
 
 def _read_sample(block: bytes) -> tuple[str, bytes]:
-    """Key and image of the sample that the tar members in `block` hold."""
-    at = 0
-    while at + BLOCK <= len(block):
-        header = block[at : at + BLOCK]
+    """Key and encoded image of the sample in a block of tar members."""
+    offset = 0
+    while offset + BLOCK <= len(block):
+        header = block[offset : offset + BLOCK]
         if header[257:262] != b"ustar":
             break
         name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
-        at += BLOCK
+        offset += BLOCK
         key, _, extension = name.partition(".")
         if extension != "cls":
-            if at + size > len(block):
+            if offset + size > len(block):
                 break
-            return key, block[at : at + size]
-        at += -(-size // BLOCK) * BLOCK
-    raise ValueError("no sample where the index says")
+            return key, block[offset : offset + size]
+        offset += -(-size // BLOCK) * BLOCK
+    raise ValueError("no sample at its offset in the index")
 
 
 def _load_array(path: Path, length: int) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        raise PecoError(f"{path}: missing or damaged; {_MEND}") from None
+        raise PecoError(f"{path}: missing or damaged; {_REMEDY}") from None
     if array.shape != (length,):
-        raise PecoError(f"{path}: {len(array)} entries for {length} samples; {_MEND}")
+        raise PecoError(f"{path}: {len(array)} entries for {length} samples; {_REMEDY}")
     return array

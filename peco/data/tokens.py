@@ -1,7 +1,7 @@
 """Stored token targets: one array file per image shard, in the shard's order, memory-mapped when read.
 
-An entry holds the numbers of a view and the token grid that the tokenizer gave for exactly that view. Files are plain `.npy` of
-shape (samples, views) with the dtype of `entry_dtype`; `index.json` says what they belong to.
+An entry holds the numbers of a view and the tokenizer's token grid for exactly that view. Files are plain `.npy` of shape
+(samples, views) with the dtype of `entry_dtype`; `index.json` describes them.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 
 from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
-from peco.data.views import VIEW_DTYPE, ViewDistribution, from_record
+from peco.data.views import VIEW_DTYPE, View, from_record
 
 INDEX = "index.json"
 
 
 def entry_dtype(tokens: int) -> np.dtype:
-    """One stored view: its numbers and its `tokens` token numbers, row by row, as uint16."""
+    """One stored view: its numbers and the indices of its `tokens` tokens, row by row, as uint16."""
     return np.dtype([("view", VIEW_DTYPE), ("tokens", "<u2", (tokens,))])
 
 
 def shard_file(shard_name: str) -> str:
-    """Name of the array file that belongs to an image shard."""
+    """Name of the array file of an image shard."""
     return Path(shard_name).with_suffix(".npy").name
 
 
 def write_index(folder: Path, shards: ShardSet, *, views: int, grid: int, codes: int) -> None:
-    """Describe a finished folder of token files."""
+    """Write the index of a finished folder of token files."""
     files = [folder / shard_file(s.name) for s in shards.shards] if views else []
     index = {
         "version": 1,
@@ -47,14 +47,14 @@ def write_index(folder: Path, shards: ShardSet, *, views: int, grid: int, codes:
 
 @dataclass
 class TokenStore:
-    """Reader of a folder of token targets. Files are mapped when first used, in whichever process uses them.
+    """Reader of a folder of token targets. Each process maps a file into memory when it first uses it.
 
     Args:
-        folder: made by the `tokens` stage.
-        shards: the split that the tokens were made of.
+        folder: written by the `tokens` stage.
+        shards: the split that the tokens belong to.
 
     Attributes:
-        views: stored views of each sample; 0 if tokens are to be computed online.
+        views: stored views of each sample; 0: tokens are computed online.
         codes: size of the codebook that the tokens index.
         grid: tokens along one side.
 
@@ -79,14 +79,14 @@ class TokenStore:
         if samples != len(self.shards):
             raise PecoError(
                 f"{self.folder}: tokens of {samples} samples, but the shards hold {len(self.shards)}; "
-                "`dvc repro tokens` makes them anew"
+                "`dvc repro tokens` makes them again"
             )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
-    def get(self, sample: int, view: int) -> tuple[ViewDistribution, np.ndarray]:
-        """View and tokens (int64, (grid * grid,)) of a stored view of a sample."""
+    def get(self, sample: int, view: int) -> tuple[View, np.ndarray]:
+        """A stored view of a sample and its tokens, int64 (grid * grid,)."""
         shard = int(np.searchsorted(self.shards.starts, sample, side="right")) - 1
         entry = self._map(shard)[sample - int(self.shards.starts[shard]), view]
         return from_record(entry["view"]), entry["tokens"].astype(np.int64)
@@ -97,9 +97,11 @@ class TokenStore:
             try:
                 entries = np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
-                raise PecoError(f"{path}: not readable ({error}); `dvc repro tokens` makes it anew") from None
+                raise PecoError(f"{path}: not readable ({error}); `dvc repro tokens` makes it again") from None
             expected = (self.shards.shards[shard].samples, self.views)
             if entries.shape != expected or entries.dtype != entry_dtype(self.grid**2):
-                raise PecoError(f"{path}: shape {entries.shape}, expected {expected}; `dvc repro tokens` makes it anew")
+                raise PecoError(
+                    f"{path}: shape {entries.shape}, expected {expected}; `dvc repro tokens` makes it again"
+                )
             self._maps[shard] = entries
         return self._maps[shard]

@@ -1,8 +1,8 @@
 """Views of an image, drawn as numbers and replayed exactly.
 
-A view is everything that random augmentation decides about one image: crop, flip, colour. It is drawn once by `draw`, can be
-stored beside a token grid (`to_record`), and `apply` gives the same pixels from it each time. That is what lets the token
-targets be computed once, by a stage of their own, and still belong to the very crop that pre-training sees.
+A view is every random decision of the augmentation of one image: crop, flip, colour. `draw` draws it once, `to_record` stores it
+next to a token grid, and `apply` makes the same pixels from it each time. So token targets can be computed once, by a stage of
+their own, and still belong to exactly the crop that pre-training reads.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ SOLARIZE_THRESHOLD = 128
 
 
 @dataclass(frozen=True)
-class ViewDistribution:
-    """One view. The crop is in pixels of the upright original; colour factors of 1 and a hue shift of 0 change nothing."""
+class View:
+    """One view. The crop is in pixels of the upright original. Colour factors of 1 and a hue shift of 0 change nothing."""
 
     left: int
     top: int
@@ -39,40 +39,40 @@ class ViewDistribution:
     solarize: bool = False
 
 
-# float32 and int32 hold what `draw` gives exactly, because `draw` rounds to them.
+# Holds the numbers of a drawn view exactly, since `draw` rounds to float32 and int32.
 VIEW_DTYPE = np.dtype(
-    [(f.name, {"int": "<i4", "bool": "?", "float": "<f4"}[str(f.type)]) for f in dataclasses.fields(ViewDistribution)]
+    [(f.name, {"int": "<i4", "bool": "?", "float": "<f4"}[str(f.type)]) for f in dataclasses.fields(View)]
 )
 
 
-def to_record(view: ViewDistribution) -> np.ndarray:
+def to_record(view: View) -> np.ndarray:
     """The view as a 0-d array of `VIEW_DTYPE`, without loss."""
     return np.array(dataclasses.astuple(view), dtype=VIEW_DTYPE)
 
 
-def from_record(record: np.ndarray | np.void) -> ViewDistribution:
+def from_record(record: np.ndarray | np.void) -> View:
     """Inverse of `to_record`."""
-    return ViewDistribution(*record.item())
+    return View(*record.item())
 
 
-def center(width: int, height: int) -> ViewDistribution:
+def center(width: int, height: int) -> View:
     """The evaluation view: the centre square of an image of this size in pixels."""
     side = min(width, height)
-    return ViewDistribution(left=(width - side) // 2, top=(height - side) // 2, width=side, height=side)
+    return View(left=(width - side) // 2, top=(height - side) // 2, width=side, height=side)
 
 
-def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width: int, height: int) -> ViewDistribution:
+def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width: int, height: int) -> View:
     """Draw a view of an image of `width` x `height` pixels.
 
-    The crop is the random resized crop of Inception: area and aspect (log-uniform) by `recipe`, retried where it doesn't fit, then
-    the centre. A fixed number of random numbers is drawn per decision, whatever the decision.
+    The crop is the random resized crop of Inception: area and aspect (log-uniform) by `distribution`, retried if it doesn't fit,
+    and after `CROP_ATTEMPTS` the centre. The number of random numbers drawn does not depend on the decisions.
     """
     left, top, crop_width, crop_height = _draw_crop(rng, distribution, width, height)
     flip, jitter, gray, blur, solarize = rng.random(5)
     factors = rng.uniform(-1, 1, 4) * (jitter < distribution.jitter_prob) * np.array(distribution.jitter)
     brightness, contrast, saturation = (max(0.0, 1.0 + float(f)) for f in factors[:3])
     sigma = rng.uniform(*BLUR_SIGMA)
-    return ViewDistribution(
+    return View(
         left=left,
         top=top,
         width=crop_width,
@@ -88,16 +88,16 @@ def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width:
     )
 
 
-def apply(image: Image.Image, view: ViewDistribution, size: int) -> np.ndarray:
+def apply(image: Image.Image, view: View, size: int) -> np.ndarray:
     """Pixels of a view: uint8 of shape (size, size, 3).
 
     Args:
         image: upright RGB image of the size that the view was drawn for.
-        view: what to show.
+        view: the view.
         size: side in pixels.
 
     Raises:
-        ValueError: the crop is not inside the image, so the view belongs to another one.
+        ValueError: the crop isn't inside the image: the view was drawn for another one.
     """
     box = (view.left, view.top, view.left + view.width, view.top + view.height)
     if view.left < 0 or view.top < 0 or box[2] > image.width or box[3] > image.height:
@@ -141,7 +141,7 @@ def _draw_crop(
 
 def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
     hsv = np.array(image.convert("HSV"))
-    hsv[..., 0] += np.uint8(round(shift * 255) % 256)  # uint8 wraps round, as the colour circle does
+    hsv[..., 0] += np.uint8(round(shift * 255) % 256)  # uint8 wraps around, as the colour circle does
     return Image.fromarray(hsv, "HSV").convert("RGB")
 
 
