@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["load_backbone", "load_tokenizer"]
 
-# By name, not by an import statement: every module of the package runs this file first, and must not thereby depend on the models.
+# Imported on demand: every module of the package runs this file first, and must not depend on the models for that.
 
 
 def load_tokenizer(directory: str | Path) -> Any:
@@ -22,9 +22,9 @@ def load_backbone(directory: str | Path, **overrides: Any) -> Any:
     """Read a backbone folder: a timm model in eval mode, without the head of pre-training.
 
     Args:
-        directory: the folder; plain `timm.create_model("local-dir:DIR", pretrained=True)` reads it too.
-            Like any timm model it takes normalised images: `2 * x - 1` for x in [0, 1], as its `pretrained_cfg` says.
-        overrides: arguments of `timm.create_model`, as `num_classes` or `img_size`.
+        directory: the folder, which plain `timm.create_model("local-dir:DIR", pretrained=True)` reads too. Like any timm model it
+            takes normalised images: `2 * x - 1` for x in [0, 1], as given by its `pretrained_cfg`.
+        overrides: arguments of `timm.create_model`, such as `num_classes` or `img_size`.
 
     Raises:
         peco.core.errors.PecoError: the folder is missing, damaged or doesn't fit the arguments.

@@ -1,4 +1,4 @@
-"""`peco`: use what the workflow has made, without DVC or parameters.
+"""`peco`: use trained tokenizers and backbones, without DVC or parameters.
 
 peco info artifacts/backbone
 peco tokenize photo.jpg
@@ -6,7 +6,7 @@ peco reconstruct photo.jpg -o reconstructions
 peco embed photo.jpg > embeddings.jsonl
 """
 
-# What is slow to import is imported where it is used, so that `peco --help` is not.
+# Slow imports are in the functions that need them, so that `peco --help` is fast.
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TOKENIZER, BACKBONE = "artifacts/tokenizer", "artifacts/backbone"
 
 
 def tokenize(args: argparse.Namespace) -> None:
-    """A JSON line an image: its path and the grid of token numbers."""
+    """Print a JSON line per image: its path and token grid."""
     tokenizer, size = open_tokenizer(args.model, args.size)
     for path, x_BCHW in load_images(args.images, size):
         print(json.dumps({"image": path, "tokens": tokenizer.tokenize(x_BCHW)[0].tolist()}), flush=True)
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """A PNG an image: the original beside what its tokens decode to, with the PSNR on the terminal."""
+    """Write a PNG per image, the original next to its reconstruction from tokens, and print the PSNR."""
     import torch
     from PIL import Image
 
@@ -47,7 +47,7 @@ def reconstruct(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for out in (folder / name for name in png_names(args.images)):
         if any(out.exists() and Path(image).exists() and out.samefile(image) for image in args.images):
-            raise PecoError(f"{out}: is one of the images and would be overwritten; name another folder (-o)")
+            raise PecoError(f"{out}: is one of the images and would be overwritten; choose another folder (-o)")
     for name, (_, x_BCHW) in zip(png_names(args.images), load_images(args.images, size), strict=True):
         decoded_BCHW = tokenizer.reconstruct(x_BCHW)
         (decibels,) = psnr(decoded_BCHW, x_BCHW).tolist()
@@ -57,7 +57,7 @@ def reconstruct(args: argparse.Namespace) -> None:
 
 
 def embed(args: argparse.Namespace) -> None:
-    """A JSON line an image: its path and the mean patch token of a block."""
+    """Print a JSON line per image: its path and the mean patch token of a block."""
     import torch
 
     from peco.core import artifacts
@@ -76,7 +76,7 @@ def embed(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """What a model folder holds."""
+    """Print the content of a model folder."""
     from peco.core import artifacts
 
     config = artifacts.describe(args.folder)
@@ -89,14 +89,14 @@ def info(args: argparse.Namespace) -> None:
 
 
 def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, int]:
-    """The tokenizer and the side in pixels of its images.
+    """Read a tokenizer and the side in pixels of its images.
 
     Args:
         folder: of the tokenizer.
-        size: side asked for; None for that of its training.
+        size: value of `--size`; None for that of its training.
 
     Raises:
-        PecoError: the folder is missing, damaged or no tokenizer's; the size does not divide into tokens.
+        PecoError: the folder is missing, damaged or of another kind; the size does not divide into tokens.
     """
     from peco.tokenizer import storage
 
@@ -109,10 +109,10 @@ def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, 
 
 
 def load_images(paths: Sequence[str], size: int) -> Iterator[tuple[str, Tensor]]:
-    """The evaluation view of each image: its path, and float32 (1, 3, size, size) in [0, 1].
+    """Read the evaluation view of each image: its path, and float32 (1, 3, size, size) in [0, 1].
 
     Raises:
-        PecoError: a file is missing or no image.
+        PecoError: a file is missing or not an image.
     """
     import torch
 
@@ -130,7 +130,7 @@ def load_images(paths: Sequence[str], size: int) -> Iterator[tuple[str, Tensor]]
 
 
 def png_names(paths: Sequence[str]) -> list[str]:
-    """A name for each path's PNG: its stem, with a number where an earlier one has it already."""
+    """File names of the PNGs: the stem of each path, with a number if it is already taken."""
     names: list[str] = []
     for path in paths:
         stem, number = Path(path).stem, 1
@@ -144,9 +144,7 @@ def png_names(paths: Sequence[str]) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
-        prog="peco", description="Use tokenizers and backbones that the peco workflow has made."
-    )
+    top = argparse.ArgumentParser(prog="peco", description="Use tokenizers and backbones trained by the peco workflow.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -158,16 +156,16 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("images", nargs="+", metavar="IMG", help="image file")
         sub.add_argument("-m", "--model", default=model, metavar="DIR", help="model folder (default: %(default)s)")
 
-    tokens = command("tokenize", tokenize, "print the token grid of images, a JSON line each")
-    pictures = command("reconstruct", reconstruct, "write each image beside its reconstruction from tokens")
+    tokens = command("tokenize", tokenize, "print the token grid of each image as a JSON line")
+    pictures = command("reconstruct", reconstruct, "write each image next to its reconstruction from tokens")
     for sub in (tokens, pictures):
         images(sub, TOKENIZER)
-        sub.add_argument("-s", "--size", type=int, help="side in pixels to work at (default: that of the training)")
+        sub.add_argument("-s", "--size", type=int, help="side of the images in pixels (default: that of the training)")
     pictures.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the PNGs")
-    vectors = command("embed", embed, "print an embedding of images, a JSON line each")
+    vectors = command("embed", embed, "print an embedding of each image as a JSON line")
     images(vectors, BACKBONE)
-    vectors.add_argument("-b", "--block", type=int, help="block to take the features of, from 1 (default: the last)")
-    command("info", info, "say what a model folder holds").add_argument("folder", metavar="DIR")
+    vectors.add_argument("-b", "--block", type=int, help="block of the features, from 1 (default: the last)")
+    command("info", info, "print the content of a model folder").add_argument("folder", metavar="DIR")
     return top
 
 
@@ -180,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; nothing is left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing remains to flush
         return 1
     except OSError as error:
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
     python -m peco.convert_moco vit-b-300ep.pth.tar moco_v3_vit_b.safetensors
 
-Then set perceptual_net.timm.checkpoint to the new file and perceptual_net.timm.model to a ViT of that size with ImageNet's mean and
-std, for ViT-B `vit_base_patch16_224.dino`.
+Then set `perceptual_net.timm.checkpoint` to the new file and `perceptual_net.timm.model` to a ViT of that size with ImageNet's mean
+and std, for ViT-B `vit_base_patch16_224.dino`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PREFIXES = ("module.base_encoder.", "base_encoder.")
 
 
 def convert(source: Path, target: Path) -> int:
-    """Extract the base encoder without its head (position embedding included).
+    """Extract the base encoder, with its position embedding and without its head.
 
     Returns:
         The number of tensors written.
 
     Raises:
-        PecoError: the source is missing, damaged, holds more than tensors and plain data, or is no MoCo v3 checkpoint; or the
+        PecoError: the source is missing, damaged, holds more than tensors and plain data, or is not a MoCo v3 checkpoint; or the
             target can't be written.
     """
     weights = extract(_load(source), source)
@@ -46,7 +46,7 @@ def extract(checkpoint: object, source: Path) -> dict[str, Tensor]:
     """Weights of the base encoder by timm's names; `source` is for messages.
 
     Raises:
-        PecoError: no MoCo v3 checkpoint of a vision transformer.
+        PecoError: it is not a MoCo v3 checkpoint of a vision transformer.
     """
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights = {}
@@ -57,7 +57,7 @@ def extract(checkpoint: object, source: Path) -> dict[str, Tensor]:
     weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     if "patch_embed.proj.weight" not in weights:
         raise PecoError(
-            f"{source}: no MoCo v3 checkpoint of a vision transformer (expected weights named {_PREFIXES[0]}patch_embed.…); "
+            f"{source}: not a MoCo v3 checkpoint of a vision transformer (expected weights named {_PREFIXES[0]}patch_embed.…); "
             "give the pre-training checkpoint of a ViT"
         )
     return weights
@@ -74,7 +74,7 @@ def _load(source: Path) -> object:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; status 1 and one line on stderr when something is wrong."""
+    """Run the command line; an error is one line on stderr and status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m peco.convert_moco", description="MoCo v3 checkpoint to safetensors"
     )

@@ -1,5 +1,5 @@
-"""What holds for all tests."""
+"""Settings of all tests."""
 
 import os
 
-os.environ["DVC_NO_ANALYTICS"] = "1"  # no test talks to the world; repositories made here have DVC's defaults
+os.environ["DVC_NO_ANALYTICS"] = "1"  # no test uses the network; repositories made here have DVC's defaults

@@ -1,4 +1,4 @@
-"""Encoder, decoder, and the tokenizer built of them."""
+"""Encoder, decoder, and the tokenizer built from them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_attention_is_optional() -> None:
 
 
 def test_encoder_and_decoder_start_linear() -> None:
-    """So the first steps find the patches' principal components, colour and contrast of the image among them."""
+    """So the first steps find the patches' principal components, which include colour and contrast of the image."""
     model = tokenizer(8, 16)
     for net, shape in ((model.encoder, (1, 3, 16, 16)), (model.decoder, model.encoder(torch.rand(1, 3, 16, 16)).shape)):
         a, b, zero = torch.rand(shape), torch.rand(shape), torch.zeros(shape)
@@ -96,7 +96,7 @@ def test_encoder_and_decoder_start_linear() -> None:
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    """Branches start at zero: what lies before their last layer learns from the second step on."""
+    """Branches start at zero: the layers before their last one get gradients from the second step."""
     model, x_BCHW = tokenizer(8, 16), torch.rand(2, 3, 16, 16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_tokenize_then_decode_is_the_clamped_reconstruction() -> None:
 def test_many_images_are_tokenized_in_the_memory_of_a_few() -> None:
     model, x_BCHW = tokenizer(8, 16).eval(), torch.rand(IMAGES_AT_ONCE + 3, 3, 8, 8)
     seen: list[int] = []
-    model.encoder.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    model.encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     tokens = model.tokenize(x_BCHW)
     assert seen == [IMAGES_AT_ONCE, 3]
     assert torch.equal(tokens, torch.cat([model.tokenize(x_BCHW[:5]), model.tokenize(x_BCHW[5:])]))
@@ -137,7 +137,7 @@ def test_many_images_are_tokenized_in_the_memory_of_a_few() -> None:
         np.zeros((1, 3, 16, 16)),
     ],
 )
-def test_what_are_no_images_is_refused(images: Any) -> None:
+def test_inputs_that_are_not_images_are_refused(images: Any) -> None:
     with pytest.raises(PecoError, match=r"^tokenizer: expected images as float32 \(B, 3, H, W\) in \[0, 1\], got "):
         tokenizer(8, 16).tokenize(images)
 
@@ -147,7 +147,7 @@ def test_a_size_that_does_not_divide_is_refused() -> None:
         tokenizer(8, 16).tokenize(torch.rand(1, 3, 18, 16))
 
 
-def test_it_learns_to_reconstruct_a_batch() -> None:
+def test_the_tokenizer_learns_to_reconstruct_a_batch() -> None:
     model = tokenizer(16, 16)
     x_BCHW = F.interpolate(torch.rand(8, 3, 2, 2), 16)
     criterion, optimizer = TokenizerLoss("l2", None, 0.0, 0.25), torch.optim.Adam(model.parameters(), 3e-3)

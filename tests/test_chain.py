@@ -42,7 +42,7 @@ class Checkout:
             check=True,
         )
         for name in listed.stdout.splitlines():
-            if (ROOT / name).is_file() and name != "dvc.lock":  # of the user's own runs
+            if (ROOT / name).is_file() and name != "dvc.lock":  # that one is of the user's own runs
                 (path / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, path / name)
         self.env = {
@@ -74,13 +74,13 @@ class Checkout:
         return self.run(sys.executable, "-m", module, *arguments, status=status, **env)
 
     def start(self, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        """`make repro` in the background, in a session of its own."""
+        """Start `make repro` in the background, in its own session."""
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.repro", *arguments],
             cwd=self.path,
             env={**self.env, **env},
             start_new_session=True,
-            # Ctrl-C works as in a terminal, also where the tests themselves run in the background, which ignores it.
+            # Ctrl-C works as in a terminal, even if the tests run in the background, where it is ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -111,7 +111,7 @@ class Checkout:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which the whole chain has run once."""
+    """A checkout after one run of the whole chain."""
     checkout = Checkout(tmp_path_factory.mktemp("finished"))
     output = checkout.python("pipelines.repro")
     assert "reports/report.html" in output
@@ -119,7 +119,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return checkout
 
 
-def test_the_chain_runs_every_stage_and_says_where_the_report_is(finished: Checkout) -> None:
+def test_the_chain_runs_every_stage_and_writes_the_report(finished: Checkout) -> None:
     assert set(finished.ran()[: len(STAGES)]) == STAGES
     for name in ("knn", "linear", "finetune"):
         scores = finished.json(f"metrics/evaluate/{name}.json")
@@ -135,7 +135,7 @@ def test_a_second_run_does_nothing(finished: Checkout) -> None:
 
 
 def test_the_same_inputs_give_the_same_lock_byte_for_byte(finished: Checkout, tmp_path: Path) -> None:
-    """From a clean cache in another folder: no out holds a time, a host or a path, and nothing is drawn unseeded."""
+    """From an empty cache in another folder: no out holds a time, a host or a path, and all random draws are seeded."""
     other = Checkout(tmp_path)
     other.python("pipelines.repro")
     assert (other.path / "dvc.lock").read_bytes() == (finished.path / "dvc.lock").read_bytes()
@@ -174,7 +174,7 @@ def test_an_experiment_keeps_the_preset_and_changes_only_what_it_names(finished:
     assert set(changed) == {"evaluate.knn.temperature"}
 
 
-def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(finished: Checkout, tmp_path: Path) -> None:
+def test_a_killed_stage_resumes_and_ends_in_the_same_bytes(finished: Checkout, tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     for folder in (alone, killed):
         shutil.copytree(finished.path, folder, symlinks=True)
@@ -190,29 +190,29 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(finished: Checkout, t
     assert process.wait(timeout=60) != 0
 
     output = broken.python("pipelines.repro", "pretrain")
-    assert "goes on from step" in output
+    assert "resumes from step" in output
     assert broken.ran()[len(before) :] == ["pretrain"]
     assert (killed / "dvc.lock").read_bytes() == (alone / "dvc.lock").read_bytes()
 
 
 def test_a_training_that_was_finished_and_not_recorded_is_not_repeated(finished: Checkout, tmp_path: Path) -> None:
-    """As after a stop while DVC takes the results into its cache: DVC would remove them and run the stage again."""
+    """After a stop while DVC moves results into its cache: DVC would remove them and run the stage again."""
     folder = tmp_path / "copy"
     shutil.copytree(finished.path, folder, symlinks=True)
     checkout = _adopt(finished, folder)
     checkout.set("pretrain.optim.lr", 1e-3)
     backbone = folder / "artifacts/backbone"
-    assert "goes on" not in checkout.python("pipelines.launch", "pretrain")
+    assert "resumes from" not in checkout.python("pipelines.launch", "pretrain")
     first = {file.name: file.read_bytes() for file in backbone.iterdir()}
     shutil.rmtree(backbone)
-    assert re.search(r"goes on from step (\d+)/\1\b", checkout.python("pipelines.launch", "pretrain"))
+    assert re.search(r"resumes from step (\d+)/\1\b", checkout.python("pipelines.launch", "pretrain"))
     assert {file.name: file.read_bytes() for file in backbone.iterdir()} == first
 
 
 def test_ctrl_c_in_each_stage_loses_nothing(finished: Checkout, tmp_path: Path) -> None:
-    """Stopped in every stage, those that train after a checkpoint, `make repro` ends where it would have ended.
+    """After a stop in every stage (in a training after a checkpoint), `make repro` ends in the same results.
 
-    A stage of so few steps may end before the signal reaches it, which is then a stop between stages.
+    A short stage may end before the signal reaches it; that is a stop between stages.
     """
     checkout = Checkout(tmp_path)
     work = tmp_path / ".work"
@@ -259,7 +259,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], *
     while not condition():
         if or_its_end and process.poll() is not None:
             return
-        assert process.poll() is None and time.monotonic() < deadline, "ended or hung before it got there"
+        assert process.poll() is None and time.monotonic() < deadline, "ended or hung before the condition held"
         time.sleep(0.02)
 
 

@@ -1,4 +1,4 @@
-"""`peco` on the command line: what it prints and writes, and one line for whatever is wrong."""
+"""`peco` on the command line: output, written files, and one line for each error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE, FACTOR, GRID = CFG.tokenizer.image_size, CFG.tokenizer.factor, CFG.tokeniz
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer and a backbone at their default places, and some files."""
+    """A folder with tokenizer and backbone at their default places, and some files."""
     root = tmp_path_factory.mktemp("cli")
     torch.manual_seed(0)
     cfg = CFG.tokenizer
@@ -60,7 +60,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return out.splitlines()
 
 
-def test_tokens_are_a_line_an_image(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_are_one_line_per_image(capsys: pytest.CaptureFixture[str]) -> None:
     found = [json.loads(line) for line in run(capsys, "tokenize", "a/x.png", "wide.png")]
     assert [entry["image"] for entry in found] == ["a/x.png", "wide.png"]
     tokenizer = peco.load_tokenizer(cli.TOKENIZER)
@@ -81,11 +81,11 @@ def test_an_image_is_never_overwritten_by_its_reconstruction(
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for images in (["photo.png"], ["other.jpg", "other.png"]):
         assert cli.main(["reconstruct", *(str(tmp_path / name) for name in images), "-o", str(tmp_path)]) == 2
-        assert capsys.readouterr().err.endswith("would be overwritten; name another folder (-o)\n")
+        assert capsys.readouterr().err.endswith("would be overwritten; choose another folder (-o)\n")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_reconstructions_stand_beside_their_originals_each_in_a_file_of_its_own(
+def test_each_reconstruction_is_next_to_its_original_in_a_separate_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     images = ["a/x.png", "b/x.jpg", "x-2.png"]
@@ -117,7 +117,9 @@ def test_embeddings_are_the_mean_patch_token_of_a_block(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("model", "words"), [(cli.TOKENIZER, ["tokenizer", "quantizer"]), (cli.BACKBONE, ["backbone", "embed_dim"])]
 )
-def test_info_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str], model: str, words: list[str]) -> None:
+def test_info_prints_kind_and_parameters_of_a_folder(
+    capsys: pytest.CaptureFixture[str], model: str, words: list[str]
+) -> None:
     first, *rest = run(capsys, "info", model)
     assert first == f"{model}: {words[0]}"
     assert words[1] in "\n".join(rest)
@@ -143,7 +145,7 @@ def test_info_says_what_a_folder_holds(capsys: pytest.CaptureFixture[str], model
         ("reconstruct wide.png -o file", "file: File exists"),
     ],
 )
-def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], command: str, line: str) -> None:
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], command: str, line: str) -> None:
     assert cli.main(command.split()) == 2
     out, err = capsys.readouterr()
     assert out == ""

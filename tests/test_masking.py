@@ -1,4 +1,4 @@
-"""Block-wise masks: exact counts, blocks of the size and aspect asked for, a function of the generator alone."""
+"""Block-wise masks: exact counts, size and aspect of blocks, determined by the generator alone."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_a_block_that_does_not_fit_keeps_its_area() -> None:
     assert _block_size(20, 0.01, 4, 8) == (3, 8)
 
 
-def test_one_block_of_the_smallest_size_where_the_count_is_that_size() -> None:
+def test_a_count_of_the_smallest_block_is_one_block() -> None:
     masking = config.Masking(count=16, min_block=16, min_aspect=1.0)
     mask = block_mask(np.random.default_rng(0), 14, 14, masking)
     rows, columns = np.nonzero(mask)
@@ -57,7 +57,7 @@ def test_one_block_of_the_smallest_size_where_the_count_is_that_size() -> None:
 
 
 def test_masks_are_made_of_blocks_not_of_single_patches() -> None:
-    """The right neighbour of a masked patch is mostly masked too; of independent patches 75 / 196 = 38 % would be."""
+    """The right neighbour of a masked patch is mostly masked too; with independent patches 75 / 196 = 38 % would be."""
     shares = []
     for seed in range(50):
         mask = block_mask(np.random.default_rng(seed), 14, 14, BEIT)
@@ -65,10 +65,10 @@ def test_masks_are_made_of_blocks_not_of_single_patches() -> None:
     assert np.mean(shares) > 0.75
 
 
-def test_every_patch_is_masked_now_and_then() -> None:
+def test_every_patch_is_sometimes_masked() -> None:
     rng = np.random.default_rng(0)
     frequency = np.mean([block_mask(rng, 14, 14, BEIT) for _ in range(2000)], axis=0)
-    assert frequency.min() > 0.02  # the corners, which only blocks in the corner reach
+    assert frequency.min() > 0.02  # the corners, which only blocks in a corner reach
     # No preferred side: the frequencies are symmetric under both reflections, up to chance.
     assert np.abs(frequency - frequency[::-1]).max() < 0.08
     assert np.abs(frequency - frequency[:, ::-1]).max() < 0.08

@@ -1,4 +1,4 @@
-"""What Prometheus reads from a training that runs: each metric, its type and meaning; resumes, and failures."""
+"""Metrics that a running training serves to Prometheus: names, types, meanings; resumes and failures."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import shutil
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from prepared import ROOT, prepare, running, stop, wait_for
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from test_training import OPTIM, SAMPLES, Toy, batches
+from test_training import Stopping, train_toy
 from torch import Tensor
 
 from peco.core.errors import PecoError
-from peco.training.distributed import Dist
-from peco.training.loop import train
+from peco.training import metrics, prometheus
 from peco.training.metrics import MetricLog
+from peco.training.prometheus import Exporter
 
 EVERY_TRAINING = {
     "samples_per_second", "step_seconds", "data_wait_seconds", "steps_done", "steps_planned", "nonfinite_steps",
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def scrape(port: int) -> dict[str, Metric]:
-    """Metrics by name; empty where nothing answers."""
+    """Metrics by name; empty if nothing answers."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             return {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
@@ -46,7 +46,7 @@ def scrape(port: int) -> dict[str, Metric]:
 
 
 def value(port: int, name: str) -> float:
-    """Of a metric that has one sample; NaN where it is missing."""
+    """Value of a metric with one sample; NaN if it is missing."""
     found = scrape(port).get(f"peco_{name}")
     return found.samples[0].value if found else math.nan
 
@@ -80,18 +80,18 @@ def test_a_stage_serves_every_metric(prepared: Path, tmp_path: Path) -> None:
 
     with running(folder, PECO_METRICS_PORT=str(port), PECO_CHECKPOINT_SECONDS="0.1") as process:
         wait_for(lambda: value(port, "restarts") == 1, process)
-        # What is known from before is there at once, and stays until the next end of an epoch.
+        # Values from before the stop are served at once, and kept until the next end of an epoch.
         assert value(port, "steps_done") > steps and value(port, "usage") > 0
         wait_for(lambda: value(port, "step_seconds") > 0, process)
         assert value(port, "checkpoint_age_seconds") < 5
 
 
-def test_the_page_of_metrics_names_them_all() -> None:
+def test_the_documentation_names_all_metrics() -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     assert not [name for name in EVERY_TRAINING | TOKENIZER | {"accuracy"} if f"`peco_{name}`" not in page]
 
 
-def test_one_process_of_a_node_serves_them(prepared: Path, tmp_path: Path) -> None:
+def test_one_process_of_a_node_serves_the_metrics(prepared: Path, tmp_path: Path) -> None:
     folder, port = Path(shutil.copytree(prepared, tmp_path / "stage")), free_port()
     with running(folder, PECO_METRICS_PORT=str(port), PECO_NPROC="2") as process:
         wait_for(lambda: value(port, "loss") > 0, process)
@@ -99,54 +99,77 @@ def test_one_process_of_a_node_serves_them(prepared: Path, tmp_path: Path) -> No
         assert re.findall(r"metrics on port \d+", stop(process)) == [f"metrics on port {port}"]
 
 
-def test_nothing_is_served_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_served_without_a_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs = MetricLog("toy", tmp_path)
     logs.log(1, {"loss": 1.0})
     logs.close()
     assert capsys.readouterr().out == ""
 
 
-class Diverging(Toy):
+class Diverging(Stopping):
+    """Calls a function before its loss is no longer finite."""
+
+    def __init__(self, action: Callable[[], None] = lambda: None) -> None:
+        super().__init__(3, action)
+
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         loss, scalars = super().forward(batch, step, total)
         return (loss * math.nan if step == 4 else loss), scalars
 
 
 @pytest.fixture
-def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricLog]:
-    monkeypatch.setenv("PECO_METRICS_PORT", str(free_port()))
-    logs = MetricLog("toy", tmp_path)
-    yield logs
-    logs.close()
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Port of the trainings of this process."""
+    port = free_port()
+    monkeypatch.setenv("PECO_METRICS_PORT", str(port))
+    return port
 
 
-def diverge(logs: MetricLog, work: Path) -> None:
+def diverge(task: Diverging, work: Path) -> None:
     with pytest.raises(PecoError, match="not finite at step 5"):
-        train(Diverging(), batches, name="toy", samples=SAMPLES, optim=OPTIM, seed=7, dist=Dist(), work=work, logs=logs)
+        train_toy(task, work)
 
 
-def test_a_divergence_is_seen_by_who_watches_before_the_training_ends(watched: MetricLog, tmp_path: Path) -> None:
-    """Prometheus comes by every 15 seconds or so; a training that ends at once would never be seen to be not finite."""
-    port, seen, ended = watched.exporter.port, [], threading.Event()
-    assert value(port, "checkpoint_age_seconds") >= 0
+def test_a_divergence_is_scraped_before_the_training_ends(port: int, tmp_path: Path) -> None:
+    """Prometheus scrapes every 15 seconds or so; it would never see the values of a training that ends at once."""
+    seen: list[list[float]] = []
+    ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(1.0):
-            seen.append((value(port, "nonfinite_steps"), value(port, "loss")))
+            if found := scrape(port):
+                seen.append([found[f"peco_{name}"].samples[0].value for name in ("nonfinite_steps", "loss")])
+
+    def start() -> None:
+        assert value(port, "checkpoint_age_seconds") >= 0
+        watcher.start()
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
-    diverge(watched, tmp_path)
+    diverge(Diverging(start), tmp_path)
     ended.set()
     watcher.join()
     steps, loss = seen[-1]
     assert steps == 1 and math.isnan(loss)
 
 
-def test_a_divergence_that_nobody_watches_ends_at_once(
-    watched: MetricLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_divergence_that_nothing_scrapes_ends_at_once(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(watched.exporter._scraped, "wait", waits.append)
-    diverge(watched, tmp_path)
+
+    class Recorded(Exporter):
+        def failing(self, values: Mapping[str, float]) -> None:
+            monkeypatch.setattr(self._scraped, "wait", waits.append)
+            super().failing(values)
+
+    monkeypatch.setattr(metrics, "Exporter", Recorded)
+    diverge(Diverging(), tmp_path)
     assert waits == []
+
+
+def test_a_failed_training_frees_its_port(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "LAST_SCRAPE_SECONDS", 0.0)
+    served: list[bool] = []
+    diverge(Diverging(lambda: served.append(bool(scrape(port)))), tmp_path)
+    assert served == [True]
+    assert scrape(port) == {}

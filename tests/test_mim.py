@@ -1,4 +1,4 @@
-"""The masked image model: published sizes, BEiT's structure, and nothing seen of what is masked."""
+"""The masked image model: published sizes, BEiT's structure, no influence of masked pixels."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ def tiny(codes: int = 10, layer_scale: float | None = 0.1, drop_path: float = 0.
 
 
 @pytest.mark.parametrize("arch", ["beit_gigantic", "vit_base_patch16_224", "resnet50", "", "no/such"])
-def test_an_architecture_that_is_no_beit_is_refused(arch: str) -> None:
+def test_an_architecture_that_is_not_a_beit_is_refused(arch: str) -> None:
     with pytest.raises(PecoError, match=r"^pretrain\.vit\.arch: ") as caught:
         build_backbone(replace(TINY, arch=arch), 32, 0.1, 0.0)
     assert "\n" not in str(caught.value)
@@ -50,7 +50,7 @@ def test_sizes_with_a_head_of_1000_classes_are_the_published_ones(vit: config.Vi
 
 
 @pytest.mark.parametrize(("vit", "millions"), [(VIT_B, 85.8), (VIT_L, 303.4), (VIT_H, 631.0)])
-def test_sizes_without_a_head(vit: config.Vit, millions: float) -> None:
+def test_sizes_without_a_head_are_the_known_ones(vit: config.Vit, millions: float) -> None:
     with torch.device("meta"):
         model = MaskedImageModel(build_backbone(vit, 224, 1e-5, 0.0)[0], 8192)
     parameters = sum(p.numel() for p in model.backbone.parameters())
@@ -71,7 +71,7 @@ def test_layer_scale_may_be_left_out() -> None:
     assert tiny(layer_scale=0.1).backbone.blocks[0].gamma_1.detach().unique().tolist() == pytest.approx([0.1])
 
 
-def test_initialisation_is_beits() -> None:
+def test_initialization_is_that_of_beit() -> None:
     torch.manual_seed(0)
     vit = config.Vit("beit_base_patch16_224", patch_size=16, embed_dim=192, depth=6, num_heads=3, mlp_ratio=4)
     model = MaskedImageModel(build_backbone(vit, 64, 0.1, 0.0)[0], 512)
@@ -103,7 +103,7 @@ def test_logits_come_image_by_image_and_row_by_row() -> None:
     torch.testing.assert_close(model.predict(x, mask), model(x, mask).argmax(1))
 
 
-def test_an_image_without_mask_passes_as_in_plain_timm() -> None:
+def test_without_a_mask_the_backbone_computes_what_plain_timm_does() -> None:
     model = tiny().eval()
     x = torch.rand(2, 3, 32, 32)
     captured = []
@@ -114,7 +114,7 @@ def test_an_image_without_mask_passes_as_in_plain_timm() -> None:
 
 
 def test_every_parameter_gets_a_gradient() -> None:
-    """Distributed training without a search for unused parameters rests on it."""
+    """Distributed training does not search for unused parameters."""
     model = tiny(drop_path=0.1).train()
     model(torch.rand(2, 3, 32, 32), half_masked()).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -132,8 +132,8 @@ def test_loss_is_the_mean_over_masked_patches() -> None:
     assert mim_loss(torch.full((10, 10), 0.0), tokens, mask)[0].item() == pytest.approx(math.log(10))
 
 
-def test_learns_a_visible_rule() -> None:
-    """Each image has one colour, which is the code of all its patches: masked ones can be told from those seen."""
+def test_masked_patches_are_learned_from_visible_ones() -> None:
+    """The colour of an image is the code of all its patches, so visible patches determine the masked ones."""
     model, mask = tiny(codes=4, layer_scale=None), half_masked()[:1].expand(8, 16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     levels = torch.tensor([0.1, 0.4, 0.6, 0.9])
@@ -157,7 +157,7 @@ def test_patches_are_rows_of_pixels_row_by_row() -> None:
     assert torch.equal(unpatchify(patches, 8), x)
 
 
-def test_pixel_regression_is_the_squared_error_of_normalised_patches() -> None:
+def test_pixel_loss_is_the_squared_error_of_normalized_patches() -> None:
     torch.manual_seed(0)
     x, mask = torch.rand(2, 3, 32, 32), half_masked()
     predicted = torch.randn(10, 192)

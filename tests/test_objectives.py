@@ -1,4 +1,4 @@
-"""What a codebook can be trained for beside PeCo's own objective: a teacher's features, or a discriminator's approval."""
+"""Training objectives of the codebook besides PeCo's own: prediction of a teacher's features, and the adversarial term."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GAN = "tokenizer.adversarial.weight=0.1"
 
 
 class Fixed(nn.Module):
-    """A teacher that always gives these features."""
+    """A teacher that always returns these features."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def images(batch: int = 2, size: int = 32) -> Tensor:
 # Distillation
 
 
-def test_distillation_is_one_less_the_mean_cosine_with_standardised_features() -> None:
+def test_distillation_loss_is_one_minus_the_mean_cosine_with_standardized_features() -> None:
     rng = np.random.default_rng(0)
     teacher, predicted = rng.normal(3, 2, (2, 6, 4, 4)), rng.normal(0, 1, (2, 6, 4, 4))
     standard = (teacher - teacher.mean(1, keepdims=True)) / teacher.std(1, keepdims=True)
@@ -62,12 +62,12 @@ def test_distillation_is_one_less_the_mean_cosine_with_standardised_features() -
     assert distillation(torch.tensor(predicted), images()).item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_features_told_up_to_offset_and_scale_are_told() -> None:
+def test_distillation_ignores_offset_and_scale_of_the_features() -> None:
     teacher = torch.randn(2, 6, 4, 4)
-    told = 5 * (teacher - teacher.mean(1, keepdim=True))
+    predicted = 5 * (teacher - teacher.mean(1, keepdim=True))
     distillation = Distillation(Fixed(teacher))
-    assert distillation(told, images()).item() == pytest.approx(0, abs=1e-5)
-    assert distillation(-told, images()).item() == pytest.approx(2, abs=1e-5)
+    assert distillation(predicted, images()).item() == pytest.approx(0, abs=1e-5)
+    assert distillation(-predicted, images()).item() == pytest.approx(2, abs=1e-5)
 
 
 def test_a_teacher_on_another_grid_is_resized_to_the_tokens() -> None:
@@ -81,7 +81,7 @@ def test_the_feature_decoder_fits_grid_and_teacher() -> None:
     assert FeatureDecoder(autoencoder, dim=8, features=24)(torch.randn(2, 8, 4, 4)).shape == (2, 24, 4, 4)
 
 
-def test_feature_widths_are_known_before_an_image_is_seen() -> None:
+def test_feature_widths_are_known_before_the_first_image() -> None:
     for name, blocks in (("vit_tiny_patch16_224", [2, 5]), ("resnet18", [1, 3, 5])):
         net = FeatureNet(timm.create_model(name, num_classes=0), blocks)
         assert net.channels == [feature.shape[1] for feature in net(images(1, 64))]
@@ -90,7 +90,7 @@ def test_feature_widths_are_known_before_an_image_is_seen() -> None:
 # Adversarial term
 
 
-def test_each_side_of_the_adversarial_term_moves_its_own_network() -> None:
+def test_each_adversarial_loss_has_gradients_for_its_own_network_only() -> None:
     torch.manual_seed(0)
     discriminator, made = PatchDiscriminator(ADVERSARIAL), images().mul(0.5).requires_grad_()
     generator, judge = adversarial_losses(discriminator, made, images())
@@ -114,7 +114,7 @@ def test_adversarial_losses_are_hinge_losses() -> None:
     assert judge.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_a_discriminator_learns_to_tell_the_real_from_the_made() -> None:
+def test_a_discriminator_learns_to_separate_real_and_reconstructed_images() -> None:
     torch.manual_seed(0)
     discriminator = PatchDiscriminator(ADVERSARIAL)
     optimizer = torch.optim.AdamW(discriminator.parameters(), lr=1e-2)
@@ -139,7 +139,7 @@ def train(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask the process to stop in this step."""
+    """Send this process a stop signal in this step."""
     update, done = VectorQuantizer.update, []
 
     def counted(self: VectorQuantizer) -> None:
@@ -162,16 +162,16 @@ def test_a_killed_training_ends_in_the_same_bytes_whatever_the_objective(
         with pytest.raises(Interrupted, match=r"stopped at step [34] of 6"):
             train(stopped, patch)
     train(stopped, monkeypatch)
-    ours, theirs = ((root / paths.TOKENIZER / artifacts.WEIGHTS).read_bytes() for root in (whole, stopped))
-    assert ours == theirs
-    loaded = storage.load(whole / paths.TOKENIZER)  # and nothing that only served the training is in it
+    expected, found = ((root / paths.TOKENIZER / artifacts.WEIGHTS).read_bytes() for root in (whole, stopped))
+    assert found == expected
+    loaded = storage.load(whole / paths.TOKENIZER)  # without the parts that only training needs
     assert not [name for name, _ in loaded.named_parameters() if name.startswith(("feature", "discriminator"))]
     scores = json.loads((whole / paths.METRICS / "tokenizer.json").read_text())
     assert {"val_psnr", "val_perceptual", "usage"} <= set(scores)
 
 
 def test_only_features_shape_a_distilled_codebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder that paints learns what it is told to, l1 or l2; encoder and codes are the same bits either way."""
+    """The pixel decoder is trained by l1 or l2; encoder and codes have the same bits either way."""
     made = {}
     for pixel in ("l1", "l2"):
         folder = prepare(tmp_path / pixel, VQKD, f"tokenizer.pixel={pixel}", "tokenizer.optim.clip_grad=null", steps=4)
@@ -193,13 +193,13 @@ def test_only_features_shape_a_distilled_codebook(tmp_path: Path, monkeypatch: p
         (["pretrain.target=features"], r"pretrain\.target: 'features'.*tokens, pixels"),
     ],
 )
-def test_objectives_that_leave_something_without_a_loss_are_refused(overrides: list[str], message: str) -> None:
+def test_objectives_without_a_loss_for_some_part_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(PecoError, match=message) as caught:
         compose_params("smoke", overrides)
     assert "\n" not in str(caught.value)
 
 
-def test_the_tokenizer_hears_of_the_discriminator_from_its_start_on() -> None:
+def test_the_adversarial_term_is_added_to_the_loss_from_its_start() -> None:
     torch.manual_seed(0)
     cfg = parse_params(compose_params("smoke", [GAN, "tokenizer.perceptual.weight=0"])).tokenizer
     model = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)

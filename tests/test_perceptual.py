@@ -1,4 +1,4 @@
-"""The perceptual room: features of any timm model, the distance, MoCo v3, and the converter of its checkpoints."""
+"""The perceptual network: features of any timm model, the distance, MoCo v3, and the converter of its checkpoints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_vit_features_are_the_patch_tokens_after_each_block() -> None:
         torch.testing.assert_close(feature.flatten(2).transpose(1, 2), tokens[:, 1:])
 
 
-def test_blocks_after_the_last_one_asked_for_do_not_run() -> None:
+def test_blocks_after_the_last_selected_one_do_not_run() -> None:
     model, ran = small_vit(), []
     for index, block in enumerate(model.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: ran.append(index))
@@ -68,7 +68,7 @@ def test_blocks_after_the_last_one_asked_for_do_not_run() -> None:
     ("name", "blocks", "shapes"),
     [
         (VIT, (6, 12), [(192, 4, 4), (192, 4, 4)]),
-        ("vit_small_patch14_dinov2", (1,), [(384, 5, 5)]),  # 64 is no multiple of 14: built for 70
+        ("vit_small_patch14_dinov2", (1,), [(384, 5, 5)]),  # 64 is not a multiple of 14: built for 70
         ("resnet50", (1, 2, 5), [(64, 32, 32), (256, 16, 16), (2048, 2, 2)]),
         ("vgg11", (1, 5), [(64, 64, 64), (512, 4, 4)]),
     ],
@@ -84,7 +84,7 @@ def test_transformers_and_convnets_give_features_at_any_image_size(
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 
-def test_images_of_another_size_than_the_transformers_are_resized() -> None:
+def test_images_are_resized_to_the_input_size_of_a_transformer() -> None:
     (feature,) = FeatureNet(small_vit(32), [1])(images(0, size=48))
     assert feature.shape == (2, 32, 4, 4)
 
@@ -169,12 +169,12 @@ def test_an_unknown_model_is_one_clear_line(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_has_no_weights_on_the_hub_says_so() -> None:
+def test_a_model_without_weights_on_the_hub_is_one_clear_error() -> None:
     with pytest.raises(PecoError, match="no weights on the hub"):
         build_timm(timm_net("vit_base_patch16_xp_224", pretrained=True), 32)
 
 
-def test_without_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_network_names_the_parameter_for_local_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_args: object, **_kwargs: object) -> None:
         raise OSError("cannot reach the hub")
 
@@ -186,24 +186,24 @@ def test_without_network_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("name", "repository"), [("resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("hf-hub:some/net", "some/net")]
 )
-def test_the_pinned_revision_is_what_the_hub_is_asked_for(
+def test_weights_are_requested_at_the_pinned_revision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, repository: str
 ) -> None:
-    asked, source = [], timm.create_model("resnet18")
+    requests, source = [], timm.create_model("resnet18")
     safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
     description = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"classifier": "fc"}}
     (tmp_path / "config.json").write_text(json.dumps(description))
 
     def download(repo_id: str, filename: str, revision: str | None, **_: object) -> str:
-        asked.append((repo_id, filename, revision))
+        requests.append((repo_id, filename, revision))
         return str(tmp_path / filename)
 
     monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
     model = build_timm(config.TimmNet(name, True, "0123abc", None), 32)
-    assert {request for request in asked if request[1] != "config.json"} == {
+    assert {request for request in requests if request[1] != "config.json"} == {
         (repository, "model.safetensors", "0123abc")
     }
-    assert {revision for *_, revision in asked} == {"0123abc"}
+    assert {revision for *_, revision in requests} == {"0123abc"}
     assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
 
 
@@ -221,7 +221,7 @@ def test_the_commit_of_unpinned_weights_is_known(monkeypatch: pytest.MonkeyPatch
     assert hub_commit(build_timm(config.TimmNet("resnet18.a1_in1k", True, commit, None), 32)) == commit
 
 
-def test_the_commit_of_weights_that_the_hub_client_does_not_keep_is_not_known() -> None:
+def test_the_commit_of_weights_outside_the_hub_cache_is_unknown() -> None:
     assert hub_commit(timm.create_model("resnet18.a1_in1k")) is None
 
 
@@ -262,7 +262,7 @@ def test_the_gradient_goes_to_the_reconstruction_only() -> None:
 
 # MoCo v3
 
-VIEW = config.View((0.2, 1.0), (0.75, 1.33), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.1)
+VIEW = config.ViewDistribution((0.2, 1.0), (0.75, 1.33), 0.5, (0.4, 0.4, 0.2, 0.1), 0.8, 0.2, 0.5, 0.1)
 MOCO = config.MoCo(
     hidden_dim=24,
     out_dim=16,
@@ -281,14 +281,14 @@ def build_moco() -> MoCo:
 
 
 def test_global_batch_norm_of_one_process_is_batch_norm() -> None:
-    ours, theirs = GlobalBatchNorm(5), nn.BatchNorm1d(5)
-    nn.init.normal_(ours.weight_D), nn.init.normal_(ours.bias_D)
-    theirs.load_state_dict({"weight": ours.weight_D, "bias": ours.bias_D}, strict=False)
+    norm, reference = GlobalBatchNorm(5), nn.BatchNorm1d(5)
+    nn.init.normal_(norm.weight_D), nn.init.normal_(norm.bias_D)
+    reference.load_state_dict({"weight": norm.weight_D, "bias": norm.bias_D}, strict=False)
     x, weight = (3 * torch.randn(7, 5) + 2).requires_grad_(), torch.randn(7, 5)
     results = []
-    for norm in (ours, theirs):
-        out = norm(x)
-        results.append((out, *torch.autograd.grad((out * weight).sum(), [x, *norm.parameters()])))
+    for module in (norm, reference):
+        out = module(x)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), [x, *module.parameters()])))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -321,12 +321,12 @@ def test_loss_and_gradients_follow_the_papers_algorithm() -> None:
     expected = reference_loss(moco, images(0, 8), images(1, 8))
     torch.testing.assert_close(loss, expected)
     pairs = zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True)
-    for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    for gradient, expected_gradient in pairs:
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
     assert 0 <= scalars["accuracy"] <= 1
 
 
-def test_what_is_trained_and_what_is_frozen() -> None:
+def test_momentum_copies_and_patch_embedding_are_frozen() -> None:
     moco = build_moco()
     frozen = {name for name, parameter in moco.named_parameters() if not parameter.requires_grad}
     momentum = {name for name, _ in moco.named_parameters() if name.startswith("momentum_")}
@@ -394,7 +394,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 def moco_checkpoint() -> dict[str, object]:
-    """What the official code saves, of a ViT-Tiny."""
+    """A checkpoint of a ViT-Tiny in the official code's format."""
     encoder = timm.create_model(VIT, num_classes=0).state_dict()
     state = {f"module.{copy}_encoder.{name}": value for copy in ("base", "momentum") for name, value in encoder.items()}
     state |= {"module.base_encoder.head.0.weight": torch.zeros(8, 192), "module.predictor.0.weight": torch.zeros(8, 8)}

@@ -1,4 +1,4 @@
-"""The vector quantizer: its numerics, its upkeep of the codebook, and its independence of the number of processes."""
+"""The vector quantizer: numerics, codebook updates, independence of the number of processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def latents(seed: int, batch: int = 8, dim: int = 4, size: int = 4) -> Tensor:
 
 
 def build(**changes: object) -> VectorQuantizer:
-    """A quantizer with a fixed random codebook, past its start."""
+    """A quantizer with a fixed random codebook that is already initialised."""
     torch.manual_seed(0)
     quantizer = VectorQuantizer(dataclasses.replace(CFG, **changes))
     quantizer.initialized.fill_(True)
@@ -47,10 +47,10 @@ def vectors(z: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_five_steps_agree_with_an_independent_library(cosine: bool) -> None:
-    from vector_quantize_pytorch import VectorQuantize  # here: slow, and spawned processes import this module
+    from vector_quantize_pytorch import VectorQuantize  # imported here: slow, and spawned processes import this module
 
-    ours = build(l2_normalize=cosine)
-    theirs = VectorQuantize(
+    quantizer = build(l2_normalize=cosine)
+    reference = VectorQuantize(
         dim=4,
         codebook_size=16,
         decay=0.9,
@@ -60,21 +60,21 @@ def test_five_steps_agree_with_an_independent_library(cosine: bool) -> None:
         rotation_trick=False,
     )
     for name in ("embed", "embed_avg"):
-        getattr(theirs._codebook, name).data.copy_(ours.codebook_KD[None])
+        getattr(reference._codebook, name).data.copy_(quantizer.codebook_KD[None])
     for seed in range(5):
         z = latents(seed)
-        ours_z, theirs_z = z.clone().requires_grad_(), z.clone().requires_grad_()
-        out = ours(ours_z)
-        quantized, tokens, loss = theirs(theirs_z.flatten(2).transpose(1, 2))
+        z_own, z_reference = z.clone().requires_grad_(), z.clone().requires_grad_()
+        out = quantizer(z_own)
+        quantized, tokens, loss = reference(z_reference.flatten(2).transpose(1, 2))
         weight = torch.randn_like(z)
         ((out.z_q_BDhw * weight).sum() + out.commitment).backward()
         ((quantized * weight.flatten(2).transpose(1, 2)).sum() + loss.sum()).backward()
-        ours.update()
+        quantizer.update()
         assert torch.equal(out.tokens_Bhw.flatten(1), tokens)
         torch.testing.assert_close(out.z_q_BDhw.flatten(2).transpose(1, 2), quantized)
         torch.testing.assert_close(out.commitment, loss.squeeze())
-        torch.testing.assert_close(ours_z.grad, theirs_z.grad)
-        torch.testing.assert_close(ours.codebook_KD, theirs._codebook.embed[0])
+        torch.testing.assert_close(z_own.grad, z_reference.grad)
+        torch.testing.assert_close(quantizer.codebook_KD, reference._codebook.embed[0])
 
 
 def test_ema_step_follows_the_formula() -> None:
@@ -120,13 +120,13 @@ def test_autocast_changes_nothing() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = cast(latents(0).bfloat16())
     assert out.z_q_BDhw.dtype == torch.float32
-    for ours, theirs in zip(out, expected, strict=True):
-        assert torch.equal(ours, theirs)
+    for value, plain_value in zip(out, expected, strict=True):
+        assert torch.equal(value, plain_value)
     plain.update(), cast.update()
     assert torch.equal(plain.codebook_KD, cast.codebook_KD) and cast.codebook_KD.dtype == torch.float32
 
 
-def test_normalised_codes_are_unit_vectors_and_ignore_scale() -> None:
+def test_normalized_codes_are_unit_vectors_and_ignore_scale() -> None:
     quantizer = VectorQuantizer(dataclasses.replace(CFG, l2_normalize=True, restart_after=2))
     for seed in range(4):
         step(quantizer, seed)
@@ -156,7 +156,7 @@ def test_without_kmeans_codes_start_on_encoder_outputs() -> None:
     assert torch.cdist(quantizer.codebook_KD, vectors(latents(0))).min(1).values.max() < 1e-3
 
 
-def test_more_codes_than_vectors_is_fine() -> None:
+def test_more_codes_than_vectors_are_allowed() -> None:
     quantizer = VectorQuantizer(dataclasses.replace(CFG, codes=500, restart_after=1))
     for seed in range(3):
         step(quantizer, seed)
@@ -175,7 +175,7 @@ def test_dead_codes_restart_on_current_vectors_after_the_wait() -> None:
     assert (step(quantizer, 2) == 0).any(), "the code is in use again"
 
 
-def test_zero_never_restarts() -> None:
+def test_restart_after_zero_never_restarts() -> None:
     quantizer = build(restart_after=0)
     quantizer.codebook_KD[0] = quantizer.ema_sums_KD[0] = 1e3
     for seed in range(5):
@@ -183,7 +183,7 @@ def test_zero_never_restarts() -> None:
     assert quantizer.idle_steps_K[0] == 5 and quantizer.codebook_KD[0].min() > 500
 
 
-def test_usage_and_perplexity_cover_the_epoch_then_start_anew() -> None:
+def test_usage_and_perplexity_cover_the_epoch_and_start_again() -> None:
     quantizer = build(decay=1.0)
     seen = torch.cat([step(quantizer, seed).flatten() for seed in range(3)])
     p = torch.bincount(seen, minlength=16) / len(seen)
@@ -206,7 +206,7 @@ def test_micro_batches_add_up_to_the_batch(parts: int, cosine: bool) -> None:
     assert torch.equal(split.histogram_K, whole.histogram_K)
 
 
-def test_evaluation_leaves_no_trace() -> None:
+def test_evaluation_changes_no_state() -> None:
     quantizer = build().eval()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     step(quantizer, 0)
@@ -229,7 +229,7 @@ def test_state_dict_resumes_exactly(stop: int) -> None:
 
 
 def train(quantizer: VectorQuantizer, rank: int, world: int) -> dict[str, Tensor]:
-    """Five steps on this rank's part of each batch; few enough uses that codes die and restart."""
+    """Five steps on this rank's part of each batch; codes are used so rarely that some die and restart."""
     for seed in range(5):
         quantizer(latents(seed).chunk(world)[rank])
         quantizer.update()
@@ -300,7 +300,7 @@ def _process(rank: int, folder: str) -> None:
         dist.all_gather(parts, tensor)
         return torch.cat(parts)
 
-    torch.manual_seed(rank)  # what ranks draw by themselves must not matter
+    torch.manual_seed(rank)  # the ranks' own random numbers must not matter
     quantizer = VectorQuantizer(SPARSE, all_reduce=all_reduce, broadcast=broadcast, gather=gather, seed=1)
     torch.save(train(quantizer, rank, 2), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

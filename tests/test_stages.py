@@ -1,4 +1,4 @@
-"""The stages by themselves: on a few small images, in one process, and how they end."""
+"""Single stages on a few small images, in one process: results, exit status, working files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ COUNTS = {"train": 24, "val": 8}
 
 
 class Noise:
-    """Images of noise in two classes."""
+    """Source of noise images in two classes."""
 
     classes = ("a", "b")
     total: int | None = None
@@ -77,7 +77,7 @@ class Noise:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, and models at random initialisation."""
+    """A folder with shards, and models at random initialisation."""
     root = tmp_path_factory.mktemp("made")
     dataset = dataclasses.replace(CFG.dataset, samples_per_shard=10)
     write_shards(Noise(), root / paths.SHARDS, dataset, work=root / "work", workers=1)
@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what was made, as current directory."""
+    """A copy of these artifacts, as current directory."""
     shutil.copytree(made / "artifacts", tmp_path / "artifacts")
     monkeypatch.chdir(tmp_path)
     for name in ("PECO_WORK", "PECO_WORKERS", "PECO_METRICS_PORT", "RANK", "WORLD_SIZE"):
@@ -104,9 +104,9 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_of(stage: ModuleType, cfg: config.Config = CFG) -> StageRun:
-    """The stage sees nothing but the parameters that it declares."""
-    name = stage.__name__.rpartition(".")[2].replace("evaluate_", "evaluate@")
-    return StageRun(name, schema.restrict(cfg, stage.PARAMS))
+    """A run of the stage, with the parameters that it declares and no others."""
+    _, kind, name, *_ = stage.__name__.split(".")
+    return StageRun(f"evaluate@{name}" if kind == "evaluate" else name, schema.restrict(cfg, stage.PARAMS))
 
 
 def metrics(name: str) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def existing(model: str, image_size: int = SIZE) -> config.Config:
         ("vit_tiny_patch16_224.augreg_in21k", 40, 48),  # whole patches
         ("test_vit.r160_in1k", SIZE, SIZE),  # takes any size
         ("resnet18", SIZE, SIZE),
-        ("test_efficientnet.r160_in1k", SIZE, SIZE),  # its blocks are no transformer's
+        ("test_efficientnet.r160_in1k", SIZE, SIZE),  # its blocks are not those of a transformer
     ],
 )
 def test_any_timm_network_is_published_at_its_size_and_scored(
@@ -166,7 +166,7 @@ def test_a_random_network_is_the_same_each_time(here: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["vit_of_my_dreams", "resnet18", "beit_base_patch16_224"])
-def test_an_architecture_that_is_no_plain_vit_is_named(here: Path, arch: str) -> None:
+def test_an_architecture_that_is_not_a_plain_vit_is_named(here: Path, arch: str) -> None:
     cfg = change(CFG, "perceptual_net.vit", arch=arch)
     with pytest.raises(PecoError, match=rf"perceptual_net\.vit\.arch: '{arch}' is not allowed"):
         perceptual_net.main(run_of(perceptual_net, cfg))
@@ -176,7 +176,7 @@ def test_an_architecture_that_is_no_plain_vit_is_named(here: Path, arch: str) ->
 
 
 def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> None:
-    """At the same view, under the loop's bf16 autocast too."""
+    """For the same view, also under the loop's bf16 autocast."""
     cfg, views = CFG.pretrain, 2
     tokens.main(run_of(tokens, change(CFG, "tokens", views=views)))
     train = open_shards(paths.SHARDS, "train")
@@ -192,13 +192,13 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     task = pretrain.TokenTask(model, tokenizer_storage.load(paths.TOKENIZER))
     for epoch in range(views):
         for sample in train.read(0, len(train)):
-            ours, theirs = online(sample, epoch), stored(sample, epoch)
+            computed, expected = online(sample, epoch), stored(sample, epoch)
             for name in ("image", "mask"):
-                np.testing.assert_array_equal(ours[name], theirs[name])
-            x_BCHW = torch.tensor(ours["image_tokenizer"]).permute(2, 0, 1)[None].float().div_(255)
+                np.testing.assert_array_equal(computed[name], expected[name])
+            x_BCHW = torch.tensor(computed["image_tokenizer"]).permute(2, 0, 1)[None].float().div_(255)
             with torch.autocast("cpu", torch.bfloat16):
                 targets_BL = task.targets({"image_tokenizer": x_BCHW})
-            np.testing.assert_array_equal(targets_BL[0], theirs["tokens"])
+            np.testing.assert_array_equal(targets_BL[0], expected["tokens"])
 
 
 # Pre-training
@@ -214,7 +214,7 @@ def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path
     model = mim_storage.load(paths.BACKBONE)
     assert model.head.out_features == 3 * cfg.pretrain.vit.patch_size**2
     assert artifacts.section(paths.BACKBONE, mim_storage.KIND)["target"] == "pixels"
-    evaluate_knn.main(run_of(evaluate_knn))  # the backbone serves as any other
+    evaluate_knn.main(run_of(evaluate_knn))  # the backbone can be evaluated like any other
     assert "accuracy" in metrics("evaluate/knn")
 
 
@@ -222,13 +222,14 @@ def test_pixels_are_regressed_from_the_same_views_without_a_tokenizer(here: Path
 
 
 @pytest.mark.parametrize("stage", [evaluate_knn, evaluate_linear])
-def test_probes_score_backbone_and_random_initialisation(here: Path, stage: ModuleType) -> None:
-    stage.main(run_of(stage))
-    task = stage.__name__.rpartition("_")[2]
-    found, tried = metrics(f"evaluate/{task}"), metrics(f"pictures/{task}/details")
+def test_probes_score_backbone_and_random_initialization(here: Path, stage: ModuleType) -> None:
+    run = run_of(stage)
+    stage.main(run)
+    task = run.name.removeprefix("evaluate@")
+    found, details = metrics(f"evaluate/{task}"), metrics(f"pictures/{task}/details")
     assert {"accuracy", "random_accuracy", "block", "random_block"} <= set(found)
-    for prefix in ("", "random_"):  # the choice is that of the best on the holdout
-        scores = tried[f"{prefix}holdout_accuracy"]
+    for prefix in ("", "random_"):  # the chosen block is the best on the holdout
+        scores = details[f"{prefix}holdout_accuracy"]
         assert max(scores[found[f"{prefix}block"]].values()) == max(max(by.values()) for by in scores.values())
 
 
@@ -250,7 +251,7 @@ def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
 
 
 @pytest.mark.parametrize(("batch", "accumulate", "world"), [(9, 1, 1), (24, 4, 2), (8, 1, 8)])
-def test_images_that_can_not_be_paired_are_refused_before_any_work(batch: int, accumulate: int, world: int) -> None:
+def test_images_that_cannot_be_paired_are_refused_before_any_work(batch: int, accumulate: int, world: int) -> None:
     cfg = change(CFG.evaluate.finetune, "optim", batch_size=batch, accumulate=accumulate)
     evaluate_finetune.require_pairs(cfg, world)  # nothing is mixed
     for mixing in ({"mixup": 0.8}, {"cutmix": 1.0}):
@@ -258,29 +259,29 @@ def test_images_that_can_not_be_paired_are_refused_before_any_work(batch: int, a
             evaluate_finetune.require_pairs(dataclasses.replace(cfg, **mixing), world)
 
 
-# Where and how a stage runs
+# Device, loader processes, exit status, working files
 
 
-def test_a_gpu_is_left_alone_where_the_cpu_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_is_used_despite_a_gpu_if_the_environment_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv("PECO_DEVICE", raising=False)
-    assert [device.uses_cuda(), device.choose()] == [True, torch.device("cuda", 0)]
+    assert [device.uses_cuda(), device.select_device()] == [True, torch.device("cuda", 0)]
     with pytest.raises(PecoError, match="process 1 of this machine has no GPU"):
-        device.choose(1)
+        device.select_device(1)
     monkeypatch.setenv("PECO_DEVICE", "tpu")
     with pytest.raises(PecoError, match="PECO_DEVICE: 'tpu' is not allowed"):
-        device.choose()
+        device.select_device()
     monkeypatch.setenv("PECO_DEVICE", "cpu")
-    assert [device.uses_cuda(), device.choose()] == [False, torch.device("cpu")]
+    assert [device.uses_cuda(), device.select_device()] == [False, torch.device("cpu")]
     model = dict(probes.backbones(0))["random_"]
-    found, _ = probes.features(model, open_shards(paths.SHARDS, "val"), workers=0)
+    found, _ = probes.backbone_features(model, open_shards(paths.SHARDS, "val"), workers=0)
     assert len(found["norm"]) == COUNTS["val"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """Fails at one sample: by an error for the user, or by the death of the process."""
+    """Transform that fails at one sample: by an error for the user, or by the death of the process."""
 
     at: int
     fatal: bool = False
@@ -304,17 +305,17 @@ def test_an_error_in_a_loader_process_arrives_as_it_is(here: Path, workers: int)
 
     with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
         read(eval_batches(train, Broken(9), batch_size=4, workers=workers))
-    assert found == list(range(8))  # what lies before comes first
+    assert found == list(range(8))  # the batches before it are complete
     loader = TrainLoader(train, Broken(9), batch_size=8, seed=0, lanes=8, buffer=4, workers=workers)
     with pytest.raises(PecoError, match=r"^sample 9 is broken; fix it$"):
         read(loader.batches(0, 3))
 
 
 @pytest.fixture
-def to_device(
+def run_to_end(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[[Callable[[StageRun], None]], tuple[int, list[str]]]]:
-    """Runs a stage to its end in this process and returns its status and what it wrote to stderr."""
+    """Function that runs a stage in this process and returns its exit status and its lines on stderr."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
     threads = torch.get_num_threads()
@@ -349,8 +350,8 @@ def raising(error: BaseException) -> Callable[[StageRun], None]:
     return main
 
 
-def test_a_stage_ends_with_a_line_and_a_status(to_device: Any) -> None:
-    assert to_device(lambda run: None) == (0, [])
+def test_a_stage_ends_with_a_line_and_a_status(run_to_end: Any) -> None:
+    assert run_to_end(lambda run: None) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -358,40 +359,42 @@ def test_a_stage_ends_with_a_line_and_a_status(to_device: Any) -> None:
     [
         (PecoError("lr: too high;\n lower it"), 2, "error: stage: lr: too high; lower it"),
         (Interrupted("stopped at step 3"), 143, "stage: stopped at step 3"),
-        (KeyboardInterrupt(), 143, "stage: interrupted; run it again to go on"),
+        (KeyboardInterrupt(), 143, "stage: interrupted; run it again to resume"),
         (OSError(28, "No space", "x.tar"), 2, "error: stage: disk full while writing x.tar: free space and run again"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(to_device: Any, error: BaseException, status: int, line: str) -> None:
-    assert to_device(raising(error)) == (status, [line])
+def test_an_error_that_the_user_can_fix_is_one_line(
+    run_to_end: Any, error: BaseException, status: int, line: str
+) -> None:
+    assert run_to_end(raising(error)) == (status, [line])
 
 
-def test_a_defect_shows_its_traceback(to_device: Any) -> None:
-    status, lines = to_device(raising(RuntimeError("boom")))
+def test_a_defect_shows_its_traceback(run_to_end: Any) -> None:
+    status, lines = run_to_end(raising(RuntimeError("boom")))
     assert (status, lines[-1]) == (1, "RuntimeError: boom")
     assert lines[0].startswith("Traceback")
 
 
-def test_a_killed_loader_process_is_one_line(to_device: Any) -> None:
+def test_a_killed_loader_process_is_one_line(run_to_end: Any) -> None:
     def main(run: StageRun) -> None:
         list(eval_batches(open_shards(paths.SHARDS, "train"), Broken(9, fatal=True), batch_size=4, workers=1))
 
-    status, lines = to_device(main)
+    status, lines = run_to_end(main)
     assert (status, len(lines)) == (2, 1)
     assert "lower PECO_WORKERS" in lines[0]
 
 
 @pytest.mark.parametrize("name", ["PECO_WORKERS", "PECO_THREADS"])
-def test_a_number_in_the_environment_that_is_none_is_one_line(
-    to_device: Any, monkeypatch: pytest.MonkeyPatch, name: str
+def test_a_wrong_number_in_the_environment_is_one_line(
+    run_to_end: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "many")
-    status, lines = to_device(lambda run: print(run.workers))
+    status, lines = run_to_end(lambda run: print(run.workers))
     assert (status, lines) == (2, [f"error: stage: {name}: 'many' is not allowed; expected an integer, at least 0"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_tidies_up_and_nothing_swallows_it(to_device: Any, number: signal.Signals) -> None:
+def test_a_stop_removes_unfinished_results_and_cannot_be_swallowed(run_to_end: Any, number: signal.Signals) -> None:
     def main(run: StageRun) -> None:
         with staging(Path("out")) as folder:
             (folder / "half").touch()
@@ -401,14 +404,14 @@ def test_a_stop_tidies_up_and_nothing_swallows_it(to_device: Any, number: signal
             except Exception:
                 return
             finally:
-                os.kill(os.getpid(), number)  # the same stop, a second time
+                os.kill(os.getpid(), number)  # the same stop arrives a second time
                 time.sleep(0.05)
 
-    assert to_device(main) == (143, ["stage: interrupted; run it again to go on"])
+    assert run_to_end(main) == (143, ["stage: interrupted; run it again to resume"])
     assert not {"out", ".out.tmp"} & set(os.listdir())
 
 
-def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(to_device: Any) -> None:
+def test_a_rank_that_fails_because_its_peers_were_stopped_is_interrupted(run_to_end: Any) -> None:
     def main(run: StageRun) -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -416,10 +419,10 @@ def test_a_rank_that_fails_because_its_peers_were_stopped_was_stopped(to_device:
         except KeyboardInterrupt:
             raise RuntimeError("Connection closed by peer") from None
 
-    assert to_device(main) == (143, ["stage: interrupted; run it again to go on"])
+    assert run_to_end(main) == (143, ["stage: interrupted; run it again to resume"])
 
 
-def test_the_shards_stage_stopped_in_the_midst_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_shards_stage_that_is_stopped_leaves_no_files_behind(tmp_path: Path) -> None:
     cfg = compose_params("smoke", ["dataset.scenes.train=100000"])
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(cfg))
     shutil.copytree(ROOT / "data", tmp_path / "data")
@@ -438,7 +441,7 @@ def test_the_shards_stage_stopped_in_the_midst_leaves_nothing_behind(tmp_path: P
         time.sleep(0.05)
     process.terminate()
     _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (143, "shards: interrupted; run it again to go on\n")
+    assert (process.returncode, stderr) == (143, "shards: interrupted; run it again to resume\n")
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
@@ -458,11 +461,11 @@ def test_equal_runs_take_turns_in_the_folder_of_their_working_files(
     code = """
 import sys, time
 from pathlib import Path
-from peco import workfiles
+from peco.core import workfiles
 work = Path(sys.argv[1])
-while not workfiles.hold(work):
+while not workfiles.acquire(work):
     time.sleep(0.05)
-assert workfiles.hold(work)
+assert workfiles.acquire(work)
 print("in", flush=True)
 for line in sys.stdin:
     workfiles.mark_finished(work)
@@ -477,17 +480,17 @@ for line in sys.stdin:
         assert first.stdin is not None and first.stdout is not None and first.stdout.readline() == "in\n"
         second = start()
         assert second.stdout is not None
-        assert second.stdout.readline().startswith(f"an equal run (process {first.pid} of ")
+        assert second.stdout.readline().startswith(f"another process (process {first.pid} of ")
         (work / "checkpoint.pt").touch()
         if end == "killed":
             first.kill()
         else:
             first.stdin.write("\n")
             first.stdin.flush()
-        if end == "removed":  # as the launcher does at the next stage: before or after the second has it
+        if end == "removed":  # as by the launcher at the next stage: before or after the second one locks it
             workfiles.remove_finished()
         assert second.stdout.readline() == "in\n"
-        workfiles.remove_finished()  # not from under the second
+        workfiles.remove_finished()  # not while the second one holds it
         assert not (work / workfiles.MARK).exists()
         assert (work / "checkpoint.pt").exists() or end == "removed"
         assert (work / workfiles.LOCK).read_text().startswith(f"process {second.pid} of ")
@@ -501,14 +504,16 @@ def test_working_files_are_kept_by_the_code_of_the_stage(here: Path) -> None:
     text = stage.read_text()
 
     def code_hash(comment: str = "") -> str:
-        shown = text.replace("run_stage(", "print(stage_module.code_hash()) if True else print(")
+        run = "run_stage(Path(__file__).stem, PARAMS, main)"
+        shown = text.replace(run, "from peco.runtime.fingerprint import code_hash; print(code_hash())")
+        assert shown != text
         stage.write_text(shown + comment)
         command = [sys.executable, "-m", "peco.stages.shards"]
         env = {**os.environ, "PYTHONPATH": str(here)}
         return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
     first = code_hash()
-    (here / "peco/cli.py").write_text("# no part of the stage")
+    (here / "peco/cli.py").write_text("# not imported by the stage")
     assert code_hash() == first
     assert code_hash("# changed") != first
 
@@ -535,14 +540,14 @@ def test_files_of_other_processes_are_waited_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(tokens, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(tokens, "NOTICE_SECONDS", 0.0)
     files = [tmp_path / "a", tmp_path / "b"]
     files[0].touch()
     timer = threading.Timer(0.2, files[1].touch)
     timer.start()
     tokens.wait_for(files, visible=True)
     assert files[1].exists()
-    assert "tokens  1/2 shards are there" in capsys.readouterr().out
+    assert "tokens  1/2 shards are complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("index", ["{}", "[]", '{"views": 1, "grid": [], "codes": 2, "samples": 3}', "{"])
@@ -561,7 +566,7 @@ def test_an_empty_file_of_token_targets_is_one_line(here: Path) -> None:
         TokenStore(paths.TOKENS, open_shards(paths.SHARDS, "train")).get(0, 0)
 
 
-def test_evaluation_views_are_scanned_in_order(here: Path) -> None:
+def test_evaluation_views_come_in_order(here: Path) -> None:
     val = open_shards(paths.SHARDS, "val")
     for workers in (0, 2):
         found = [batch["index"] for batch in eval_batches(val, CenterView(SIZE), batch_size=3, workers=workers)]

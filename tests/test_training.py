@@ -1,9 +1,8 @@
-"""The training loop and its parts: what it promises about steps, stops, resumes and what it writes."""
+"""The training loop and its parts: schedules, exact resume, failures, several ranks, published files."""
 
 from __future__ import annotations
 
 import errno
-import functools
 import io
 import json
 import math
@@ -57,14 +56,19 @@ OPTIM = Optim(
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outside any repository, without the caller's settings."""
+    """Run outside any repository, without the caller's environment variables."""
     monkeypatch.chdir(tmp_path)
     for key in [key for key in os.environ if key.startswith("PECO_")]:
         monkeypatch.delenv(key)
 
 
 class Toy(Task):
-    """Regression with all that makes a resume hard: dropout, a momentum copy, statistics collected over an epoch."""
+    """Regression with all that makes a resume hard: dropout, a momentum copy, statistics collected over an epoch.
+
+    `live` has the state at the end of a training, before the averaged weights replace it.
+    """
+
+    live: dict[str, Tensor]
 
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
@@ -89,9 +93,13 @@ class Toy(Task):
         self.seen.zero_()
         return {"steps_in_epoch": steps}
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.live = {name: value.clone() for name, value in self.state_dict().items()}
+        return super().load_state_dict(*args, **kwargs)
+
 
 class Stopping(Toy):
-    """Does something at one step, for the tests that interrupt."""
+    """Calls a function at one step, for the tests that interrupt."""
 
     def __init__(self, at: int, action: Callable[[], None]) -> None:
         super().__init__()
@@ -107,23 +115,34 @@ class Crash(Exception):
     pass
 
 
-def batches(start: int, stop: int, rank: int = 0, world: int = 1) -> Iterator[dict[str, Tensor]]:
-    for step in range(start, stop):
-        generator = torch.Generator().manual_seed(step)
-        x, y = torch.randn(BATCH, 6, generator=generator), torch.randn(BATCH, 3, generator=generator)
-        yield {"x": x.chunk(world)[rank], "y": y.chunk(world)[rank]}
+class ToyLoader:
+    """Random batches, drawn from a generator that is seeded by the step."""
+
+    samples = SAMPLES
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[dict[str, Tensor]]:
+        for step in range(start_step, stop_step):
+            generator = torch.Generator().manual_seed(step)
+            x, y = torch.randn(BATCH, 6, generator=generator), torch.randn(BATCH, 3, generator=generator)
+            yield {"x": x.chunk(self.world)[self.rank], "y": y.chunk(self.world)[self.rank]}
 
 
-def run(task: Task, work: Path, optim: Optim = OPTIM, dist: Dist | None = None) -> dict[str, Any]:
-    """Train, publish, and give back all that must be reproducible."""
+def train_toy(task: Task, work: Path, optim: Optim = OPTIM, dist: Dist | None = None) -> MetricLog:
     dist = dist or Dist()
-    logs = MetricLog("toy", work, dist)
-    part = functools.partial(batches, rank=dist.rank, world=dist.world)
-    ema = train(task, part, name="toy", samples=SAMPLES, optim=optim, seed=7, dist=dist, work=work, logs=logs)
+    loader = ToyLoader(dist.rank, dist.world)
+    return train(task, loader, name="toy", optim=optim, seed=7, dist=dist, work=work)
+
+
+def run(task: Toy, work: Path, optim: Optim = OPTIM, dist: Dist | None = None) -> dict[str, Any]:
+    """Train, publish, and return all that must be reproducible."""
+    logs = train_toy(task, work, optim, dist)
     logs.publish(work / "out" / "toy.json", work / "out" / "plots", {"last_loss": logs.latest["loss"]})
     return {
-        "task": {name: value.clone() for name, value in task.state_dict().items()},
-        "ema": ema,
+        "task": task.live,
+        "ema": {name: value.clone() for name, value in task.state_dict().items()},
         "files": {str(p.relative_to(work)): p.read_bytes() for p in sorted((work / "out").rglob("*")) if p.is_file()},
     }
 
@@ -138,7 +157,7 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The training that nothing interrupts."""
+    """A training without interruption."""
     return run(Toy(), tmp_path_factory.mktemp("reference"))
 
 
@@ -240,7 +259,7 @@ def test_running_a_finished_training_again_changes_nothing(reference: dict[str, 
     assert_same(reference, run(Toy(), tmp_path))
 
 
-def test_sigterm_checkpoints_and_the_next_run_goes_on(reference: dict[str, Any], tmp_path: Path) -> None:
+def test_sigterm_saves_a_checkpoint_and_the_next_run_resumes(reference: dict[str, Any], tmp_path: Path) -> None:
     script = (
         "import os, signal, sys; from pathlib import Path; from tests.test_training import *\n"
         "try: run(Stopping(5, lambda: os.kill(os.getpid(), signal.SIGTERM)), Path(sys.argv[1]))\n"
@@ -263,7 +282,7 @@ def test_sigterm_checkpoints_and_the_next_run_goes_on(reference: dict[str, Any],
 
 
 @pytest.mark.parametrize("step", [0, STEPS - 1])
-def test_ctrl_c_is_an_interruption_and_handlers_are_given_back(step: int, tmp_path: Path) -> None:
+def test_ctrl_c_is_an_interruption_and_handlers_are_restored(step: int, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted):
         run(Stopping(step, lambda: signal.raise_signal(signal.SIGINT)), tmp_path)
@@ -271,7 +290,7 @@ def test_ctrl_c_is_an_interruption_and_handlers_are_given_back(step: int, tmp_pa
     assert checkpoint.load(tmp_path / "checkpoint.pt") is not None
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -337,7 +356,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit on the size of files")
 def test_a_large_tensor_that_does_not_fit_is_one_error_too(tmp_path: Path) -> None:
-    """Torch makes a RuntimeError of it."""
+    """Torch raises a RuntimeError for it."""
     code = """
 import resource, signal, sys, torch
 from pathlib import Path
@@ -431,7 +450,7 @@ def _rank(rank: int, world: int, folder: Path) -> None:
 
 
 def test_two_processes_give_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collectives, the differentiable mean, DDP against one process, and a stop that only one rank is asked for."""
+    """Collectives, the differentiable mean, DDP compared with one process, and a stop signal for one rank only."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", _free_port())
     torch.multiprocessing.spawn(_rank, (2, tmp_path), nprocs=2)
@@ -456,7 +475,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-# What is written
+# Written files
 
 
 def test_published_files_hold_only_steps_and_values(reference: dict[str, Any]) -> None:
@@ -495,7 +514,7 @@ def test_long_trainings_log_window_means_of_at_most_200_points(tmp_path: Path) -
 
 
 def test_scores_are_sorted_rounded_and_finite(tmp_path: Path) -> None:
-    logs = MetricLog("toy", tmp_path)
+    logs = MetricLog("toy", tmp_path / "curves")
     logs.publish(tmp_path / "m.json", tmp_path / "plots", {"b": 1 / 3, "a": 2.0})
     assert (tmp_path / "m.json").read_text() == '{\n  "a": 2.0,\n  "b": 0.333333\n}\n'
     with pytest.raises(PecoError, match="c is nan"):
@@ -503,7 +522,7 @@ def test_scores_are_sorted_rounded_and_finite(tmp_path: Path) -> None:
 
 
 def test_curves_are_tables_that_dvc_plots_read(tmp_path: Path) -> None:
-    logs = MetricLog("toy", tmp_path)
+    logs = MetricLog("toy", tmp_path / "curves")
     logs.log(1, {"loss": 0.5, "val/top1": 12.0})
     logs.log(2, {"loss": 1e-7, "val/top1": math.nan})
     logs.publish(tmp_path / "m.json", tmp_path / "plots", {})
@@ -515,13 +534,13 @@ def test_prometheus_serves_the_live_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PECO_METRICS_PORT", _free_port())
-    busy, logs = MetricLog("other", tmp_path / "other"), MetricLog("toy", tmp_path)
+    busy = MetricLog("other", tmp_path / "other")
     try:
-        train(Toy(), batches, name="toy", samples=SAMPLES, optim=OPTIM, seed=7, dist=Dist(), work=tmp_path, logs=logs)
+        logs = train_toy(Toy(), tmp_path)
         page = urllib.request.urlopen(f"http://127.0.0.1:{logs.exporter.port}/metrics", timeout=10).read().decode()
+        logs.close()
     finally:
         busy.close()
-        logs.close()
     assert logs.exporter.port != busy.exporter.port and "is in use, serving on" in capsys.readouterr().err
     values = dict(re.findall(r'^(peco_\w+)\{stage="toy"\} (\S+)$', page, re.MULTILINE))
     assert float(values["peco_steps_done"]) == float(values["peco_steps_planned"]) == STEPS
@@ -554,31 +573,33 @@ def test_progress_is_one_line_of_a_fixed_form(
     assert show(visible=False) == ""
 
 
-def test_checkpoints_that_take_long_come_less_often_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_checkpoints_are_rarer_unless_an_interval_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
     monkeypatch.delenv("PECO_CHECKPOINT_SECONDS", raising=False)
 
-    def pause(took: float) -> float:
-        """Seconds from the end of writing one, which took so long, to the next."""
+    def interval(write_seconds: float) -> float:
+        """Seconds from the end of one checkpoint, which took `write_seconds` to write, to the next."""
         nonlocal now
-        rhythm, began = checkpoint.Rhythm(), now
-        rhythm.saved(took)
-        while not rhythm.due(1):
+        schedule, began = checkpoint.CheckpointSchedule(), now
+        schedule.saved(write_seconds)
+        while not schedule.due(1):
             now += 1
         return now - began
 
-    assert pause(took=0.1) == 120
-    assert pause(took=10) == 500  # two percent
+    assert interval(0.1) == 120
+    assert interval(10) == 500  # two percent
     monkeypatch.setenv("PECO_CHECKPOINT_SECONDS", "30")
-    assert pause(took=10) == 30
+    assert interval(10) == 30
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("PECO_CHECKPOINT_SECONDS", "soon"), ("PECO_CHECKPOINT_STEPS", "-1"), ("PECO_METRICS_PORT", "http")],
 )
-def test_a_wrong_setting_is_named(key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_environment_variable_is_named(
+    key: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(key, value)
     with pytest.raises(PecoError, match=f"{key}: '{value}' is not allowed"):
         run(Toy(), tmp_path)

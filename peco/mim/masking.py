@@ -1,7 +1,7 @@
 """Block-wise masking as in BEiT (arXiv 2106.08254, algorithm 1), with an exact number of masked patches.
 
-Blocks of random place, area and aspect are added until enough patches are masked. BEiT's own code may end short of the
-number; here the last block is cut to what is still missing, so that every image gives equally many targets.
+Blocks of random place, area and aspect are added until enough patches are masked. BEiT's own code may mask fewer; here the last
+block is cut to the missing number, so that every image has the same number of targets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from peco.core import config
 
-# A block nearly always adds a new patch; where the grid is almost full and none falls into a gap, single patches fill it.
+# A block nearly always masks a new patch. If the grid is almost full and no block falls into a gap, single patches fill it.
 MAX_BLOCKS = 64
 
 
@@ -23,12 +23,12 @@ def block_mask(rng: np.random.Generator, height: int, width: int, masking: confi
     inverse, before it is rounded to whole patches and fitted to the grid.
 
     Args:
-        rng: source of randomness; equal state, equal mask.
+        rng: random generator; the mask is a function of its state.
         height, width: of the token grid.
         masking: number of patches and shape of the blocks; `count` must be at most `height * width`.
 
     Returns:
-        bool (height, width), exactly `masking.count` of it True.
+        bool (height, width), True at exactly `masking.count` patches.
     """
     mask = np.zeros((height, width), dtype=bool)
     missing = masking.count
@@ -57,7 +57,7 @@ def block_mask(rng: np.random.Generator, height: int, width: int, masking: confi
 
 
 def _block_size(area: float, aspect: float, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a block of at least `area` patches that fits the grid, near the aspect wanted."""
+    """Height and width of a block of at least `area` patches that fits the grid and is close to `aspect`."""
     rows = min(max(round(math.sqrt(area * aspect)), 1), height)
     columns = min(math.ceil(area / rows), width)
     return max(rows, math.ceil(area / columns)), columns

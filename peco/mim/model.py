@@ -1,4 +1,4 @@
-"""Masked image modelling in the manner of BEiT (arXiv 2106.08254): predict the code of each masked patch, or its pixels.
+"""Masked image modelling as in BEiT (arXiv 2106.08254): predict the code of each masked patch, or its pixels.
 
 Legend: B batch, C channels, H W pixels, L patches of an image, D width, M masked patches of the whole batch, K codes, P = 3 p^2
 values of a patch of p pixels a side, O outputs a patch: K or P.
@@ -27,22 +27,22 @@ def build_backbone(
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """Build a BEiT backbone through timm.
 
-    Relative position bias per block, no absolute position; the final norm acts on all tokens (`use_fc_norm` false), so that
-    the weights serve as features and for classification alike. Initialised as BEiT: normal of std 0.02, residual branches
-    scaled down with depth.
+    Relative position bias per block, no absolute position; the final norm acts on all tokens (`use_fc_norm` false), so that the
+    same weights serve for features and for classification. Initialised as in BEiT: normal of std 0.02, residual branches scaled
+    down with depth.
 
     Args:
         vit: architecture (one of timm's `beit_*`) and its size.
         image_size: side in pixels.
-        layer_scale: start value of the residual branches' scales; None leaves the scales out.
+        layer_scale: initial scale of the residual branches; None for a model without scales.
         drop_path: rate of the last block, rising from 0 at the first.
         num_classes: outputs of a classification head; 0 for none.
 
     Returns:
-        model, registered architecture, and the arguments that rebuild it (what belongs to training only is left out).
+        model, registered architecture, and the arguments that rebuild it (without those that only training needs).
 
     Raises:
-        PecoError: timm knows no such architecture, or it is no BEiT.
+        PecoError: timm has no such architecture, or it is not a BEiT.
     """
     if not timm.models.is_model_in_modules(vit.arch, ("beit",)):
         raise PecoError(
@@ -70,7 +70,7 @@ class MaskedImageModel(nn.Module):
 
     Args:
         backbone: from `build_backbone`, without classification head.
-        outputs: size K of the codebook, or P.
+        outputs: K, the size of the codebook, or P.
     """
 
     def __init__(self, backbone: nn.Module, outputs: int) -> None:
@@ -88,10 +88,10 @@ class MaskedImageModel(nn.Module):
 
         Args:
             x_BCHW: float in [0, 1].
-            mask_BL: bool, True where a patch is hidden from the model; L counts row by row.
+            mask_BL: bool, True for a patch that is hidden from the model; L row by row.
 
         Returns:
-            out_MO: masked patches of the first image row by row, then those of the second, and so on.
+            out_MO: masked patches of the first image row by row, then those of the second, etc.
         """
         beit = cast(Any, self.backbone)
         x_BLD = beit.patch_embed(2 * x_BCHW - 1)  # MEAN and STD
@@ -122,7 +122,7 @@ def mim_loss(logits_MK: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> tuple[Ten
 
 
 def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
-    """Patches (B, L, P) of images, L row by row, and P by row, column and channel."""
+    """Patches (B, L, P) of images: L row by row; P by row, column and channel."""
     B, C, H, W = x_BCHW.shape
     h, w = H // patch, W // patch
     x_BhpwqC = x_BCHW.reshape(B, C, h, patch, w, patch).permute(0, 2, 3, 4, 5, 1)
@@ -138,7 +138,7 @@ def unpatchify(x_BLP: Tensor, patch: int) -> Tensor:
 
 
 def pixel_loss(predicted_MP: Tensor, x_BCHW: Tensor, mask_BL: Tensor, patch: int) -> Tensor:
-    """Mean squared error of the masked patches' pixels, each patch brought to mean 0 and variance 1 (MAE, arXiv 2111.06377).
+    """Mean squared error of the masked patches' pixels, each patch normalised to mean 0 and variance 1 (MAE, arXiv 2111.06377).
 
     Args:
         predicted_MP: from `MaskedImageModel.forward` under the same mask.

@@ -1,4 +1,4 @@
-"""Folders of pre-trained backbones: a timm model by `artifacts.save_timm`, mask token and head in a file of their own."""
+"""Folders of pre-trained backbones: a timm model (`artifacts.save_timm`), mask token and head in a separate file."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def save(
     model_args: Mapping[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the backbone for timm, and mask token and head beside it.
+    """Write the backbone for timm, and mask token and head next to it.
 
     Args:
         directory: the folder; replaced if there is one.
-        model: to write.
-        target: what its head predicts.
-        arch, model_args: as `build_backbone` gave them.
-        extra: further notes for the `peco` part of config.json.
+        model: the model.
+        target: the head's prediction.
+        arch, model_args: as returned by `build_backbone`.
+        extra: further entries of the `peco` part of config.json.
 
     Raises:
         PecoError: writing failed.
@@ -43,7 +43,7 @@ def save(
         mean=MEAN,
         std=STD,
         extra={**(extra or {}), "kind": KIND, "target": target, "outputs": model.head.out_features},
-        beside={
+        extra_files={
             HEAD: {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
         },
     )

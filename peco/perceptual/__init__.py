@@ -1,1 +1,1 @@
-"""The perceptual network: features of any timm model, their distance, MoCo v3 to train one."""
+"""The perceptual network: features of any timm model, the distance in them, MoCo v3 to train a network."""

@@ -19,15 +19,15 @@ Normalize = Literal["channel", "token", "none"]
 class PerceptualDistance(nn.Module):
     """Squared difference of normalised features, averaged over positions and images, summed over blocks.
 
-    The paper doesn't say how features are normalised. Here, per position:
+    The paper leaves the normalisation of features open. Here, per position:
 
     - `channel`: the vector is divided by its Euclidean length; the squared difference is summed over channels (as in LPIPS,
-      arXiv 1801.03924). 0 to 4 a block.
+      arXiv 1801.03924). 0 to 4 per block.
     - `token`: mean 0 and variance 1 over the vector's channels, as LayerNorm does; the squared difference is averaged over
-      channels. 0 to 4 a block.
-    - `none`: as they are; averaged over channels.
+      channels. 0 to 4 per block.
+    - `none`: not normalised; the squared difference is averaged over channels.
 
-    Sum and average are chosen so that the first two have one scale whatever the width of the network, and lambda one meaning.
+    Sum and average give the first two the same scale for networks of any width, so that lambda keeps its meaning.
     """
 
     def __init__(self, net: FeatureNet, normalize: Normalize) -> None:
@@ -36,7 +36,7 @@ class PerceptualDistance(nn.Module):
         self.normalize = normalize
 
     def forward(self, x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-        """Scalar distance of images in [0, 1]; symmetric in value, the gradient goes to the first argument only."""
+        """Scalar distance of images in [0, 1]: symmetric in value, with a gradient for the first argument only."""
         with torch.no_grad():
             targets = self.net(target_BCHW)
         total = x_BCHW.new_zeros((), dtype=torch.float32)

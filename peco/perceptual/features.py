@@ -25,15 +25,15 @@ _LOCAL = "put its weights on this machine and set perceptual_net.timm.checkpoint
 
 
 class FeatureNet(nn.Module):
-    """A frozen network that gives features of chosen blocks; gradients flow to the input.
+    """A frozen network that returns the features of selected blocks; gradients flow to the input.
 
-    A block is what the model's `feature_info` lists: a transformer block of a ViT, a stage of a ConvNet (ResNet: stem and four
-    stages; VGG: the convolutions before each pooling). Blocks after the last one asked for are cut off.
+    Blocks are the entries of the model's `feature_info`: the transformer blocks of a ViT, the stages of a ConvNet (ResNet: stem and
+    four stages; VGG: the convolutions before each pooling). Blocks after the last selected one are cut off.
 
-    A network with a fixed input size (ViT) gets its images resized to it (bilinear, antialiased); any other sees them as they are.
+    Images are resized (bilinear, antialiased) for a network with a fixed input size (ViT), and are not resized for any other.
 
     Args:
-        model: the network; it is taken over, i.e. frozen and pruned in place. Mean and std are those of its `pretrained_cfg`.
+        model: the network; it is frozen and pruned in place. Mean and std are those of its `pretrained_cfg`.
         blocks: numbers of blocks, from 1.
 
     Raises:
@@ -47,7 +47,7 @@ class FeatureNet(nn.Module):
         super().__init__()
         if not hasattr(model, "forward_intermediates"):
             raise PecoError(
-                f"perceptual_net.timm.model: {type(model).__name__} gives no intermediate features; take another model"
+                f"perceptual_net.timm.model: {type(model).__name__} has no intermediate features; choose another model"
             )
         self.model = cast(Any, model)
         depth = len(self.model.feature_info)
@@ -66,11 +66,11 @@ class FeatureNet(nn.Module):
 
     @property
     def channels(self) -> list[int]:
-        """Channels of each feature that `forward` gives."""
+        """Channels of each feature map that `forward` returns."""
         return [int(self.model.feature_info[index]["num_chs"]) for index in self.indices]
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: dropout and batch statistics would make the distance of equal images differ from zero."""
+        """Stay in eval mode: with dropout or batch statistics the distance of equal images would not be zero."""
         return super().train(False)
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
@@ -88,11 +88,11 @@ def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
     """Create a timm model without classifier head: weights of `checkpoint`, else from the hub if `pretrained`, else random.
 
     A network with a fixed input size is built for `image_size`, rounded up to whole patches, and its position embedding is
-    resampled. Weights come as safetensors, from the hub at commit `revision`. Those converted from MoCo v3
-    (`peco.convert_moco`) need a model with ImageNet's mean and std, as `vit_base_patch16_224.dino`.
+    resampled. Weights are safetensors; those of the hub are of commit `revision`. Weights converted from MoCo v3
+    (`peco.convert_moco`) need a model with ImageNet's mean and std, such as `vit_base_patch16_224.dino`.
 
     Raises:
-        PecoError: timm knows no such model; no network or no such revision; the file is missing, damaged or of another shape.
+        PecoError: timm has no such model; no network or no such revision; the file is missing, damaged or of another shape.
     """
     name = cfg.model
     if cfg.revision and name.startswith("hf-hub:"):
@@ -113,7 +113,7 @@ def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
         hint = f"give the weights of {cfg.model}"
         model = _create(name, key, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         used: Any = model.pretrained_cfg
-        used["file"] = None  # a path must not end up in an artifact
+        used["file"] = None  # an artifact must not hold a path
         return model
     if cfg.pretrained:
         options["pretrained_cfg_overlay"] = _hub_source(skeleton, cfg)
@@ -121,7 +121,7 @@ def build_timm(cfg: config.TimmNet, image_size: int) -> nn.Module:
 
 
 def _hub_source(skeleton: nn.Module, cfg: config.TimmNet) -> dict[str, Any]:
-    """What makes timm fetch safetensors at the pinned commit; it splits `revision` off the repository's name at the `@`."""
+    """`pretrained_cfg` entries for safetensors at the pinned commit; timm splits the revision off at the `@`."""
     known: Any = skeleton.pretrained_cfg
     repository = known.get("hf_hub_id")
     if not repository:
@@ -137,7 +137,7 @@ def _hub_source(skeleton: nn.Module, cfg: config.TimmNet) -> dict[str, Any]:
 
 
 def hub_commit(model: nn.Module) -> str | None:
-    """The commit of the hub repository that a pretrained model's weights came from; None where the hub's client does not know."""
+    """Hub commit of a pretrained model's weights; None if the hub's client has no record of it."""
     known: Any = cast(Any, model).pretrained_cfg
     repository, _, revision = (known.get("hf_hub_id") or "").partition("@")
     found = try_to_load_from_cache(repository, known.get("hf_hub_filename") or "", revision=revision or None)
@@ -146,7 +146,7 @@ def hub_commit(model: nn.Module) -> str | None:
 
 
 def _require_weights(path: Path, skeleton: nn.Module, key: str, name: str) -> None:
-    """Check that the file has every weight of the model: timm would leave the missing ones random without a word."""
+    """Check that the file has every weight of the model: timm would silently leave missing ones random."""
     if not path.is_file():
         raise PecoError(f"{key}: {path}: no such file; give a .safetensors file or null")
     if path.suffix != ".safetensors":
@@ -166,7 +166,7 @@ def _require_weights(path: Path, skeleton: nn.Module, key: str, name: str) -> No
 
 
 def _strict_embed(model: nn.Module) -> Any:
-    """The patch embedding that insists on its `img_size`; None for networks that take any size."""
+    """The patch embedding that requires its `img_size`; None for networks that take any size."""
     embeds = (m for m in model.modules() if isinstance(m, timm.layers.PatchEmbed))
     return next((m for m in embeds if m.img_size and m.strict_img_size), None)
 
@@ -174,7 +174,7 @@ def _strict_embed(model: nn.Module) -> Any:
 def _create(name: str, key: str, hint: str, **options: Any) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # timm's deprecations are not the user's business
+            warnings.simplefilter("ignore")  # timm's deprecations are of no use to the user
             model: nn.Module = timm.create_model(name, num_classes=0, **options)
     except Exception as error:  # timm, the hub's client and safetensors share no base class
         reason = " ".join(str(error).split()) or type(error).__name__

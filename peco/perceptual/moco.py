@@ -19,14 +19,14 @@ from peco.core.collectives import Collective, identity
 
 
 class GlobalBatchNorm(nn.Module):
-    """Batch normalisation of (B, D) by the statistics of the batch of all ranks, so that their number changes nothing.
+    """Batch normalisation of (B, D) by the statistics of all ranks' batches, so that results do not depend on the number of ranks.
 
-    It keeps no running statistics and is no `BatchNorm1d` for use after training: MoCo drops its heads then.
+    It has no running statistics, which only use after training would need: MoCo drops its heads then.
 
     Args:
         width: D.
         affine: learn scale and shift.
-        mean_over_ranks: differentiable mean of a tensor over ranks; batches of all ranks are of one size.
+        mean_over_ranks: differentiable mean of a tensor over ranks, whose batches have the same size.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ def mlp(layers: int, inputs: int, hidden: int, outputs: int, mean_over_ranks: Co
 class MoCo(nn.Module):
     """Online encoder with projector and predictor, and their momentum copies.
 
-    The trained network is `encoder`; its `pretrained_cfg` says by which mean and std views are normalised.
+    The trained network is `encoder`; views are normalised by the mean and std of its `pretrained_cfg`.
 
     Args:
         encoder: builds a timm vision transformer with `num_classes=0`; called twice.
-        cfg: widths, temperature, momentum, and whether the patch embedding stays random, which steadies the training of ViTs.
+        cfg: widths, temperature, momentum, and `freeze_patch_embed`: a random patch embedding stabilises the training of ViTs.
         gather: keys of all ranks, concatenated in rank order (no gradient).
         mean_over_ranks: differentiable mean over ranks.
-        rank: this process's place in the order of `gather`.
+        rank: position of this process in the order of `gather`.
     """
 
     mean_C11: Tensor
@@ -108,7 +108,8 @@ class MoCo(nn.Module):
         """Symmetric contrastive loss of two views, each in [0, 1].
 
         Returns:
-            Loss (mean over this rank's queries), and `accuracy`: share of queries nearest to their own key, of all ranks' keys.
+            Loss (mean over this rank's queries), and `accuracy`: share of queries that are nearest to their own key among all
+            ranks' keys.
         """
         x1_BCHW, x2_BCHW = ((x_BCHW - self.mean_C11) / self.std_C11 for x_BCHW in (x1_BCHW, x2_BCHW))
         q1_BD, q2_BD = (self.predictor(self.projector(self.encoder(x_BCHW))) for x_BCHW in (x1_BCHW, x2_BCHW))
@@ -120,7 +121,7 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def update_momentum(self, step: int, total: int) -> None:
-        """Move the momentum copies after step `step` of `total`; the momentum rises to 1 along a half cosine."""
+        """Update the momentum copies after step `step` of `total`; the momentum rises to 1 along a half cosine."""
         momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * step / total)) / 2
         for online, copy in (
             (self.encoder, self.momentum_encoder),
@@ -130,7 +131,7 @@ class MoCo(nn.Module):
                 target.lerp_(source, 1 - momentum)
 
     def _contrast(self, q_BD: Tensor, k_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """InfoNCE times 2 * temperature, which makes the size of the gradient independent of the temperature's."""
+        """InfoNCE times 2 * temperature, which makes the size of the gradient independent of the temperature."""
         with torch.autocast(q_BD.device.type, enabled=False):
             k_MD = self.gather(F.normalize(k_BD.float(), dim=1))
             logits_BM = F.normalize(q_BD.float(), dim=1) @ k_MD.T / self.temperature
@@ -140,7 +141,7 @@ class MoCo(nn.Module):
 
 
 def _freeze_patch_embed(encoder: nn.Module) -> None:
-    """Fix the patch embedding at random weights, Xavier-uniform over the patch as in the paper's code, with zero bias."""
+    """Freeze the patch embedding at random weights: Xavier-uniform over the patch as in the paper's code, zero bias."""
     proj: Any = encoder.patch_embed.proj  # type: ignore[union-attr]
     bound = math.sqrt(6 / (proj.weight[0].numel() + proj.out_channels))
     nn.init.uniform_(proj.weight, -bound, bound)

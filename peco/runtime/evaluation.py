@@ -1,4 +1,4 @@
-"""The parts that the evaluations share: whether they run, the weights they start from, details next to their pictures."""
+"""Common parts of the evaluations: their switches, the weights they start from, details next to their pictures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DETAILS = "details.json"
 
 @dataclass(frozen=True)
 class Start:
-    """Weights that a model starts from.
+    """Initial weights of an evaluated model.
 
     Attributes:
-        name: of its pictures and trainings.
-        prefix: of its metrics.
-        pretrained: the pre-trained backbone, or its architecture at random initialisation.
+        name: part of the names of its trainings and pictures.
+        prefix: prefix of its metrics.
+        pretrained: True for the pre-trained backbone, False for its architecture at random initialisation.
     """
 
     name: str
@@ -33,10 +33,10 @@ STARTS = (Start("pretrained", "", True), Start("random", "random_", False))
 
 
 def require_task(run: StageRun, task: str) -> None:
-    """Check that an evaluation is to run.
+    """Check that an evaluation is switched on.
 
     Raises:
-        Skipped: `evaluate.tasks` has it switched off.
+        Skipped: `evaluate.tasks` has it off.
     """
     if not getattr(run.config.evaluate.tasks, task):
         raise Skipped(f"switched off (evaluate.tasks.{task})")
@@ -45,6 +45,6 @@ def require_task(run: StageRun, task: str) -> None:
 def write_details(folder: Path, values: Mapping[str, Any]) -> None:
     """Write results by class, by pair or by code into the folder of pictures.
 
-    They are not among the metrics, since `dvc exp show` makes a column of each of these.
+    They are not among the metrics, since `dvc exp show` has a column for each metric.
     """
     write_json(folder / DETAILS, rounded(dict(values)))

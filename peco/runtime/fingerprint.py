@@ -12,15 +12,20 @@ from peco.runtime.paths import ARTIFACTS
 
 
 def require_present(path: Path) -> None:
+    """Check that a stage's input exists.
+
+    Raises:
+        PecoError: it doesn't.
+    """
     if not path.exists():
         raise PecoError(f"{path}: missing; `dvc repro` makes it, `dvc pull` fetches it")
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a result of an earlier stage, or of data. The `index.json` of a result holds the hashes of what lies beside it.
+    """Hash of a result of an earlier stage, or of data. The `index.json` of a result holds the hashes of the files next to it.
 
     Raises:
-        PecoError: there is no such result.
+        PecoError: the path doesn't exist.
     """
     require_present(path)
     if path.parent == ARTIFACTS and (path / "index.json").exists():
@@ -34,9 +39,10 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-@functools.cache  # of one process, so that all its trainings have one key, whatever is imported in between
+# Cached, so that all trainings of a process have one key, although modules may be imported between them.
+@functools.cache
 def code_hash() -> str:
-    """Hash of the source of all modules of peco that are loaded, the stage's own too, which runs as `__main__`."""
+    """Hash of the source of all loaded modules of peco, including the stage's own, which runs as `__main__`."""
     sources = {}
     for name, module in sys.modules.copy().items():
         spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)

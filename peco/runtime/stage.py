@@ -1,11 +1,11 @@
-"""What all stages share: how one is started, where it works, and how it hands over its results.
+"""One run of a stage: its parameters, working files, metrics, error messages and exit status.
 
-A stage module has `PARAMS`, the parameters it reads, and `main(run)`. It is run as `python -m peco.stages.<stage>` by the
-launcher, in one process or in many under torchrun.
+A stage module has `PARAMS`, the parameters that it reads, and `main(run)`. The launcher runs it as `python -m peco.stages.<stage>`
+or `python -m peco.evaluate.<task>.stage`, in one process, or in several under torchrun.
 
-Working files live under `$PECO_WORK` (default `.work`), keyed by the stage's parameters, inputs and code: a stage that was killed
-finds them again, one of which any of these changed does not. They outlast the publication (see `workfiles.mark_finished`). Results
-appear at their final place only when complete.
+Working files lie under `$PECO_WORK` (default `.work`), keyed by the stage's parameters, inputs and code: a killed stage finds them
+again; if any of these changed, it starts from the beginning. They are kept after the publication (see `workfiles.mark_finished`).
+Results appear at their final place only when they are complete.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ from peco.runtime.paths import METRICS, PICTURES
 
 
 class Skipped(Exception):
-    """The stage can't be done on this data, which is no error: the reason becomes its metrics."""
+    """The stage is switched off or can't be done on this data, which is no error: the reason becomes its metrics."""
 
 
-WORK_FORMAT = 1  # of checkpoints and other working files: raised where older ones can't be gone on from
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 143
+# Format of checkpoints and other working files: to be raised by a change that can't resume from older ones.
+WORK_FORMAT = 1
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_DEFECT = 2, 143, 1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_SECONDS = 0.5
 KEY_BYTES = 8
 LOST_PEER_SECONDS = 10.0
@@ -56,9 +58,9 @@ LOST_PEER_SECONDS = 10.0
 class StageRun:
     """One run of a stage.
 
-    Args:
+    Attributes:
         name: of the stage, as in dvc.yaml.
-        config: only the parameters that the stage declares.
+        config: the parameters that the stage declares, and no others.
     """
 
     name: str
@@ -66,23 +68,26 @@ class StageRun:
 
     @property
     def workers(self) -> int:
-        """Data loading processes that the launcher grants."""
+        """Number of data loading processes (PECO_WORKERS)."""
         return WORKERS.integer()
 
     def work(self, inputs: Iterable[Path], share: Callable[[bytes], bytes] = lambda data: data) -> Path:
-        """Folder for this run's working files: the same for equal parameters, inputs and code, and only then.
+        """Folder of this run's working files: the same folder exactly if parameters, inputs and code are the same.
 
-        Until this process ends no other may have it: one that comes later, from another terminal perhaps, waits.
+        This process locks it until the run is finished; an equal run, perhaps in another terminal, waits.
 
         Args:
-            inputs: results of earlier stages, and data of the user's. Only rank 0 reads them, since they may be large.
-            share: rank 0's bytes to all ranks.
+            inputs: results of earlier stages, and the user's data. Only rank 0 reads them, since they may be large.
+            share: returns rank 0's bytes on all ranks.
+
+        Raises:
+            PecoError: an input is missing.
         """
         paths = list(inputs)
         for path in paths:
-            require_present(path)  # on all ranks, so that none waits for one that has failed
-        # Ranks wait in many short collectives, since a long one runs into its timeout.
+            require_present(path)  # on all ranks, so that no rank waits for one that has failed
         hashing = _in_background(lambda: self._key(paths)) if is_main() else None
+        # Ranks wait in many short collectives, since a long one runs into its timeout.
         while not share(bytes([hashing is not None and bool(wait([hashing], POLL_SECONDS).done)]))[0]:
             pass
         key = share(hashing.result() if hashing else bytes(KEY_BYTES)).hex()
@@ -101,7 +106,7 @@ class StageRun:
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[:KEY_BYTES]
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write the stage's metrics file; of an evaluation also its folder of pictures, empty unless it has some."""
+        """Write the stage's metrics file, and make an evaluation's folder of pictures if there are no pictures."""
         write_json(METRICS / f"{StageName(self.name).path}.json", rounded(values))
         kind, _, task = self.name.partition("@")
         if kind == "evaluate":
@@ -109,18 +114,18 @@ class StageRun:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes results."""
+    """True in the process that writes results."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _in_background(work: Callable[[], bytes]) -> Future[bytes]:
-    """Start work beside this thread. A process that stops does not wait for it."""
+    """Start work in a thread of its own. A process that stops does not wait for it."""
     future: Future[bytes] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # raised again where the result is asked for
+        except BaseException as error:  # raised again by `result()`
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -128,85 +133,84 @@ def _in_background(work: Callable[[], bytes]) -> Future[bytes]:
 
 
 def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]) -> None:
-    """Run a stage as this process's work, and exit: 0, 2 for an error the user can fix, 143 if interrupted, 1 for a defect.
+    """Run a stage and exit: 0, 2 for an error the user can fix, 143 if interrupted, 1 for a bug.
 
-    SIGTERM and SIGINT interrupt it anywhere; what it was writing is removed. A training handles them itself.
+    SIGTERM and SIGINT interrupt it anywhere; unfinished results are removed. A training handles these signals itself.
 
     Args:
         name: of the stage, as in dvc.yaml.
         params: keys of the parameters that it may read.
         main: its work.
     """
-    code = 0
+    status = 0
     try:
-        with StopSignals(
-            _interrupt,
-            signals=(signal.SIGTERM, signal.SIGINT),
-            afterwards=signal.SIG_IGN,  # the process is about to leave
-        ) as stop:
+        # Afterwards they are ignored: the process is about to exit.
+        with StopSignals(_interrupt, signals=STOP_SIGNALS, afterwards=signal.SIG_IGN) as stop:
             try:
                 _set_up_torch()
                 run = StageRun(name, schema.restrict(load_params(), params))
                 try:
                     main(run)
                 except Skipped as reason:
-                    if is_main():
-                        print(f"{name}: skipped: {reason}")
-                        run.metrics({"skipped": str(reason)})
+                    _skip(run, reason)
             except Exception as error:
                 if stop.first and not isinstance(error, PecoError):
                     raise KeyboardInterrupt from None  # a rank whose peers have stopped fails in its next collective
-                code = _report(name, error)
+                status = _report(name, error)
     except KeyboardInterrupt:
         _print_error(f"{name}: interrupted; run it again to resume")
-        code = EXIT_INTERRUPTED
+        status = EXIT_INTERRUPTED
     sys.stdout.flush()
     sys.stderr.flush()
-    # Leaving without the interpreter's teardown: a rank that waits there for a dead peer would hang the job.
-    os._exit(code)
+    # Skips the interpreter's teardown: a rank that waits there for a dead peer would hang the job.
+    os._exit(status)
+
+
+def _skip(run: StageRun, reason: Skipped) -> None:
+    if is_main():
+        print(f"{run.name}: skipped: {reason}")
+        run.metrics({"skipped": str(reason)})
 
 
 def _set_up_torch() -> None:
-    """Fix the number of threads, and choose deterministic kernels on the CPU."""
+    """Set the number of threads (PECO_THREADS), and choose deterministic kernels on the CPU."""
     if threads := THREADS.integer():
         torch.set_num_threads(threads)
-    # Equal bytes are promised on the CPU; on GPUs it would cost speed, and attention would differ all the same.
+    # Equal bytes are promised on the CPU alone; on GPUs this would cost speed, and attention would still differ.
     if not uses_cuda():
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _report(name: str, error: Exception) -> int:
-    """Print an error, in one line unless it is a defect, and return the exit status."""
-    text = str(error).removeprefix(
-        f"{name}: "
-    )  # a training's own message begins with its name, often that of the stage
+    """Print an error, in one line unless it is a bug, and return the exit status."""
+    message = _one_line(error)
+    if message is None:
+        if _is_collective_failure(error):
+            # The launcher is about to end this process because of the lost one, and should see that one's end first.
+            time.sleep(LOST_PEER_SECONDS)
+        traceback.print_exception(error)
+        return EXIT_DEFECT
+    message = message.removeprefix(f"{name}: ")  # that of a training begins with its own name, often that of the stage
     if isinstance(error, Interrupted):
-        _print_error(f"{name}: {text}")
+        _print_error(f"{name}: {message}")
         return EXIT_INTERRUPTED
-    if isinstance(error, PecoError):
-        _print_error(f"error: {name}: {text}")
-        return EXIT_ERROR
-    if cause := _fixable(error):
-        _print_error(f"error: {name}: {cause}")
-        return EXIT_ERROR
-    if _lost_peer(error):
-        # The launcher is about to end this process because of the one that was lost, and should see that one's end first.
-        time.sleep(LOST_PEER_SECONDS)
-    traceback.print_exception(error)
-    return 1
+    _print_error(f"error: {name}: {message}")
+    return EXIT_ERROR
 
 
-def _lost_peer(error: Exception) -> bool:
-    """Whether a collective failed, most often since another process of the job has died."""
+def _is_collective_failure(error: Exception) -> bool:
+    """True if a collective failed, most often since another process of the job has died."""
     return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _fixable(error: Exception) -> str | None:
-    """What to tell the user about an error that isn't peco's own; None for a defect."""
+def _one_line(error: Exception) -> str | None:
+    """Message of an error that the user can fix; None for a bug."""
+    if isinstance(error, PecoError):
+        return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full while writing {error.filename or 'results'}: free space and run again"
-    # Torch raises this wherever the main thread happens to be when it learns of the loader process's end.
+    # Torch raises this from its SIGCHLD handler, wherever the main thread happens to be.
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return (
             "a loader process was killed, most often because it ran out of memory: free memory (/dev/shm too) or lower "

@@ -1,1 +1,1 @@
-"""One module for each DVC stage."""
+"""The stages of dvc.yaml before and after the evaluations, one module each."""

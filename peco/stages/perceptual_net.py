@@ -1,7 +1,7 @@
-"""Stage `perceptual_net`: the network in whose features image and reconstruction are to agree.
+"""Stage `perceptual_net`: the network whose features the perceptual loss compares.
 
-`source: train` trains a vision transformer by MoCo v3 on the user's own shards; `source: timm` takes an existing network. Either
-way the result is a timm model folder, with a kNN score beside that of the same network at random initialisation.
+`source: train` trains a vision transformer by MoCo v3 on the user's own shards; `source: timm` uses an existing network. The result
+is a timm model folder, and a kNN score next to that of the same network at random initialisation.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from peco.probes import knn
 from peco.probes.features import extract
 from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
+from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import Skipped, StageRun, run_stage
-from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.training.distributed import Dist
 from peco.training.loop import Task, train
 
@@ -44,12 +44,12 @@ PARAMS = (
     "perceptual_net.optim",
 )
 SCORE_HOLDOUT, SCORE_KNN = 0.1, config.Knn(neighbors=(5, 10, 20), temperature=0.07)
-SCAN_BATCH = 128
+EVAL_BATCH = 128
 
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Two independent views of a sample, as contrastive learning needs."""
+    """Transform of a sample to two independent views."""
 
     seed: int
     distribution: config.ViewDistribution
@@ -111,7 +111,7 @@ def main(run: StageRun) -> None:
 
     crop = cfg.moco.crop_size or size
     with torch.device("meta"):
-        build_vit(cfg.vit, crop, cfg.moco.pool)  # a wrong architecture is to be told before any work
+        build_vit(cfg.vit, crop, cfg.moco.pool)  # reports a wrong architecture before any work
     seed_everything(run.config.seed)
     moco = MoCo(
         lambda: build_vit(cfg.vit, crop, cfg.moco.pool),
@@ -141,7 +141,7 @@ def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
     """
     key = f"perceptual_net.vit.arch: {vit.arch!r} is not allowed"
     if not timm.is_model(vit.arch):
-        raise PecoError(f"{key}: timm knows no such model; take a plain ViT, such as vit_small_patch16_224")
+        raise PecoError(f"{key}: timm has no such model; take a plain ViT, such as vit_small_patch16_224")
     try:
         net = timm.create_model(vit.arch, num_classes=0, **vit_args(vit, image_size, pool))
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -153,7 +153,7 @@ def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
 
 
 def existing_args(net: nn.Module) -> dict[str, Any]:
-    """Arguments of `timm.create_model` beside the architecture that an existing network was built with."""
+    """Arguments of `timm.create_model`, without the architecture, that rebuild an existing network."""
     known = dict(getattr(net, "_model_args", {}))  # a model of the hub may bring some
     known.pop("num_classes", None)
     embed: Any = getattr(net, "patch_embed", None)
@@ -161,7 +161,7 @@ def existing_args(net: nn.Module) -> dict[str, Any]:
 
 
 def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str | None = None) -> None:
-    """Write the network as the stage's result; `commit` is where on the hub its weights came from."""
+    """Write the network as the stage's result; `commit` is the hub commit of its weights."""
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
     extra = {"kind": "perceptual_net", "source": source} | ({"hub_commit": commit} if commit else {})
     arch = cast(Any, net).pretrained_cfg["architecture"]
@@ -169,7 +169,7 @@ def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str
 
 
 def score(run: StageRun, dist: Dist) -> dict[str, float]:
-    """kNN accuracy of the published network and of the same at random initialisation; empty where labels are missing."""
+    """kNN accuracy of the published network and of the same at random initialisation; empty if there are no labels."""
     try:
         train, val = labeled_splits()
     except Skipped as reason:
@@ -181,19 +181,21 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
         ("random_", artifacts.random_like(paths.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
         center = CenterView(whole_patches(model, run.config.loader.image_size))
-        ours, theirs = (
+        train_features, val_features = (
             extract(
                 model.to(dist.device),
-                eval_batches(split, center, batch_size=SCAN_BATCH, workers=run.workers, device=dist.device),
+                eval_batches(split, center, batch_size=EVAL_BATCH, workers=run.workers, device=dist.device),
             )
             for split in (train, val)
         )
-        scores[f"{prefix}knn_accuracy"] = knn.evaluate(ours, theirs, SCORE_KNN, SCORE_HOLDOUT, dist.device).accuracy
+        scores[f"{prefix}knn_accuracy"] = knn.probe_knn(
+            train_features, val_features, SCORE_KNN, SCORE_HOLDOUT, dist.device
+        ).accuracy
     return scores
 
 
 def whole_patches(net: nn.Module, image_size: int) -> int:
-    """`image_size`, rounded up to what the network's patches divide."""
+    """`image_size`, rounded up to a multiple of the network's patch size."""
     patch: int = max(to_2tuple(getattr(getattr(net, "patch_embed", None), "patch_size", 1)))
     return -(-image_size // patch) * patch
 

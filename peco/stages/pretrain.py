@@ -1,4 +1,4 @@
-"""Stage `pretrain`: masked image modelling in the manner of BEiT, with the perceptual tokens as targets.
+"""Stage `pretrain`: masked image modelling as in BEiT, with the perceptual tokens as targets.
 
 With `pretrain.target: pixels` the targets are the pixels of the same views under the same masks.
 """
@@ -22,8 +22,8 @@ from peco.mim import storage
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
 from peco.runtime import paths
+from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import StageRun, run_stage
-from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
@@ -34,7 +34,10 @@ PARAMS = ("seed", "loader", "tokens", "pretrain")
 
 @dataclass(frozen=True)
 class MaskedView:
-    """A view of a sample, its mask, and its tokens where they are stored; else the view at the tokenizer's size, if it is given."""
+    """Transform of a sample to a view, its mask and its stored tokens.
+
+    If no tokens are stored, it has the view at the tokenizer's size instead, or neither without a tokenizer.
+    """
 
     seed: int
     distribution: config.ViewDistribution
@@ -60,7 +63,7 @@ class MaskedView:
 
 
 class TokenTask(Task):
-    """Predict the tokens of masked patches. The tokenizer, if tokens are computed online, is frozen and not part of the state."""
+    """Predict the tokens of masked patches. A tokenizer for online targets is frozen and not part of the state."""
 
     def __init__(self, model: MaskedImageModel, tokenizer: PerceptualTokenizer | None) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class TokenTask(Task):
         return loss, {"accuracy": accuracy}
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
-        """The token of every patch, int64 (B, L): the stored ones, or those of the view, in fp32 as the stored ones are."""
+        """Tokens of all patches, int64 (B, L): the stored ones, or those of the view, computed in fp32 like the stored ones."""
         tokenizer = self._tokenizer.value
         if tokenizer is None:
             return batch["tokens"]
@@ -103,7 +106,7 @@ def main(run: StageRun) -> None:
     if store.grid != grid:
         raise PecoError(
             f"{paths.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
-            "`dvc repro tokens` makes them anew"
+            "`dvc repro tokens` makes them again"
         )
     seed_everything(seed)
     backbone, arch, model_args = build_backbone(cfg.vit, size, cfg.layer_scale, cfg.drop_path)
@@ -119,7 +122,7 @@ def main(run: StageRun) -> None:
     transform = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     work = run.work([paths.SHARDS, paths.TOKENIZER, paths.TOKENS], dist.share)
     loader = train_loader(run, images, transform, cfg.optim, dist)
-    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
+    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=seed, dist=dist, work=work)
     if dist.rank == 0:
         extra = {"masking": schema.to_dict(cfg.masking)}
         storage.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)

@@ -1,4 +1,4 @@
-"""Stage `report`: data, reconstructions, codebook, masked predictions, curves, evaluations and parameters on one page.
+"""Stage `report`: one page with data, reconstructions, codebook, masked predictions, curves, evaluations and parameters.
 
 The page needs no other file and no network, and holds no time, host or path: same inputs, same bytes.
 """
@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from peco.core import config, device, schema
+from peco.core import config, schema
+from peco.core.device import select_device
 from peco.core.image_metrics import psnr
+from peco.core.numbers import evenly_spaced
 from peco.core.publishing import write_file
 from peco.data import views
-from peco.data.shards import ShardSet, load_index, open_shards
-from peco.report import figures, page, transfer
+from peco.data.shards import ShardSet, load_index, open_evaluation_split, open_shards
+from peco.report import figures, page, sections
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
 
@@ -34,9 +36,10 @@ PARAMS = (
     "evaluate",
     "report",
 )
-CODE_IMAGES = 512  # that codes are counted on
-GALLERY, PATCHES = 9, 8
-SHEET_CLASSES, SHEET_IMAGES, SHEET_SIZE = 24, 6, 96  # at most: classes, images of each, pixels a side
+CODE_IMAGES = 512  # for the counts of codes
+GALLERY_CODES, GALLERY_PATCHES = 9, 8
+# Contact sheets have at most this number of classes, of images per class, and of pixels per side.
+SHEET_CLASSES, SHEET_IMAGES, SHEET_SIZE = 24, 6, 96
 PACKAGES = ("peco", "torch", "timm", "numpy", "pillow")
 
 
@@ -44,7 +47,7 @@ def main(run: StageRun) -> None:
     cfg = run.config
     index = load_index(paths.SHARDS)
     metrics = page.read_metrics(paths.METRICS)
-    split = "val" if "val" in index["splits"] else "train"
+    scored = open_evaluation_split(paths.SHARDS)
     html = page.render(
         preset=cfg.preset,
         description=describe(cfg, index),
@@ -54,18 +57,18 @@ def main(run: StageRun) -> None:
             *((name, version(name)) for name in PACKAGES),
         ],
         stages=page.read_curves(paths.PLOTS),
-        split="the validation split" if split == "val" else "the training split (there is no other)",
-        tasks=transfer.tasks(metrics, paths.PICTURES, backbone_name(cfg)),
-        **evaluation(cfg, metrics, open_shards(paths.SHARDS, split)),
+        split="the validation split" if scored.split == "val" else "the training split (there is no other)",
+        sections=sections.evaluation_sections(metrics, paths.PICTURES, backbone_name(cfg)),
+        **evaluation(cfg, metrics, scored),
         **data(index),
-        **pictures(cfg, metrics, open_shards(paths.SHARDS, split)),
+        **pictures(cfg, metrics, scored),
         **perceptual_net(cfg, metrics),
     )
     write_file(paths.REPORT, html)
 
 
 def version(package: str) -> str:
-    """Version of an installed package without its build, which depends on the machine (`+cpu`)."""
+    """Version of an installed package, without the build (`+cpu`), which depends on the machine."""
     try:
         return metadata.version(package).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -73,10 +76,10 @@ def version(package: str) -> str:
 
 
 def describe(cfg: config.Config, index: dict[str, Any]) -> str:
-    """What was run on what, in a sentence."""
+    """Preset, data and models in a few sentences."""
     words = {"train": "training", "val": "validation"}
     images = page.joined([f"{page.number(split['samples'])} {words[name]}" for name, split in index["splits"].items()])
-    source = {"scenes": "the embedded set of procedural scenes"}.get(index["source"], "images of your own")
+    source = {"scenes": "the built-in set of procedural scenes"}.get(index["source"], "images of your own")
     vit, quantizer = cfg.pretrain.vit, cfg.tokenizer.quantizer
     return (
         f"Preset {cfg.preset}, seed {cfg.seed}, on {source}: {images} images. A ViT of {vit.depth} blocks of width "
@@ -86,7 +89,7 @@ def describe(cfg: config.Config, index: dict[str, Any]) -> str:
 
 
 def budget(cfg: config.Config, samples: int) -> str:
-    """How many images each training saw, repeats counted, since scores of different budgets don't compare."""
+    """Images seen by each training, counting repeats: scores of different budgets can't be compared."""
     stages = [("the tokenizer", cfg.tokenizer.optim), ("pre-training", cfg.pretrain.optim)]
     if cfg.perceptual_net.source == "train":
         stages.insert(0, ("the perceptual network", cfg.perceptual_net.optim))
@@ -95,7 +98,7 @@ def budget(cfg: config.Config, samples: int) -> str:
 
 
 def backbone_name(cfg: config.Config) -> str:
-    """What the pre-trained backbone is called."""
+    """Name of the pre-trained backbone in tables."""
     if cfg.pretrain.target == "pixels":
         return "Pixel-regression backbone"
     if cfg.tokenizer.objective == "vqkd":
@@ -103,8 +106,8 @@ def backbone_name(cfg: config.Config) -> str:
     return "Pixel-codebook backbone" if cfg.tokenizer.perceptual.weight == 0 else "PeCo backbone"
 
 
-def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict[str, Any]:
-    """The table, and the figures below it."""
+def evaluation(cfg: config.Config, metrics: page.MetricsByFile, split: ShardSet) -> dict[str, Any]:
+    """The table of evaluations, and the scores below it."""
     rows = page.evaluation_rows(metrics, backbone_name(cfg))
     notes = page.choices(metrics)
     error = page.standard_error(rows, len(split))
@@ -112,17 +115,17 @@ def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> di
         notes.append(
             f"With {page.number(len(split))} images the standard error of an accuracy is up to {100 * error:.1f} points."
         )
-        most = np.bincount(split.labels[split.labels >= 0], minlength=1).max() / len(split)
-        notes.append(f"Always naming the commonest class gives {page.percent(most)}.")
+        majority = np.bincount(split.labels[split.labels >= 0], minlength=1).max() / len(split)
+        notes.append(f"Always predicting the most frequent class gives {page.percent(majority)}.")
     tokenizer, pretrain = metrics.get("tokenizer", {}), metrics.get("pretrain", {})
     facts = []
-    for name, values, key, form, note in (
+    for name, values, key, template, note in (
         (
             "Codebook usage",
             tokenizer,
             "usage",
             "{:.1%}",
-            "codes met in the last (possibly partial) epoch of the tokenizer's training",
+            "codes used in the last (possibly partial) epoch of the tokenizer's training",
         ),
         (
             "Perplexity",
@@ -135,7 +138,7 @@ def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> di
         ("Masked tokens", pretrain, "accuracy", "{:.1%}", "predicted exactly at the end of pre-training"),
     ):
         if key in values:
-            facts.append((name, form.format(values[key]).replace("%", f"{page.NARROW_SPACE}%"), note))
+            facts.append((name, template.format(values[key]).replace("%", f"{page.NARROW_SPACE}%"), note))
     return {
         "verdict": page.verdict(rows),
         "evaluations": [name for name, _ in page.EVALUATIONS],
@@ -149,21 +152,19 @@ def evaluation(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> di
 
 
 def data(index: dict[str, Any]) -> dict[str, Any]:
-    """Counts and contact sheets."""
+    """Counts and contact sheets of the data."""
     sets = {name: open_shards(paths.SHARDS, name) for name in index["splits"]}
     train, classes = sets["train"], len(index["classes"])
     counts = {name: np.bincount(shards.labels[shards.labels >= 0], minlength=classes) for name, shards in sets.items()}
     present = np.flatnonzero(counts["train"])
-    chosen = present[np.unique(np.linspace(0, len(present) - 1, min(SHEET_CLASSES, len(present))).round().astype(int))]
-    spread = ""
+    class_sizes = ""
     if len(present):
-        least, most = (page.number(int(end(counts["train"][present]))) for end in (np.min, np.max))
-        spread = f"Each class has {least if least == most else f'{least} to {most}'} images in train."
-        if len(chosen) < len(present):
-            spread += f" {len(chosen)} of the {page.number(len(present))} classes are shown."
-        shown = {
-            label: thumbnails(train, np.flatnonzero(train.labels == label)[:SHEET_IMAGES]) for label in chosen.tolist()
-        }
+        least, most = (page.number(int(extreme(counts["train"][present]))) for extreme in (np.min, np.max))
+        class_sizes = f"Each class has {least if least == most else f'{least} to {most}'} images in train."
+        labels = present[evenly_spaced(len(present), SHEET_CLASSES)].tolist()
+        if len(labels) < len(present):
+            class_sizes += f" {len(labels)} of the {page.number(len(present))} classes are shown."
+        shown = {label: thumbnails(train, np.flatnonzero(train.labels == label)[:SHEET_IMAGES]) for label in labels}
         sheets = page.class_sheets(train, shown, counts)
     else:
         images = np.arange(min(len(train), 8 * SHEET_IMAGES))
@@ -172,37 +173,37 @@ def data(index: dict[str, Any]) -> dict[str, Any]:
             for start in range(0, len(images), SHEET_IMAGES)
             for sheet in page.class_sheets(train, {-1: thumbnails(train, images[start : start + SHEET_IMAGES])}, counts)
         ]
-    return {"splits": index["splits"], "rejected": index["rejected"], "spread": spread, "sheets": sheets}
+    return {"splits": index["splits"], "rejected": index["rejected"], "class_sizes": class_sizes, "sheets": sheets}
 
 
 def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:
-    """Small evaluation views of some samples, all of one size."""
+    """Small evaluation views of some samples, all of the same size."""
     images = [sample.decode() for i in indices.tolist() for sample in shards.read(i, i + 1)]
     size = min(SHEET_SIZE, *(min(image.size) for image in images))
     return [views.apply(image, views.center(image.width, image.height), size) for image in images]
 
 
-def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict[str, Any]:
-    """What tokenizer and backbone do with images of `split`."""
-    where = device.choose()
-    models = figures.load_models(paths.TOKENIZER, paths.BACKBONE, where)
+def pictures(cfg: config.Config, metrics: page.MetricsByFile, split: ShardSet) -> dict[str, Any]:
+    """Results of tokenizer and backbone on images of `split`."""
+    device = select_device()
+    models = figures.load_models(paths.TOKENIZER, paths.BACKBONE, device)
     tokenizer = models.tokenizer
     count = cfg.report.images
     x_BCHW, labels = figures.read_images(split, models.tokenizer_size, max(CODE_IMAGES, count))
     backbone_x_BCHW, _ = figures.read_images(split, models.backbone_size, count)
-    x_BCHW, backbone_x_BCHW = x_BCHW.to(where), backbone_x_BCHW.to(where)
+    x_BCHW, backbone_x_BCHW = x_BCHW.to(device), backbone_x_BCHW.to(device)
     names = [split.classes[label] if label >= 0 else f"image {i + 1}" for i, label in enumerate(labels[:count])]
 
     shown_BCHW = x_BCHW[:count]
-    painted_BCHW = tokenizer.reconstruct(shown_BCHW)
-    originals, painted = figures.to_pixels(shown_BCHW), figures.to_pixels(painted_BCHW)
-    decibels = psnr(shown_BCHW, painted_BCHW).tolist()
+    reconstructed_BCHW = tokenizer.reconstruct(shown_BCHW)
+    originals, reconstructed = figures.to_pixels(shown_BCHW), figures.to_pixels(reconstructed_BCHW)
+    decibels = psnr(shown_BCHW, reconstructed_BCHW).tolist()
     reconstructions = [
         (name, value, page.picture(pair, f"{name}: original and reconstruction, {value:.1f} dB"))
-        for name, value, *pair in zip(names, decibels, originals, painted, strict=True)
+        for name, value, *pair in zip(names, decibels, originals, reconstructed, strict=True)
     ]
-    codes = figures.study_codes(tokenizer, x_BCHW, gallery=GALLERY, patches=PATCHES)
-    paintings = figures.paint_predictions(models, shown_BCHW, backbone_x_BCHW)
+    codes = figures.study_codes(tokenizer, x_BCHW, gallery=GALLERY_CODES, patches=GALLERY_PATCHES)
+    predictions = figures.draw_predictions(models, shown_BCHW, backbone_x_BCHW)
     return {
         "reconstructions": reconstructions,
         "reconstruction_note": reconstruction_note(metrics.get("tokenizer", {})),
@@ -217,56 +218,63 @@ def pictures(cfg: config.Config, metrics: page.Metrics, split: ShardSet) -> dict
             for entry in codes.gallery
         ],
         "masked": masked_section(
-            paintings, names, (models.tokenizer_size // tokenizer.factor) ** 2, tokenizer.quantizer.codes
+            predictions, names, (models.tokenizer_size // tokenizer.factor) ** 2, tokenizer.quantizer.codes
         ),
     }
 
 
 def masked_section(
-    paintings: Sequence[figures.Painting], names: Sequence[str], patches: int, codes: int
+    predictions: Sequence[figures.MaskedPrediction], names: Sequence[str], patches: int, codes: int
 ) -> dict[str, Any]:
-    """Masked predictions: what they are, how many were right, and a strip of pictures an image."""
-    hidden = f"The backbone sees an image with {paintings[0].count} of its {patches} patches hidden and predicts their"
+    """Masked predictions: title, explanation, number of right ones, and a strip of pictures per image."""
+    hidden = (
+        f"The backbone sees an image with {predictions[0].count} of its {patches} patches hidden and predicts their"
+    )
     columns = ["original", "masked", "predicted tokens", "true tokens"]
-    if paintings[0].correct is None:
+    if predictions[0].correct is None:
         title, columns = "Masked patches, predicted", ["original", "masked", "predicted pixels"]
         text = (
-            f"{hidden} pixels, each patch brought to one mean and contrast. Here it gets its true mean and contrast back, so "
-            "the colours are no achievement of the model, but the patterns are."
+            f"{hidden} pixels, each patch normalised to the same mean and contrast. Here each has its true mean and contrast "
+            "again: the patterns are predicted, the colours are not."
         )
-        captions = [f"{painting.count} patches hidden" for painting in paintings]
+        captions = [f"{prediction.count} patches hidden" for prediction in predictions]
     else:
-        title = "Masked-token predictions, painted"
-        correct, masked = sum(p.correct or 0 for p in paintings), sum(p.count for p in paintings)
+        title = "Masked-token predictions, decoded"
+        correct, masked = sum(p.correct or 0 for p in predictions), sum(p.count for p in predictions)
         text = (
-            f"{hidden} tokens. The decoder paints the grid with the predicted tokens in the gaps, and for comparison the grid of "
+            f"{hidden} tokens. The decoder gets the grid with the predicted tokens in the gaps and, for comparison, the grid of "
             f"true tokens. {masked_note(correct, masked, codes)}"
         )
-        captions = [f"{painting.correct} of {painting.count} tokens exactly right" for painting in paintings]
+        captions = [f"{prediction.correct} of {prediction.count} tokens exactly right" for prediction in predictions]
     strips = [
-        (name, caption, page.picture(painting.pictures, f"{name}: {', '.join(columns)}"))
-        for name, caption, painting in zip(names, captions, paintings, strict=True)
+        (name, caption, page.picture(prediction.pictures, f"{name}: {', '.join(columns)}"))
+        for name, caption, prediction in zip(names, captions, predictions, strict=True)
     ]
-    return {"title": title, "text": text, "columns": columns, "paintings": strips}
+    return {"title": title, "text": text, "columns": columns, "strips": strips}
 
 
 def reconstruction_note(scores: Mapping[str, float]) -> str:
-    """The tokenizer's scores as a sentence."""
+    """The tokenizer's scores in a sentence."""
     known = (("val_psnr", "PSNR {:.2f} dB"), ("val_l1", "L1 {:.4f}"), ("val_perceptual", "perceptual distance {:.3f}"))
-    parts = [form.format(scores[key]) for key, form in known if key in scores]
-    return f"Means as the tokenizer was scored: {page.joined(parts)}." if parts else "The tokenizer has no scores."
-
-
-def masked_note(correct: int, masked: int, codes: int) -> str:
-    """How many predictions were right, beside guessing."""
+    parts = [template.format(scores[key]) for key, template in known if key in scores]
     return (
-        f"Of these {page.number(masked)} masked tokens {page.percent(correct / masked)} are predicted exactly; a blind guess among "
-        f"{page.number(codes)} codes would be right in {100 / codes:.2g}{page.NARROW_SPACE}%. Another code may well paint the same."
+        f"Means over the tokenizer's evaluation images: {page.joined(parts)}."
+        if parts
+        else "The tokenizer has no scores."
     )
 
 
-def perceptual_net(cfg: config.Config, metrics: page.Metrics) -> dict[str, Any]:
-    """Which network, and its score."""
+def masked_note(correct: int, masked: int, codes: int) -> str:
+    """Share of right predictions, compared with guessing."""
+    return (
+        f"Of these {page.number(masked)} masked tokens {page.percent(correct / masked)} are predicted exactly; a blind guess among "
+        f"{page.number(codes)} codes would be right in {100 / codes:.2g}{page.NARROW_SPACE}%. "
+        "Another code may decode to nearly the same pixels."
+    )
+
+
+def perceptual_net(cfg: config.Config, metrics: page.MetricsByFile) -> dict[str, Any]:
+    """Description and score of the perceptual network."""
     net, scores = cfg.perceptual_net, metrics.get("perceptual_net", {})
     if net.source == "train":
         note = f"Trained on these images by MoCo v3: a ViT of {net.vit.depth} blocks of width {net.vit.embed_dim}."

@@ -1,4 +1,4 @@
-"""Stage `shards`: images of any source become WebDataset shards with an index."""
+"""Stage `shards`: write the images of any source as WebDataset shards with an index."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from peco.sources.shard_writer import write_shards
 PARAMS = ("dataset",)
 
 
-class Lines:
-    """A line of progress every few seconds."""
+class ProgressLines:
+    """Prints a progress line every `interval` seconds."""
 
     def __init__(self, name: str, interval: float = 10.0) -> None:
         self._name, self._interval, self._shown = name, interval, time.monotonic()
@@ -33,7 +33,7 @@ def main(run: StageRun) -> None:
     work = run.work([])
     source = open_source(dataset, work)
     with staging(paths.SHARDS) as folder:
-        index = write_shards(source, folder, dataset, work=work, progress=Lines(run.name))
+        index = write_shards(source, folder, dataset, work=work, progress=ProgressLines(run.name))
     splits = {name: split["samples"] for name, split in index["splits"].items()}
     run.metrics({**splits, "classes": len(index["classes"]), "rejected": index["rejected"]})
     workfiles.mark_finished(work)

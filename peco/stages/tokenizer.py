@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions agree with the image in deep features.
+"""Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions match the image in deep features.
 
 With `tokenizer.objective: vqkd` the codebook is trained to predict deep features instead (BEiT v2's).
 """
@@ -18,8 +18,8 @@ from peco.data.shards import open_evaluation_split, open_shards
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
+from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import StageRun, run_stage
-from peco.runtime.training import publish_metrics, seed_everything, train_loader
 from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
@@ -29,12 +29,12 @@ from peco.training.distributed import Dist
 from peco.training.loop import Frozen, Task, train
 
 PARAMS = ("seed", "loader", "perceptual_net.blocks", "tokenizer")
-SCAN_BATCH = 64
-VAL_IMAGES = 2000  # reconstruction is scored on about so many images at most
+EVAL_BATCH = 64
+VAL_IMAGES = 2000  # limit of images for the scores, up to a batch
 
 
 class CodebookTask(Task):
-    """A tokenizer in training, with what its codebook needs under any objective."""
+    """A tokenizer in training: the updates and metrics of its codebook, for any objective."""
 
     def __init__(self, tokenizer: PerceptualTokenizer) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class CodebookTask(Task):
 
 
 class ReconstructionTask(CodebookTask):
-    """PeCo's objective: reconstruct views through the codebook; with a discriminator, where `adversarial.weight` is over 0."""
+    """PeCo's objective: reconstruct views through the codebook; with a discriminator if `adversarial.weight` > 0."""
 
     def __init__(self, tokenizer: PerceptualTokenizer, loss: TokenizerLoss, adversarial: config.Adversarial) -> None:
         super().__init__(tokenizer)
@@ -69,7 +69,7 @@ class ReconstructionTask(CodebookTask):
 
 
 class DistillationTask(CodebookTask):
-    """BEiT v2's objective: predict the teacher's features from the codes. The pixel decoder learns from detached codes."""
+    """BEiT v2's objective: predict the teacher's features from the codes. The pixel decoder is trained on detached codes."""
 
     def __init__(
         self, tokenizer: PerceptualTokenizer, decoder: FeatureDecoder, distillation: Distillation, loss: TokenizerLoss
@@ -88,7 +88,7 @@ class DistillationTask(CodebookTask):
 
 
 def build_task(cfg: config.Tokenizer, tokenizer: PerceptualTokenizer, distance: PerceptualDistance) -> CodebookTask:
-    """The tokenizer with its objective; `distance` is frozen and has the perceptual network's features."""
+    """The task of the tokenizer's objective; `distance` holds the frozen perceptual network."""
     if cfg.objective == "peco":
         loss = TokenizerLoss(cfg.pixel, distance, cfg.perceptual.weight, cfg.commitment)
         return ReconstructionTask(tokenizer, loss, cfg.adversarial)
@@ -116,7 +116,7 @@ def main(run: StageRun) -> None:
     transform = RandomView(seed, cfg.view, cfg.image_size)
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET], dist.share)
     loader = train_loader(run, images, transform, cfg.optim, dist)
-    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=run.config.seed, dist=dist, work=work)
+    logs = train(task, loader, name=run.name, optim=cfg.optim, seed=seed, dist=dist, work=work)
     if dist.rank == 0:
         storage.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
         summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
@@ -128,10 +128,10 @@ def main(run: StageRun) -> None:
 def score(
     tokenizer: PerceptualTokenizer, distance: PerceptualDistance, size: int, device: torch.device, workers: int
 ) -> dict[str, float]:
-    """Reconstruction of the val split (of train, where there is none): PSNR in dB, L1 on [0, 1], perceptual distance."""
+    """Scores of reconstructions of the val split (else of train): PSNR in dB, L1 on [0, 1], perceptual distance."""
     split = open_evaluation_split(paths.SHARDS)
     count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
-    for batch in eval_batches(split, CenterView(size), batch_size=SCAN_BATCH, workers=workers, device=device):
+    for batch in eval_batches(split, CenterView(size), batch_size=EVAL_BATCH, workers=workers, device=device):
         if count >= VAL_IMAGES:
             break
         x_BCHW = batch["image"]

@@ -1,8 +1,8 @@
 """Stage `tokens`: the token targets of V views of every training sample, one array file per shard.
 
 View v is the view that training would draw in epoch v. With `tokens.views: 0` nothing is stored, and pre-training computes tokens
-online. Shards are shared out over the processes; a shard that an interrupted run has finished is not done again. Processes wait for
-each other's files, not in a collective: these have a timeout, and shards may be few and their shares uneven.
+online. Shards are distributed over the processes; shards that an interrupted run has finished are kept. Processes wait for each
+other's files and not in a collective, which has a timeout: with few shards their work may be uneven.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from peco.tokenizer.quantizer import usage_and_perplexity
 from peco.training.distributed import Dist
 
 PARAMS = ("seed", "tokens")
-IMAGES_AT_ONCE = 256  # views of a batch, unless those of one sample are more
-POLL_SECONDS, LINE_SECONDS = 0.5, 30.0
+VIEWS_AT_ONCE = 256  # or those of one sample, if these are more
+POLL_SECONDS, NOTICE_SECONDS = 0.5, 30.0
 
 
 @dataclass(frozen=True)
 class StoredViews:
-    """All stored views of a sample: pixels uint8 (V, H, W, 3) and their numbers (V,) of VIEW_DTYPE as bytes."""
+    """Transform of a sample to its stored views: pixels uint8 (V, H, W, 3), and records (V,) of VIEW_DTYPE as bytes."""
 
     seed: int
     distribution: config.ViewDistribution
@@ -50,9 +50,9 @@ class StoredViews:
             views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.distribution, image.width, image.height)
             for v in range(self.count)
         ]
-        numbers = np.stack([views.to_record(view) for view in drawn])
+        records = np.stack([views.to_record(view) for view in drawn])
         pixels = np.stack([views.apply(image, view, self.size) for view in drawn])
-        return {"pixels": pixels, "numbers": numbers.view(np.uint8).reshape(self.count, -1)}
+        return {"pixels": pixels, "records": records.view(np.uint8).reshape(self.count, -1)}
 
 
 def main(run: StageRun) -> None:
@@ -85,18 +85,18 @@ def main(run: StageRun) -> None:
 
 
 def wait_for(files: Sequence[Path], *, visible: bool) -> None:
-    """Wait until all files are there, however long that takes; each appears when it is complete.
+    """Wait without a limit until all files exist; each appears when it is complete.
 
     Args:
         files: those of all processes.
-        visible: whether to tell, every half a minute, how many there are.
+        visible: report their number every half minute.
     """
-    told = time.monotonic()
+    announced = time.monotonic()
     while missing := sum(not file.exists() for file in files):
         time.sleep(POLL_SECONDS)
-        if visible and time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            print(f"tokens  {len(files) - missing}/{len(files)} shards are there", flush=True)
+        if visible and time.monotonic() - announced >= NOTICE_SECONDS:
+            announced = time.monotonic()
+            print(f"tokens  {len(files) - missing}/{len(files)} shards are complete", flush=True)
 
 
 def write_shard(
@@ -108,11 +108,11 @@ def write_shard(
     device: torch.device,
     workers: int,
 ) -> None:
-    """Tokenize the stored views of one shard into `target`, complete or not at all."""
+    """Tokenize the views of one shard; `target` appears when it is complete."""
     start = int(train.starts[number])
     stop = start + train.shards[number].samples
     parts = []
-    samples = max(1, IMAGES_AT_ONCE // transform.count)
+    samples = max(1, VIEWS_AT_ONCE // transform.count)
     for batch in eval_batches(
         train, transform, batch_size=samples, workers=workers, start=start, stop=stop, device=device
     ):
@@ -120,7 +120,7 @@ def write_shard(
         x_BCHW = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)
         tokens_Bhw = tokenizer.tokenize(x_BCHW)
         entries = np.empty((len(batch["pixels"]), transform.count), dtype=entry_dtype(tokens_Bhw[0].numel()))
-        entries["view"] = batch["numbers"].cpu().numpy().view(views.VIEW_DTYPE)[..., 0]
+        entries["view"] = batch["records"].cpu().numpy().view(views.VIEW_DTYPE)[..., 0]
         entries["tokens"] = tokens_Bhw.cpu().numpy().reshape(*entries.shape, -1)
         parts.append(entries)
     with replacing(target) as part, part.open("wb") as stream:
@@ -128,7 +128,7 @@ def write_shard(
 
 
 def code_usage(store: TokenStore) -> dict[str, float]:
-    """Share of the codes that occur among all stored tokens, and the perplexity of their distribution."""
+    """Share of the codes that occur among all stored tokens, and perplexity of their distribution."""
     histogram_K = np.zeros(store.codes, dtype=np.int64)
     for shard in store.shards.shards:
         entries = np.load(store.folder / shard_file(shard.name), mmap_mode="r")

@@ -1,1 +1,1 @@
-"""The perceptual tokenizer: autoencoder, quantizer, loss."""
+"""The perceptual tokenizer: autoencoder, quantizer, objectives, model folders."""

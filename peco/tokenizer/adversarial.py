@@ -16,7 +16,7 @@ from peco.tokenizer.autoencoder import group_norm
 class PatchDiscriminator(nn.Module):
     """Images (B, 3, H, W) in [0, 1] to scores (B, 1, h, w), high for real patches; h = H / 2^layers.
 
-    Normalised by groups and not by batches, whose statistics would differ from rank to rank.
+    Group norm, since the statistics of a batch norm would differ from rank to rank.
     """
 
     def __init__(self, cfg: config.Adversarial) -> None:
@@ -36,9 +36,9 @@ class PatchDiscriminator(nn.Module):
 def adversarial_losses(
     discriminator: PatchDiscriminator, reconstruction_BCHW: Tensor, x_BCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The generator's loss and the discriminator's, both scalars, for one backward pass over their sum.
+    """Losses of the generator and of the discriminator, both scalars, for one backward pass over their sum.
 
-    The gradient of the first goes to the reconstruction alone, that of the second to the discriminator alone.
+    The first has a gradient for the reconstruction only, the second for the discriminator only.
     """
     fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     generator: Tensor = -functional_call(discriminator, fixed, (reconstruction_BCHW,)).float().mean()

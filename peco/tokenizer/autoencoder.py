@@ -1,8 +1,8 @@
-"""Convolutional encoder and decoder of the tokenizer: the VQGAN family's residual blocks without its extras.
+"""Convolutional encoder and decoder of the tokenizer: residual blocks as in VQGAN.
 
-Two things differ, since a short training needs them (docs/results.md says what they are worth). Every residual branch starts at
-zero, so that the network starts as a linear autoencoder of patches. And nothing is normalised at the two ends: a norm over an
-image takes away its colour and contrast, which are most of what a token has to say.
+Two differences help a short training (docs/results.md has their effect). Every residual branch starts at zero, so that the network
+starts as a linear autoencoder of patches. There is no norm at the two ends: a norm over an image removes its colour and contrast,
+which are most of the information in a token.
 
 Legend: B batch, C channels, H W pixels or feature positions, D code width, h w token grid.
 """
@@ -16,7 +16,7 @@ from peco.core import config
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with as many groups (a power of two, at most 32) as divide `channels` and keep four channels or more each."""
+    """GroupNorm with the most groups (a power of two, at most 32) that divide `channels` into four or more channels each."""
     groups = max((g for g in (1, 2, 4, 8, 16, 32) if channels % g == 0 and channels // g >= 4), default=1)
     return nn.GroupNorm(groups, channels)
 
@@ -29,7 +29,7 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class ResBlock(nn.Module):
-    """(norm, SiLU, 3x3 convolution) twice, added to the input (projected by 1x1 where the width changes)."""
+    """(norm, SiLU, 3x3 convolution) twice, added to the input (projected by 1x1 if the width changes)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution: no checkerboard, unlike a transposed convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution: without the checkerboard of a transposed convolution."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

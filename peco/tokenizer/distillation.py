@@ -1,6 +1,6 @@
-"""VQ-KD, BEiT v2's objective (arXiv 2208.06366, section 2.2): codes from which the features of a teacher can be told.
+"""VQ-KD, BEiT v2's objective (arXiv 2208.06366, section 2.2): codes trained to predict a teacher's features.
 
-It is the baseline with a feature-distilled codebook: the same encoder and quantizer as PeCo's, another thing to preserve.
+It is the baseline with a feature-distilled codebook: encoder and quantizer are PeCo's, the target differs.
 
 Legend: B batch, C channels of the teacher, H W pixels, D code width, h w token grid.
 """
@@ -17,7 +17,7 @@ from peco.tokenizer.autoencoder import Attention, ResBlock
 
 
 class FeatureDecoder(nn.Sequential):
-    """Codes (B, D, h, w) to features (B, C, h, w), with the layers that the autoencoder has at its lowest resolution.
+    """Codes (B, D, h, w) to features (B, C, h, w), with the layers of the autoencoder's lowest resolution.
 
     BEiT v2 has a transformer of one to three blocks here.
     """
@@ -32,10 +32,10 @@ class FeatureDecoder(nn.Sequential):
 
 
 class Distillation(nn.Module):
-    """1 - cosine similarity of predicted features and the teacher's, averaged over positions and images: 0 to 2.
+    """1 - cosine similarity of predicted and teacher features, averaged over positions and images: 0 to 2.
 
-    The teacher's features are those of the last block that `net` gives, resized (bilinear, antialiased) to the token grid where
-    they have another, and standardised over channels at each position, as the norm does that follows the last block of a ViT.
+    The teacher's features are those of the last block that `net` returns, resized (bilinear, antialiased) to the token grid if
+    theirs differs, and standardised over channels at each position, as by the norm after the last block of a ViT.
     """
 
     def __init__(self, net: FeatureNet) -> None:
@@ -43,7 +43,7 @@ class Distillation(nn.Module):
         self.net = net
 
     def forward(self, predicted_BChw: Tensor, x_BCHW: Tensor) -> Tensor:
-        """Scalar; `x_BCHW` are the images in [0, 1] that the codes were made of."""
+        """Scalar loss; `x_BCHW` are the images in [0, 1] of the codes."""
         with torch.no_grad():
             target_BChw = self.net(x_BCHW)[-1].float()
             grid = predicted_BChw.shape[-2:]

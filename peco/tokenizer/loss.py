@@ -1,4 +1,4 @@
-"""Training objective of the tokenizer (PeCo, arXiv 2111.12710, equations 2 and 3), and the usual score of a reconstruction."""
+"""Training objective of the tokenizer (PeCo, arXiv 2111.12710, equations 2 and 3)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class TokenizerLoss(nn.Module):
 
     Args:
         pixel: mean absolute (l1) or squared (l2) difference of pixels on [0, 1], or none.
-        perceptual: scalar distance of (reconstruction, image), as `peco.perceptual.distance` has; not evaluated where it is
-            None or `weight` is 0.
+        perceptual: scalar distance of (reconstruction, image), such as `PerceptualDistance`; not evaluated if None or if `weight`
+            is 0.
         weight: the paper's lambda.
         commitment: the paper's beta.
     """
@@ -32,7 +32,7 @@ class TokenizerLoss(nn.Module):
     def forward(
         self, reconstruction_BCHW: Tensor, x_BCHW: Tensor, quantized: QuantizerOutput
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, and its terms in use before weighting (`pixel`, `perceptual`, `commitment`; detached scalars)."""
+        """Loss, and the terms in use before weighting (`pixel`, `perceptual`, `commitment`; detached scalars)."""
         parts = {"commitment": quantized.commitment}
         total = self.commitment * quantized.commitment
         reconstruction_BCHW = reconstruction_BCHW.float()

@@ -1,4 +1,4 @@
-"""The perceptual tokenizer: images to grids of discrete tokens and back.
+"""The perceptual tokenizer: images to grids of tokens and back.
 
 Legend: B batch, C = 3 channels, H W pixels, D code width, h w token grid.
 """
@@ -21,8 +21,8 @@ class PerceptualTokenizer(nn.Module):
     """VQ-VAE of PeCo (arXiv 2111.12710, section 3.1); images are float32 BCHW in [0, 1].
 
     Args:
-        autoencoder: layout of encoder and decoder.
-        quantizer: codebook.
+        autoencoder: parameters of encoder and decoder.
+        quantizer: parameters of the codebook.
         all_reduce, broadcast, gather, seed: see `VectorQuantizer`.
     """
 
@@ -46,14 +46,14 @@ class PerceptualTokenizer(nn.Module):
         self.decoder = Decoder(autoencoder, quantizer.dim)
 
     def forward(self, x_BCHW: Tensor, *, detach: bool = False) -> tuple[Tensor, QuantizerOutput]:
-        """Reconstruction on the scale of the input but not clamped, and the quantizer's output.
+        """Reconstruction (scale of the input, not clamped) and the quantizer's output.
 
         Args:
             x_BCHW: images.
-            detach: keep the decoder's gradient from the codes and the encoder.
+            detach: don't pass the decoder's gradient on to codes and encoder.
 
         Raises:
-            PecoError: no float32 images, or height or width is no multiple of `factor`.
+            PecoError: these are not float32 images, or height or width is not a multiple of `factor`.
         """
         self._check(x_BCHW)
         quantized = self.quantizer(self._encode(x_BCHW))
@@ -65,7 +65,7 @@ class PerceptualTokenizer(nn.Module):
         """Tokens (int64, Bhw) of images, `IMAGES_AT_ONCE` at a time, so that memory doesn't grow with their number.
 
         Raises:
-            PecoError: no float32 images, or height or width is no multiple of `factor`.
+            PecoError: these are not float32 images, or height or width is not a multiple of `factor`.
         """
         self._check(x_BCHW)
         return torch.cat(
@@ -74,14 +74,14 @@ class PerceptualTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens_Bhw: Tensor) -> Tensor:
-        """Images (BCHW in [0, 1]) that tokens stand for."""
+        """Images (BCHW in [0, 1]) of tokens."""
         return self._decode(self.quantizer.lookup(tokens_Bhw)).clamp(0, 1)
 
     def reconstruct(self, x_BCHW: Tensor) -> Tensor:
-        """Images after tokenizing and decoding, BCHW in [0, 1].
+        """Tokenize and decode images; BCHW in [0, 1].
 
         Raises:
-            PecoError: no float32 images, or height or width is no multiple of `factor`.
+            PecoError: these are not float32 images, or height or width is not a multiple of `factor`.
         """
         return self.decode(self.tokenize(x_BCHW))
 
@@ -92,8 +92,8 @@ class PerceptualTokenizer(nn.Module):
             and x_BCHW.shape[1:2] == (3,)
             and x_BCHW.ndim == 4
         ):
-            given = f"{x_BCHW.dtype} {tuple(x_BCHW.shape)}" if isinstance(x_BCHW, Tensor) else type(x_BCHW).__name__
-            raise PecoError(f"tokenizer: expected images as float32 (B, 3, H, W) in [0, 1], got {given}")
+            found = f"{x_BCHW.dtype} {tuple(x_BCHW.shape)}" if isinstance(x_BCHW, Tensor) else type(x_BCHW).__name__
+            raise PecoError(f"tokenizer: expected images as float32 (B, 3, H, W) in [0, 1], got {found}")
         H, W = x_BCHW.shape[-2:]
         if H % self.factor or W % self.factor:
             raise PecoError(

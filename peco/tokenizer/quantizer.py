@@ -1,10 +1,10 @@
 """Vector quantizer with an exponential-moving-average codebook (van den Oord et al., arXiv 1711.00937, appendix A.1).
 
-Order of operations in a training step: `forward` (once a micro-batch) assigns with the codebook as it stands and adds up
-statistics; `update`, after the optimizer step, moves the codebook. All persistent state is global, i.e. equal on all ranks,
-so that one rank's `state_dict` taken after `update` resumes the run exactly.
+Order of operations in a training step: `forward` (once a micro-batch) assigns by the current codebook and adds up statistics;
+`update`, after the optimizer step, moves the codebook. All persistent state is global, i.e. equal on all ranks, so that one rank's
+`state_dict` taken after `update` resumes the run exactly.
 
-Codebook, distances and statistics are float32 whatever autocast says: in half precision codes merge and die.
+Codebook, distances and statistics are float32 also under autocast: in half precision codes merge and die.
 
 Legend: B batch, D code width, h w token grid, N = B h w vectors, K codes.
 """
@@ -22,12 +22,12 @@ from peco.core import config
 from peco.core.collectives import Collective, identity
 
 _SMOOTHING = 1e-5  # Laplace smoothing of the counts
-_CHUNK = 2**26  # entries of the distance matrix held at once (256 MiB)
+_CHUNK = 2**26  # entries of the distance matrix in memory at a time (256 MiB)
 _INIT, _RESTART = 0, 1  # purposes of random draws
 
 
 class QuantizerOutput(NamedTuple):
-    """What `VectorQuantizer.forward` returns."""
+    """Result of `VectorQuantizer.forward`."""
 
     z_q_BDhw: Tensor  # float32 codes; the gradient passes straight through to the encoder output
     tokens_Bhw: Tensor  # int64, 0 <= token < K
@@ -35,15 +35,15 @@ class QuantizerOutput(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """Codebook learnt by moving averages, with k-means start and restart of dead codes.
+    """Codebook learned by moving averages, with k-means start and restart of dead codes.
 
     Args:
-        cfg: number, width and upkeep of the codes. With `l2_normalize` encoder outputs and codes are unit vectors (cosine
+        cfg: number, width and update rules of the codes. With `l2_normalize` encoder outputs and codes are unit vectors (cosine
             similarity, arXiv 2110.04627).
         all_reduce: sum of a tensor over ranks.
         broadcast: rank 0's tensor.
-        gather: tensors of all ranks concatenated in rank order along the first axis; results do not depend on the number
-            of ranks where that is also the order within the global batch.
+        gather: tensors of all ranks concatenated in rank order along the first axis; results do not depend on the number of ranks
+            if that is also the order within the global batch.
         seed: of the k-means start and of restarts.
     """
 
@@ -81,14 +81,14 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("initialized", torch.tensor(False))
         self.register_buffer("updates", torch.tensor(0))
 
-        self._started = False  # on the host, since a look at `initialized` waits for the device
-        # This rank's share of the step. No buffers, since those are in the state and equal on all ranks.
+        self._started = False  # on the host, since reading `initialized` waits for the device
+        # This rank's part of the step. Not buffers, since those are in the state and equal on all ranks.
         self._counts_K: Tensor | None = None
         self._sums_KD: Tensor | None = None
         self._vectors: list[Tensor] = []
 
     def forward(self, z_BDhw: Tensor) -> QuantizerOutput:
-        """Quantize; in training mode also start the codebook (first call) and collect statistics for `update`."""
+        """Quantize; in training mode also initialise the codebook (first call) and collect statistics for `update`."""
         B, D, h, w = z_BDhw.shape
         with torch.autocast(z_BDhw.device.type, enabled=False):
             z_ND = self._flatten(z_BDhw)
@@ -117,7 +117,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the codebook by the statistics of all ranks collected since the last call; a collective operation."""
+        """Update the codebook by the statistics of all ranks since the last call; a collective operation."""
         if self._counts_K is None or self._sums_KD is None:
             return
         counts_K = self.all_reduce(self._counts_K)
@@ -138,10 +138,10 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def epoch_usage(self) -> tuple[float, float]:
-        """Share of codes used and perplexity exp(entropy) of the tokens since the last call, over all ranks; then reset."""
-        found = usage_and_perplexity(self.histogram_K)
+        """Share of codes used and perplexity exp(entropy) of all ranks' tokens since the last call; starts a new count."""
+        usage = usage_and_perplexity(self.histogram_K)
         self.histogram_K.zero_()
-        return found
+        return usage
 
     def _flatten(self, z_BDhw: Tensor) -> Tensor:
         return self._project(z_BDhw.permute(0, 2, 3, 1).reshape(-1, self.dim).float())
@@ -159,7 +159,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _start(self, z_ND: Tensor) -> None:
-        """k-means over the vectors of all ranks. Every rank computes it, rank 0's result counts."""
+        """Initialise by k-means over the vectors of all ranks. Every rank computes it; rank 0's result is used."""
         z_ND = self.gather(z_ND)
         rng = np.random.default_rng([self.seed, 0, _INIT])
         # With fewer vectors than codes some codes are equal; all but one of them stay unused until they are restarted.
@@ -181,10 +181,10 @@ class VectorQuantizer(nn.Module):
         return counts_K, torch.zeros_like(codebook_KD).index_add_(0, tokens_N, z_ND)
 
     def _restart(self) -> None:
-        """Put codes that nothing has used for `restart_after` steps on random encoder outputs of this step."""
+        """Set codes that were unused for `restart_after` steps to random encoder outputs of this step."""
         dead = (self.idle_steps_K >= self.restart_after).nonzero().flatten()
         if len(dead) == 0:
-            return  # taken on all ranks or on none, since the state is global
+            return  # on all ranks or on none, since the state is global
         z_ND = self.gather(torch.cat(self._vectors))
         rng = np.random.default_rng([self.seed, int(self.updates), _RESTART])
         picks = rng.permutation(len(z_ND))[: len(dead)]
@@ -197,14 +197,14 @@ class VectorQuantizer(nn.Module):
 
 
 def usage_and_perplexity(histogram_K: Tensor | np.ndarray) -> tuple[float, float]:
-    """Share of the codes that occur, and exp(entropy) of their distribution, from counts; perplexity 0 where nothing occurs."""
+    """Share of the codes that occur, and perplexity exp(entropy) of their distribution, from counts; 0 for both if all are 0."""
     counts_K = torch.as_tensor(histogram_K).double()
     p_K = counts_K / counts_K.sum().clamp_min(1)
     return float((counts_K > 0).double().mean()), float(torch.special.entr(p_K).sum().exp()) if counts_K.any() else 0.0
 
 
 def nearest(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index (int64) of the code with the least Euclidean distance, the lowest index where several tie."""
+    """Index (int64) of the code at the least Euclidean distance; the lowest index of a tie."""
     square_K = codebook_KD.square().sum(1)
     rows = max(1, _CHUNK // len(codebook_KD))
     # |x - c|^2 without |x|^2, which is the same for all codes

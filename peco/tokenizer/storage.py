@@ -1,4 +1,4 @@
-"""Folders of trained tokenizers: weights, and the parameters of the autoencoder and the quantizer that they fit."""
+"""Folders of trained tokenizers: weights, and the parameters of autoencoder and quantizer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def save(
 
     Args:
         directory: the folder; replaced if there is one.
-        tokenizer: to write.
-        autoencoder, quantizer: what it was built from.
-        extra: further notes for config.json, such as the image size it was trained at.
+        tokenizer: the tokenizer.
+        autoencoder, quantizer: the parameters it was built from.
+        extra: further entries of config.json, such as the image size of its training.
 
     Raises:
         PecoError: writing failed.
@@ -36,7 +36,7 @@ def save(
 
 
 def image_size(directory: str | Path) -> int:
-    """Side in pixels of the images that a tokenizer was trained on.
+    """Side in pixels of a tokenizer's training images.
 
     Raises:
         PecoError: the folder is missing, damaged or of another kind.

@@ -1,1 +1,1 @@
-"""The one training loop, and what it needs."""
+"""The one training loop: steps, checkpoints, schedules, distributed processes, curves, progress, Prometheus."""

@@ -1,6 +1,6 @@
-"""Working checkpoints: what a stopped training goes on from.
+"""Checkpoints from which an interrupted training resumes.
 
-They are private to the stage that writes them, kept under the work folder and never published.
+They are private to the stage that writes them, kept under its work folder and never published.
 """
 
 from __future__ import annotations
@@ -21,37 +21,34 @@ from peco.core.environment import CHECKPOINT_SECONDS, CHECKPOINT_STEPS
 from peco.core.errors import PecoError
 from peco.core.publishing import replacing
 
-MIN_INTERVAL_RATIO = (
-    50  # between checkpoints, over the time to write one: so writing takes two percent of the time at most
-)
+# Time between two checkpoints over the time to write one, at least: writing takes two percent of the time at most.
+MIN_INTERVAL_RATIO = 50
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at `path` atomically and durably: after a crash at any moment the old or the new one is there.
+    """Replace the checkpoint at `path` atomically: after a crash at any moment the old or the new one is there, whole.
 
     Args:
-        path: the file; its folder is made where missing.
+        path: the file; its folder is made if it is missing.
         state: tensors and plain values, nested in dicts, lists and tuples.
 
     Raises:
         PecoError: the disk is full, or the file grows over a limit. The previous checkpoint is untouched.
     """
     try:
-        # closed before the rename, durable after it
-        with replacing(path) as part, part.open("wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        if _is_full(error):
-            raise PecoError(
-                f"disk full at {path.parent}: free space and run again; the last checkpoint is kept"
-            ) from None
+        if _is_disk_full(error):
+            reason = f"disk full at {path.parent}: free space and run again; the last checkpoint is kept"
+            raise PecoError(reason) from None
         raise
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether a lack of space is behind an error: torch makes a RuntimeError of a large write that failed."""
+def _is_disk_full(error: BaseException | None) -> bool:
+    """True if a lack of space is behind an error: torch makes a RuntimeError of a large write that failed."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
@@ -60,9 +57,9 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def load(path: Path) -> dict[str, Any] | None:
-    """Read the checkpoint at `path`, tensors on the CPU; None where there is none.
+    """Read the checkpoint at `path`, tensors on the CPU; None if there is no file.
 
-    A damaged file is renamed to `*.damaged` with one line of warning, and counts as none.
+    A damaged file is renamed to `*.damaged` with one line of warning, and counts as missing.
 
     Raises:
         PecoError: the file is there and can't be opened.
@@ -90,7 +87,7 @@ def _readable(path: Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that, or delete it to start anew") from None
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that, or delete it to start again") from None
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -116,9 +113,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
 
 
 class CheckpointSchedule:
-    """When a checkpoint is due: after PECO_CHECKPOINT_SECONDS, and every PECO_CHECKPOINT_STEPS steps where that is set.
+    """Schedule of checkpoints: one after PECO_CHECKPOINT_SECONDS, and one every PECO_CHECKPOINT_STEPS steps if that is set.
 
-    Unless they are given, the seconds are 120, and at least `MIN_INTERVAL_RATIO` times what it took to write the last one, since all ranks wait.
+    Without PECO_CHECKPOINT_SECONDS it is 120 seconds, and at least `MIN_INTERVAL_RATIO` times as long as writing the last one took,
+    since all ranks wait for it.
 
     Raises:
         PecoError: one of them isn't a number of at least 0.
@@ -127,16 +125,15 @@ class CheckpointSchedule:
     def __init__(self) -> None:
         self._seconds = CHECKPOINT_SECONDS.number()
         self._min_ratio = 0.0 if CHECKPOINT_SECONDS.is_set() else MIN_INTERVAL_RATIO
-        self._took = 0.0
+        self._write_seconds = 0.0
         self._steps = CHECKPOINT_STEPS.number() or math.inf
         self._saved = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether to write one after `step` steps."""
-        return step % self._steps == 0 or time.monotonic() - self._saved >= max(
-            self._seconds, self._min_ratio * self._took
-        )
+        """True if one is to be written after `step` steps."""
+        interval = max(self._seconds, self._min_ratio * self._write_seconds)
+        return step % self._steps == 0 or time.monotonic() - self._saved >= interval
 
-    def saved(self, seconds: float) -> None:
-        """One was written just now, which took so long."""
-        self._saved, self._took = time.monotonic(), seconds
+    def saved(self, write_seconds: float) -> None:
+        """Record that one was written just now, and the time it took."""
+        self._saved, self._write_seconds = time.monotonic(), write_seconds

@@ -1,4 +1,4 @@
-"""The processes of one training job and the few collectives that models are given as callables.
+"""The processes of a training job, and the collectives that models receive as callables.
 
 A job of one process needs no process group: every collective is then the identity. Collectives wait for all ranks, so each rank has
 to make the same calls in the same order.
@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from peco.core.device import choose
+from peco.core.device import select_device
 
-# Rank 0 may do long work alone (k-means, writing a model) while the others wait.
+# Rank 0 may do long work alone (writing a model, scoring it) while the others wait.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -31,7 +31,7 @@ class Dist:
         rank: number of this process, 0 to world - 1.
         world: number of processes.
         local_rank: number of this process on its machine.
-        device: where its tensors live; collectives take and give tensors on this device.
+        device: device of its tensors; collectives take and return tensors on it.
     """
 
     rank: int = 0
@@ -43,14 +43,14 @@ class Dist:
     def init(cls) -> Dist:
         """Join the job that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK; one process without them.
 
-        Uses `cuda:local_rank` and nccl where CUDA is available and PECO_DEVICE is not `cpu`, else the CPU and gloo.
+        Uses `cuda:local_rank` and nccl if CUDA is available and PECO_DEVICE is not `cpu`, else the CPU and gloo.
 
         Raises:
-            PecoError: there are fewer GPUs than processes on this machine, or PECO_DEVICE asks for what isn't there.
+            PecoError: there are fewer GPUs than processes on this machine, or PECO_DEVICE names a device that isn't there.
         """
         rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
         world = int(os.environ.get("WORLD_SIZE", 1))
-        device = choose(local_rank)
+        device = select_device(local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if world > 1 and not dist.is_initialized():
@@ -77,7 +77,7 @@ class Dist:
     def mean_with_grad(self, tensor: Tensor) -> Tensor:
         """Mean over the ranks, differentiable.
 
-        Each rank's gradient is that of the sum of all ranks' losses with regard to its own `tensor`. DistributedDataParallel
+        Each rank gets the gradient of the sum of all ranks' losses with respect to its own `tensor`. DistributedDataParallel
         averages parameter gradients over the ranks, which makes them the gradient of the mean loss.
         """
         if self.world == 1:
@@ -93,12 +93,12 @@ class Dist:
         return received
 
     def share(self, data: bytes) -> bytes:
-        """Rank 0's bytes on every rank; all ranks pass equally many."""
-        numbers = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return bytes(self.broadcast(numbers.to(self.device)).tolist())
+        """Rank 0's bytes on every rank; all ranks pass the same number of bytes."""
+        tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return bytes(self.broadcast(tensor.to(self.device)).tolist())
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         if self.world > 1:
             dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
@@ -123,7 +123,7 @@ class _Mean(torch.autograd.Function):
 def parallel(module: nn.Module, group: Dist) -> nn.Module:
     """DistributedDataParallel around `module`, which lives on the group's device.
 
-    Parameters and buffers start as rank 0's. From then on gradients are averaged, and buffers are the module's own business.
+    Parameters and buffers start as rank 0's. From then on gradients are averaged; the module keeps its buffers equal itself.
     """
     cuda = group.device.type == "cuda"
     for buffer in module.buffers():
@@ -144,8 +144,8 @@ def parallel(module: nn.Module, group: Dist) -> nn.Module:
 def _mean_in_rank_order(group: Dist, grads: Tensor) -> torch.futures.Future[Tensor]:
     """Mean of a bucket of gradients, each element added up in the order of ranks: DDP's communication hook for the CPU.
 
-    DDP fills its buckets anew after the first step of a process, and the order in which gloo adds depends on an element's
-    place in its bucket: with three ranks or more, a resumed training would differ in the last bits.
+    DDP rebuilds its buckets after the first step of a process, and the order in which gloo adds depends on an element's place in
+    its bucket: with three ranks or more, a resumed training would differ in the last bits.
     """
     parts = [torch.empty_like(grads) for _ in range(group.world)]
     dist.all_gather(parts, grads)

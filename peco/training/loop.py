@@ -1,9 +1,9 @@
 """The one training loop.
 
-A stage describes what is trained as a `Task`; `train` runs it to the end, on one process or many, and goes on from a working
-checkpoint where an earlier run was stopped. Stopped at any step and run again with the same number of processes, a training on the
-CPU ends in the same bits as one that was never stopped: batches are functions of the step, all random numbers of (seed, step,
-rank), and everything else is in the checkpoint.
+A stage describes networks and loss as a `Task`; `train` runs it to the end, on one process or many, and resumes from the checkpoint
+of an interrupted run. Stopped at any step and run again with the same number of processes, a training on the CPU ends in the same
+bits as one that was never stopped: batches are functions of the step, all random numbers of (seed, step, rank), and everything else
+is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from peco.training.progress import Progress
 
 Batch = dict[str, Tensor]
 T = TypeVar("T")
-POINTS = 200  # of a curve, at most
+MAX_CURVE_POINTS = 200
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Task(nn.Module):
-    """What is trained: networks, loss and what else happens in a step.
+    """A training task: networks, loss and further work in a step.
 
     Everything that a later step depends on must be a parameter or a persistent buffer, and buffers must be equal on all ranks after
-    `after_step` (statistics summed over the ranks): rank 0's are checkpointed and given to all on resume. Every trainable parameter
-    must take part in every loss; what is frozen has `requires_grad` False.
+    `after_step` (statistics summed over the ranks): on resume all ranks get those of rank 0. Every trainable parameter must take
+    part in every loss; frozen ones have `requires_grad` False.
     """
 
     def forward(self, batch: Batch, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             batch: this rank's samples, or a chunk of them; tensors with leading dimension B on the task's device.
@@ -53,63 +54,63 @@ class Task(nn.Module):
             total: optimizer steps of the whole training.
 
         Returns:
-            The mean loss over the batch (0-dim), and further detached 0-dim scalars to log by name; `loss`, `lr` and `grad_norm`
-            are the loop's own names. The same names every time.
+            The mean loss over the batch (0-dim), and further detached 0-dim scalars to log by name, the same names every time.
+            `loss`, `lr` and `grad_norm` are taken by the loop.
         """
         raise NotImplementedError
 
     def after_step(self, step: int, total: int) -> None:
-        """Called once after each optimizer step, on all ranks."""
+        """Run after each optimizer step, on all ranks."""
 
     def epoch_metrics(self) -> dict[str, float]:
-        """Metrics collected since the last call, then reset. Called at each end of an epoch on all ranks; the same on all."""
+        """Return and reset the metrics collected since the last call: at the end of each epoch, on all ranks, equal on all."""
         return {}
 
     def param_groups(self, optim: Optim) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer; `lr_scale` in a group multiplies its learning rate."""
+        """Return the optimizer's parameter groups; `lr_scale` in a group multiplies its learning rate."""
         return param_groups(self, optim)
 
 
 class Frozen(Generic[T]):
-    """Holds what a task uses and doesn't train, outside its state dict, parameters and moves between devices."""
+    """Holds a module that a task uses but does not train, so that it is not in the task's state dict and parameters."""
 
     def __init__(self, value: T) -> None:
         self.value = value
 
 
 class Loader(Protocol):
-    """Training data; `peco.data.loader.TrainLoader` is one."""
+    """Source of training batches, such as `peco.data.loader.TrainLoader`."""
 
     @property
     def samples(self) -> int:
-        """Samples in an epoch."""
+        """Number of samples in an epoch."""
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        """This rank's part of the batches of the steps [start_step, stop_step), on its device."""
+        """Iterate over this rank's part of the batches of the steps [start_step, stop_step), on its device."""
 
 
 def train(task: Task, loader: Loader, *, name: str, optim: Optim, seed: int, dist: Dist, work: Path) -> MetricLog:
-    """Train `task` in place, from the checkpoint in `work` where there is one.
+    """Train `task` in place, from the checkpoint in `work` if there is one.
 
-    A checkpoint is written when `CheckpointSchedule` says so, when SIGTERM or SIGINT asks to stop, and after the last step. With
-    `optim.ema` the task has the averaged parameters at the end.
+    A checkpoint is written when `CheckpointSchedule` has one due, on SIGTERM or SIGINT, and after the last step. With `optim.ema`
+    the task has the averaged parameters at the end.
 
     Args:
-        task: moved to `dist.device` and set to training mode.
+        task: is moved to `dist.device` and set to training mode.
         loader: the data.
         name: of the training, in messages and metrics.
         optim: recipe; `batch_size` is that of all ranks together.
         seed: of the random numbers drawn in a step.
         dist: this process.
-        work: folder of checkpoint and curves, which all ranks must see.
+        work: folder of checkpoint and curves, shared by all ranks.
 
     Returns:
-        Its log: loss, gradient norm, learning rate and the task's scalars as means over windows of steps, and the epoch metrics.
-        To be published, and closed.
+        The log of loss, gradient norm, learning rate and the task's scalars (means over windows of steps) and of the epoch metrics.
+        The caller publishes and closes it.
 
     Raises:
         PecoError: the batch doesn't divide, the checkpoint is of another model, the disk is full, or the training diverged.
-        Interrupted: asked to stop; the checkpoint is written.
+        Interrupted: a stop signal came; the checkpoint is written.
     """
     if optim.batch_size % (dist.world * optim.accumulate):
         raise PecoError(
@@ -117,21 +118,24 @@ def train(task: Task, loader: Loader, *, name: str, optim: Optim, seed: int, dis
             f"{dist.world} processes x {optim.accumulate} accumulated parts (optim.accumulate)"
         )
     work.mkdir(parents=True, exist_ok=True)
-    logs = MetricLog(name, work / "metrics", dist)
-    run = _Run(task, name, loader.samples, optim, seed, dist, work / "checkpoint.pt", logs)
-    run.resume()
-    asked = (signal.SIGTERM, signal.SIGINT)
-    with StopSignals(signals=asked, even_ignored=asked) as stop:
-        run.loop(loader, stop)
-        if stop.first is not None:  # after the last step asked the ranks
-            raise Interrupted(f"{name}: stopped after the last step; run it again to go on from here")
+    logs = MetricLog(name, work / "curves", dist)
+    try:
+        run = _Training(task, name, loader.samples, optim, seed, dist, work / "checkpoint.pt", logs)
+        run.resume()
+        with StopSignals(signals=STOP_SIGNALS, even_ignored=STOP_SIGNALS) as stop:
+            run.loop(loader, stop)
+            if stop.first is not None:  # it came after the flags of the last step were shared
+                raise Interrupted(f"{name}: stopped after the last step; run it again to resume")
+    except BaseException:
+        logs.close()
+        raise
     if run.ema:
         task.load_state_dict(run.ema.averaged(task))
     return logs
 
 
-class _Run:
-    """State of one training: what a checkpoint holds, and the step that changes it."""
+class _Training:
+    """State of a training: the content of its checkpoint, and the step that changes it."""
 
     def __init__(
         self, task: Task, name: str, samples: int, optim: Optim, seed: int, dist: Dist, path: Path, logs: MetricLog
@@ -140,7 +144,7 @@ class _Run:
         self.dist, self.path, self.logs = dist, path, logs
         self.total = optim.steps(samples)
         self.warmup = round(optim.warmup_epochs * samples / optim.batch_size)
-        self.window = -(-self.total // POINTS)
+        self.window = -(-self.total // MAX_CURVE_POINTS)
         self.schedule = checkpoint.CheckpointSchedule()
         task.to(dist.device).train()
         self.optimizer = torch.optim.AdamW(
@@ -153,7 +157,7 @@ class _Run:
         self.sums: dict[str, float] = {}  # of the values in the current window of steps
 
     def resume(self) -> None:
-        """Take over the checkpoint, if there is one."""
+        """Load the checkpoint, if there is one."""
         state = checkpoint.load(self.path) if self.dist.rank == 0 else None
         step = int(self.dist.broadcast(torch.tensor(state["step"] if state else 0, device=self.dist.device)))
         if step and state is None:
@@ -171,7 +175,7 @@ class _Run:
         self.logs.load_state_dict(state["logs"])
         self.step, self.sums, self.restarts = step, state["sums"], state["restarts"] + 1
         if self.dist.rank == 0:
-            print(f"{self.name}  goes on from step {step}/{self.total}", flush=True)
+            print(f"{self.name}  resumes from step {step}/{self.total}", flush=True)
 
     def save(self) -> None:
         began = time.monotonic()
@@ -211,9 +215,7 @@ class _Run:
                     self.save()
                 if stopping:
                     dist.barrier()  # a launcher may end all ranks as soon as one leaves: not before rank 0 has saved
-                    raise Interrupted(
-                        f"{self.name}: stopped at step {self.step} of {total}; run it again to go on from here"
-                    )
+                    raise Interrupted(f"{self.name}: stopped at step {self.step} of {total}; run it again to resume")
         finally:
             progress.close()
 
@@ -225,14 +227,14 @@ class _Run:
         return parallel(self.task, self.dist)
 
     def _step(self, model: nn.Module, batch: Batch, stop: StopSignals) -> tuple[dict[str, float], bool, bool]:
-        """One optimizer step. Returns its values, and whether any rank wants to stop or to save."""
+        """Do one optimizer step. Returns its values, and two flags: a rank has a stop signal, a checkpoint is due."""
         step, total, optim = self.step, self.total, self.optim
         seed_generators(self.seed, step, self.dist.rank)
         names, local = self._gradients(model, batch)
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
-        # One collective and one wait for the device a step: wishes and values together, the same on every rank afterwards.
-        due = self.dist.rank == 0 and self.schedule.due(step + 1)  # rank 0 is the one that knows how long saving takes
+        # One collective and one wait for the device a step: flags and values together, the same on every rank afterwards.
+        due = self.dist.rank == 0 and self.schedule.due(step + 1)  # rank 0 alone measures the time to save
         flags = torch.tensor([stop.first is not None, due], dtype=torch.float64).to(self.dist.device)
         shared = self.dist.all_reduce_sum(torch.cat([flags, norm.double()[None], local])).tolist()
         lr = lr_at(step, total, self.warmup, optim.lr, optim.min_lr)
@@ -240,7 +242,8 @@ class _Run:
         values = {"lr": lr, **dict(zip(["grad_norm", "loss", *names], means, strict=True))}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self.logs.exporter.failing({**values, "nonfinite_steps": 1})
-            self.dist.barrier()  # rank 0 may wait for a scrape, and a launcher may end all ranks as soon as one leaves
+            # Rank 0 may wait for a scrape, and a launcher may end all ranks as soon as one leaves.
+            self.dist.barrier()
             raise PecoError(self._diverged(values))
         if optim.clip_grad is not None:
             nn.utils.clip_grads_with_norm_(self.params, optim.clip_grad, norm)
@@ -255,7 +258,11 @@ class _Run:
         return values, shared[0] > 0, shared[1] > 0
 
     def _gradients(self, model: nn.Module, batch: Batch) -> tuple[list[str], Tensor]:
-        """Gradients of the mean loss over the local batch; names of the scalars, and loss and scalars as one float64 tensor."""
+        """Compute the gradients of the mean loss over the local batch.
+
+        Returns:
+            Names of the scalars; loss and scalars as one float64 tensor.
+        """
         parts = self.optim.accumulate
         chunks = [
             dict(zip(batch, values, strict=True))
@@ -274,6 +281,7 @@ class _Run:
         return names, torch.stack(sums).mean(0)
 
     def _diverged(self, values: dict[str, float]) -> str:
+        """Error message of a training that is no longer finite."""
         precision = " or use optim.precision fp32" if self.optim.precision == "bf16" else ""
         return (
             f"{self.name}: not finite at step {self.step + 1} of {self.total} (loss {values['loss']:g}, gradient norm "
@@ -281,7 +289,7 @@ class _Run:
         )
 
     def _log(self, values: dict[str, float]) -> None:
-        """Log the mean over each window of steps (windows don't depend on where a run was stopped), and the metrics of an epoch."""
+        """Log the means of each window of steps (windows don't depend on where a run stopped), and the metrics of each epoch."""
         done, last = self.step, self.step == self.total
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
@@ -297,7 +305,7 @@ class _Run:
 def seed_generators(seed: int, step: int, rank: int) -> None:
     """Seed the global generators of torch, numpy and Python (timm's mixup draws from numpy's) for one step of one rank."""
     word = int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
-    torch.default_generator.manual_seed(word)  # torch.manual_seed costs a millisecond where CUDA isn't in use
+    torch.default_generator.manual_seed(word)  # torch.manual_seed costs a millisecond if CUDA isn't in use
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(word)
     np.random.seed(word)

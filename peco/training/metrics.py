@@ -1,7 +1,7 @@
-"""What a training tells: curves and scores for DVC, live values for Prometheus, a line of progress for whoever watches.
+"""Curves and scores of a training, as files for DVC.
 
-Curves and scores are functions of the training alone (no times, rates, hosts or paths), so that equal trainings publish equal
-bytes; everything else goes to Prometheus and to the terminal.
+They are functions of the training alone (no times, rates, hosts or paths), so that equal trainings publish equal bytes; everything
+else goes to Prometheus and to the terminal.
 """
 
 from __future__ import annotations
@@ -18,35 +18,33 @@ from peco.core.publishing import write_json
 from peco.training.distributed import Dist
 from peco.training.prometheus import Exporter
 
-Row = tuple[int, str, float]  # step, name, value
-
 
 class MetricLog:
-    """Scalars over the steps of one stage.
+    """Scalars over the steps of one training.
 
-    Every value is kept in memory (a few thousand numbers at most) and goes into the working checkpoint; from there the files are
-    written anew on resume, which cuts them back to the checkpoint's step. They lie under `work/curves`. All ranks
-    log the same values, rank 0 writes; local rank 0 exports them to Prometheus too.
+    Every value is kept in memory (a few thousand numbers at most) and is part of the checkpoint. On resume the files are written
+    again from there, which cuts them back to the checkpoint's step. All ranks log the same values and rank 0 writes them; local
+    rank 0 also exports them to Prometheus.
 
     Args:
-        stage: label of the Prometheus metrics.
-        work: the stage's work folder.
+        name: of the training: label of the Prometheus metrics.
+        curves: folder for the files.
         dist: this process; a single one by default.
     """
 
-    def __init__(self, stage: str, work: Path, dist: Dist | None = None) -> None:
+    def __init__(self, name: str, curves: Path, dist: Dist | None = None) -> None:
         self._dist = dist or Dist()
-        self._curves = work / "curves"
-        self._rows: list[Row] = []
-        self._written = False
-        self.exporter = Exporter(stage, self._dist)
+        self._curves = curves
+        self._rows: list[tuple[int, str, float]] = []  # step, name, value
+        self._files_current = False
+        self.exporter = Exporter(name, self._dist)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each named curve, after `step` steps. A `/` in a name makes a folder of curves."""
         values = rounded(dict(values))
         rows = [(step, name, value) for name, value in values.items()]
         if self._dist.rank == 0:
-            self._file()
+            self._update_files()
             self._append(rows)
         self._rows += rows
         self.exporter.set(values)
@@ -62,7 +60,7 @@ class MetricLog:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to what had been logged at a checkpoint."""
         self._rows = [(step, name, value) for step, name, value in state["rows"]]
-        self._written = False
+        self._files_current = False
         self.exporter.set(self.latest)
 
     def publish(self, metrics_json: Path, plots_dir: Path, summary: Mapping[str, float]) -> None:
@@ -83,25 +81,25 @@ class MetricLog:
                 )
         if self._dist.rank != 0:
             return
-        self._file()
+        self._update_files()
         shutil.rmtree(plots_dir, ignore_errors=True)
         shutil.copytree(self._curves, plots_dir, copy_function=shutil.copyfile)
-        write_json(metrics_json, rounded(summary))
+        write_json(metrics_json, rounded(dict(summary)))
 
     def close(self) -> None:
         """Stop serving Prometheus."""
         self.exporter.close()
 
-    def _file(self) -> None:
-        """Write the curves again from what is known, at the first use."""
-        if not self._written:
-            self._written = True
+    def _update_files(self) -> None:
+        """Write all files again at the first use: those of an earlier run may reach beyond the checkpoint."""
+        if not self._files_current:
+            self._files_current = True
             shutil.rmtree(self._curves, ignore_errors=True)
             self._curves.mkdir(parents=True)
             self._append(self._rows)
 
-    def _append(self, rows: Sequence[Row]) -> None:
-        """Append to the curves' files, in the layout that DVC's plots read."""
+    def _append(self, rows: Sequence[tuple[int, str, float]]) -> None:
+        """Append to the files, in the layout that DVC's plots read."""
         for step, name, value in rows:
             path = self._curves / f"{name}.tsv"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,17 +26,17 @@ def param_groups(module: nn.Module, optim: Optim, below: nn.Module | None = None
     """Parameter groups of AdamW over all trainable parameters of `module`.
 
     Biases, other parameters of at most one dimension, and those that a submodule names in timm's `no_weight_decay()` are not
-    decayed. With `optim.layer_decay` < 1, submodules that have timm's `group_matcher` get a learning rate that falls
-    geometrically from the last layer to the first (BEiT, arXiv 2106.08254); a group's factor is in its `lr_scale`.
+    decayed. With `optim.layer_decay` < 1, the learning rate of submodules with timm's `group_matcher` falls geometrically from the
+    last layer to the first (BEiT, arXiv 2106.08254); `lr_scale` of a group is its factor.
 
     Args:
-        module: what is trained.
+        module: the module to train.
         optim: recipe.
         below: a backbone without a head of its own under other parts of `module`. timm takes its last block for the top of the
             model; here that is a layer below those parts.
 
     Raises:
-        PecoError: layer-wise decay is asked for and no trainable submodule can be divided into layers.
+        PecoError: `optim.layer_decay` < 1 and no trainable submodule can be divided into layers.
     """
     exempt = _no_weight_decay(module)
     plain = list(param_groups_weight_decay(module, optim.weight_decay, no_weight_decay_list=exempt))
@@ -50,7 +50,7 @@ def param_groups(module: nn.Module, optim: Optim, below: nn.Module | None = None
         )
     if not groups:
         raise PecoError(
-            f"optim.layer_decay: {optim.layer_decay:g} is not allowed here; the model has no layers to tell apart, expected 1"
+            f"optim.layer_decay: {optim.layer_decay:g} is not allowed here; the model has no layers that timm can list, expected 1"
         )
     lower = {id(p) for p in below.parameters()} if below is not None else set()
     for group in groups:
@@ -62,7 +62,7 @@ def param_groups(module: nn.Module, optim: Optim, below: nn.Module | None = None
 
 
 def _no_weight_decay(module: nn.Module) -> set[str]:
-    """Full names (or patterns, as timm allows) of what submodules exempt from weight decay."""
+    """Full names (or patterns, as timm allows) of the parameters that submodules exempt from weight decay."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in module.named_modules()
@@ -72,7 +72,7 @@ def _no_weight_decay(module: nn.Module) -> set[str]:
 
 
 def _layered(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """The outermost trainable submodules that know their layers, each with its name and a dot."""
+    """The outermost trainable submodules with a `group_matcher`, each with its name and a dot."""
     if callable(getattr(module, "group_matcher", None)):
         return [(prefix, module)] if any(p.requires_grad for p in module.parameters()) else []
     return [found for name, child in module.named_children() for found in _layered(child, f"{prefix}{name}.")]
@@ -81,11 +81,11 @@ def _layered(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]
 class Ema:
     """Exponential moving average of the trainable parameters.
 
-    After update t the weight of the past is min(decay, (1 + t) / (10 + t)), so that a short training isn't dominated by its
-    random start.
+    The weight of the past in update t is min(decay, (1 + t) / (10 + t)), so that a short training isn't dominated by its random
+    start.
 
     Args:
-        module: whose parameters are averaged; the average starts as a copy of them.
+        module: module whose parameters are averaged; the average starts as a copy of them.
         decay: weight of the past, in [0, 1).
     """
 
@@ -96,7 +96,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after optimizer step `step` (from 0)."""
+        """Add the parameters after optimizer step `step` (from 0) to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._mean.values()), list(self._live.values()), 1 - decay)
 

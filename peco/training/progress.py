@@ -1,4 +1,4 @@
-"""The line that shows the progress of a training."""
+"""The progress line of a training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from peco.training.prometheus import Exporter
 
 
 class Progress:
-    """One line about where a training stands; also keeps the exporter's rates.
+    """Progress line of a training; also sets the exporter's rates.
 
-    On a terminal (stderr) the line is rewritten in place. With PECO_PROGRESS=bar, each update is a line on stdout that
-    begins with a carriage return, for a launcher that rewrites it itself. Otherwise plain lines on stdout, one in ten
-    seconds at most, and the last.
+    On a terminal (stderr) the line is rewritten in place. With PECO_PROGRESS=bar, each update is a line on stdout that begins with
+    a carriage return, for a launcher that rewrites it itself. Otherwise it prints plain lines on stdout, at most one in ten
+    seconds, and the last one.
 
     Args:
         name: first word of the line.
@@ -24,7 +24,7 @@ class Progress:
         total: steps in all.
         samples_per_step: global batch size.
         exporter: gets the rates.
-        visible: whether this process writes the line (rank 0 does).
+        visible: write the line (rank 0 does).
     """
 
     def __init__(
@@ -45,7 +45,13 @@ class Progress:
         self._done = start
 
     def update(self, done: int, values: Mapping[str, float], wait: float) -> None:
-        """`done` steps are done; `values` of the last one (`loss`, `lr`), and the seconds it waited for data."""
+        """Show a step.
+
+        Args:
+            done: steps done.
+            values: of this step, `loss` and `lr` among them.
+            wait: seconds that it waited for data.
+        """
         self._done = done
         self._wait += wait
         now = time.monotonic()
@@ -86,7 +92,7 @@ class Progress:
 
 
 def _short(value: float) -> str:
-    """1.2e-3, not 0.0012 nor 1.2e-03."""
+    """Two digits and a short exponent: 1.2e-3."""
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

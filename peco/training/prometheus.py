@@ -17,15 +17,13 @@ from peco.core.errors import PecoError
 from peco.training.distributed import Dist
 
 _PROMETHEUS_NAMES = {"lr": "learning_rate", "grad_norm": "gradient_norm"}
-
-
 _HELP = {
     "peco_samples_per_second": "Samples trained on per second, over all processes",
     "peco_step_seconds": "Wall time of one optimizer step",
     "peco_data_wait_seconds": "Part of a step's wall time spent waiting for data",
     "peco_steps_done": "Optimizer steps done",
     "peco_steps_planned": "Optimizer steps of the whole training",
-    "peco_restarts": "Times the training went on from a checkpoint",
+    "peco_restarts": "Times the training resumed from a checkpoint",
     "peco_checkpoint_age_seconds": "Time since the last checkpoint, or since the start",
     "peco_nonfinite_steps": "Steps whose loss or gradient norm was not finite; the first ends the training",
     "peco_loss": "Mean loss over the batch of all processes",
@@ -34,13 +32,12 @@ _HELP = {
     "peco_usage": "Share of the codes used in the last epoch",
     "peco_perplexity": "Exponential of the entropy of the codes used in the last epoch",
 }
-
-
-LAST_SCRAPE_SECONDS = 35.0  # a little longer than Prometheus usually waits between two scrapes
+# A little longer than Prometheus usually waits between two scrapes.
+LAST_SCRAPE_SECONDS = 35.0
 
 
 class Exporter:
-    """Gauges `peco_*` with the label `stage`, served over HTTP by local rank 0 on PECO_METRICS_PORT; off where that is unset or 0.
+    """Gauges `peco_*` with the label `stage`, served over HTTP by local rank 0 on PECO_METRICS_PORT; off if that is unset or 0.
 
     Raises:
         PecoError: PECO_METRICS_PORT is not a port number, or no port from there on is free.
@@ -80,16 +77,16 @@ class Exporter:
                 self._gauge("peco_" + re.sub(r"\W", "_", _PROMETHEUS_NAMES.get(name, name))).set(value)
 
     def saved(self) -> None:
-        """A checkpoint was written just now."""
+        """Record that a checkpoint was written just now."""
         self._saved = time.monotonic()
 
     def failing(self, values: Mapping[str, float]) -> None:
-        """Set the values of a training that is about to fail; where somebody scrapes, let them be read first."""
+        """Set the values of a training that is about to fail. If it has been scraped before, wait for one more scrape."""
         if self._server is not None and self._scraped.is_set():
             self.set(values)
             self._scraped.clear()
             if self._scraped.wait(LAST_SCRAPE_SECONDS):
-                time.sleep(0.5)  # the answer is on its way
+                time.sleep(0.5)  # the response is still being sent
 
     def close(self) -> None:
         if self._server is not None:

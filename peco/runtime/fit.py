@@ -1,4 +1,4 @@
-"""The parts that trained stages share around `peco.training.loop.train`: seeds, the loader over shards, published metrics."""
+"""Common parts of the trained stages around `peco.training.loop.train`: seed, loader over shards, published metrics."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from peco.training.metrics import MetricLog
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what a model's initial weights are drawn from; every rank draws the same."""
+    """Seed the generator of a model's initial weights; every rank draws the same."""
     torch.manual_seed(seed)
 
 
 def train_loader(run: StageRun, shards: ShardSet, transform: Transform, optim: Optim, dist: Dist) -> TrainLoader:
-    """The global batches of a split, of which this process gets its part.
+    """Loader of this process's part of the global batches of a split.
 
     Args:
         run: the stage, with `seed` and `loader` among its parameters.
         shards: split to train on.
-        make: sample and epoch to fields (see `TrainLoader`).
-        optim: recipe, of which the batch size counts.
-        dist: the processes.
+        transform: sample and epoch to fields (see `TrainLoader`).
+        optim: recipe with the global batch size.
+        dist: this process.
     """
     loader = TrainLoader(
         shards,
@@ -42,7 +42,7 @@ def train_loader(run: StageRun, shards: ShardSet, transform: Transform, optim: O
     )
     if loader.workers < run.workers and dist.rank == 0:
         print(
-            f"{run.name}: {loader.workers} loader processes a rank instead of {run.workers}: they divide its "
+            f"{run.name}: {loader.workers} loader processes per rank instead of {run.workers}: they divide its "
             f"{run.config.loader.lanes // dist.world} lanes (loader.lanes {run.config.loader.lanes})",
             flush=True,
         )
