@@ -1,11 +1,12 @@
-"""Do the tokens of one codebook agree with the eye more often than those of another? Several tokenizers on the same triplets.
+"""Perceptual agreement of several tokenizers on the same triplets, as markdown tables.
 
     python -m benchmarks.agreement --tokenizer PeCo=DIR --tokenizer pixels=DIR --perceptual DIR --images photos.tar
 
-Triplets are generated from the images of a folder or archive, at the tokenizers' size, exactly as the stage `evaluate@agreement`
-does (`peco/evaluate/agreement/triplets.py`): the same images give the same triplets. Tables in markdown: the share of right answers
-of every method for each pair of movement and damage, ties counted half, and the difference of the first tokenizer to each other one.
-Intervals are 95 %, by bootstrap over images; those of differences are paired, as both tokenizers answer the same questions.
+Triplets are generated from the images of a folder or archive, at the tokenizers' size, exactly as in the stage
+`evaluate@agreement` (`peco/evaluate/agreement/triplets.py`): the same images give the same triplets. The tables show the share of
+right answers of every method for each pair of movement and damage, where a tie counts half, and the differences between the first
+tokenizer and each of the others. Intervals are 95 %, by bootstrap over images; those of differences are paired, since both
+tokenizers get the same triplets.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.images import decode
 from peco.evaluate.agreement import scores as agreement
-from peco.evaluate.agreement.triplets import PAIRS, Matched, generate
+from peco.evaluate.agreement.triplets import PAIRS, Triplets, generate
 from peco.perceptual.features import FeatureNet
 from peco.sources.archives import is_hidden, open_archive
 from peco.sources.base import IMAGE_EXTENSIONS, extension, hashed
@@ -33,11 +34,11 @@ from peco.tokenizer import storage
 Scores = dict[str, np.ndarray]  # (R, P) by method
 
 
-def triplets(path: Path, size: int, count: int | None) -> Iterator[Matched]:
-    """Those of `count` images (None: all) of a folder or archive, picked by a hash of their names.
+def generate_triplets(path: Path, size: int, count: int | None) -> Iterator[Triplets]:
+    """Generate triplets of `count` images (None: all) of a folder or archive, picked by a hash of their names.
 
     Raises:
-        PecoError: the path can't be read, or holds no image, or a broken one.
+        PecoError: the path can't be read, holds no image, or holds a broken one.
     """
     with tempfile.TemporaryDirectory() as work:
         archive = open_archive(path, Path(work))
@@ -58,45 +59,46 @@ def triplets(path: Path, size: int, count: int | None) -> Iterator[Matched]:
 
 
 def load(folders: Mapping[str, Path]) -> tuple[dict[str, agreement.TokenDistances], int]:
-    """Tokenizers by name, and the size of the images they all take.
+    """Load the tokenizers by name; also returns the size of their images.
 
     Raises:
-        PecoError: a folder is wrong, or the sizes differ.
+        PecoError: a folder is missing or damaged, or the sizes differ.
     """
     sizes = {name: storage.image_size(path) for name, path in folders.items()}
     if len(set(sizes.values())) > 1:
-        raise PecoError(f"tokenizers of different image sizes can't answer the same questions: {sizes}")
-    where = device.choose()
-    tokenizers = {name: agreement.TokenDistances(storage.load(path).to(where)) for name, path in folders.items()}
+        raise PecoError(f"tokenizers of different image sizes can't be compared on the same triplets: {sizes}")
+    tokenizers = {
+        name: agreement.TokenDistances(storage.load(path).to(device.select_device())) for name, path in folders.items()
+    }
     return tokenizers, next(iter(sizes.values()))
 
 
 def network(folder: Path, blocks: Sequence[int], normalize: str) -> agreement.NetworkDistances:
-    """The perceptual network; no blocks: those at the quarters of its depth."""
+    """Load the perceptual network; without `blocks`, those at the quarters of its depth are used."""
     model = artifacts.load_timm(folder)
     depth = len(getattr(model, "feature_info", ()))
     chosen = blocks or sorted({max(1, depth * quarter // 4) for quarter in (1, 2, 3, 4)})
-    return agreement.NetworkDistances(FeatureNet(model, chosen), normalize).to(device.choose())  # type: ignore[arg-type]
+    return agreement.NetworkDistances(FeatureNet(model, chosen), normalize).to(device.select_device())  # type: ignore[arg-type]
 
 
 def score(
-    questions: Iterator[Matched], tokenizers: Mapping[str, agreement.TokenDistances], net: agreement.NetworkDistances
+    triplets: Iterator[Triplets], tokenizers: Mapping[str, agreement.TokenDistances], net: agreement.NetworkDistances
 ) -> Scores:
-    """Answers of all methods; those of tokenizers as `<name>: tokens_hamming` and so on."""
-    where = device.choose()
+    """Answers of all methods; those of tokenizers are named `<name>: tokens_hamming` and so on."""
+    compute_device = device.select_device()
     rows: dict[str, list[np.ndarray]] = {}
-    for question in questions:
-        found = agreement.answers(question, [agreement.pixel_distances, net.between], where)
+    for of_image in triplets:
+        found = agreement.answers(of_image, [agreement.pixel_distances, net.between], compute_device)
         for name, tokenizer in tokenizers.items():
-            ours = agreement.answers(question, [tokenizer], where)
-            found |= {f"{name}: {method}": row for method, row in ours.items()}
+            of_tokenizer = agreement.answers(of_image, [tokenizer], compute_device)
+            found |= {f"{name}: {method}": row for method, row in of_tokenizer.items()}
         for method, row in found.items():
             rows.setdefault(method, []).append(row)
     return {method: np.stack(values) for method, values in rows.items()}
 
 
 def table(columns: Scores) -> str:
-    """Means with their intervals, in percent: a row for each pair, a column for each method."""
+    """Table of means with their intervals, in percent: a row for each pair, a column for each method."""
 
     def cell(scores_RP: np.ndarray) -> str:
         found = agreement.mean_interval(scores_RP)
@@ -113,25 +115,25 @@ def table(columns: Scores) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; status 2 where something is missing."""
+    """Print the tables; returns status 2 if something is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tokenizer", action="append", required=True, help="[NAME=]FOLDER; give several")
+    parser.add_argument("--tokenizer", action="append", required=True, help="[NAME=]FOLDER; may be repeated")
     parser.add_argument("--perceptual", type=Path, required=True, help="folder of the perceptual network")
     parser.add_argument(
-        "--blocks", type=int, nargs="+", default=(), help="of the network (at the quarters of its depth)"
+        "--blocks", type=int, nargs="+", default=(), help="blocks of the network (at the quarters of its depth)"
     )
     parser.add_argument("--normalize", choices=("channel", "token", "none"), default="channel", help="(%(default)s)")
     parser.add_argument("--images", type=Path, required=True, help="folder, tar or zip")
-    parser.add_argument("--references", type=int, help="how many of the images (all)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--references", type=int, help="number of images (all)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    given = [text.rpartition("=") for text in args.tokenizer]
-    folders = {name or folder: Path(folder) for name, _, folder in given}
+    named = [text.rpartition("=") for text in args.tokenizer]
+    folders = {name or folder: Path(folder) for name, _, folder in named}
     try:
         tokenizers, size = load(folders)
         net = network(args.perceptual, args.blocks, args.normalize)
-        scores = score(triplets(args.images, size, args.references), tokenizers, net)
+        scores = score(generate_triplets(args.images, size, args.references), tokenizers, net)
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

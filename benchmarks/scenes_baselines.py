@@ -1,18 +1,18 @@
-"""How hard is `scenes`? Accuracy of four baselines on its ten-class task, as a markdown table.
+"""Accuracy of four baselines on the ten classes of `scenes`, as a markdown table.
 
     python -m benchmarks.scenes_baselines --train 4000 --val 1000 --seeds 2
 
-The first two should stay near chance (10 %), or the class would leak through colour or position. The third shows what an
-untrained network gives away for free, and the last that the labels can be learnt.
+The first two should stay near chance (10 %): otherwise colour or position would reveal the class. The third is the accuracy of an
+untrained network, and the last shows that the labels can be learned.
 
 * colour histogram: 8 x 8 x 8 RGB bins, linear probe;
 * raw pixels: 16 x 16 RGB, linear probe;
 * random backbone: the `tiny` preset's BEiT at random initialisation, linear probe of its best block;
-* small CNN: trained from scratch with flips and shifts by up to 4 pixels.
+* small CNN: trained from scratch with flips and shifts of up to 4 pixels.
 
-Images and probes are the workflow's own: train has the scenes from 0 on, val those from `VAL_START` on, and block and L2
-strength are chosen on a holdout of train (`peco.probes.linear`). A seed sets the images, the weights and the order of the
-examples alike.
+Images and probes are those of the workflow: train has the scenes from 0 on, val those from `VAL_START` on, and block and L2
+strength are chosen on a holdout of train (`peco.probes.linear`). A seed determines the images, the weights and the order of the
+examples.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class Split:
 
 
 def load(seed: int, first: int, count: int) -> Split:
-    """The scenes [first, first + count) of a seed."""
+    """Render the scenes [first, first + count) of a seed."""
     scenes = [render(seed, index, SIZE) for index in range(first, first + count)]
     return Split(np.stack([s.image for s in scenes]), torch.tensor([s.label for s in scenes]))
 
 
 def probe(features: Callable[[Split], dict[str, Tensor]], train: Split, val: Split) -> float:
     """Accuracy of the workflow's linear probe."""
-    ours, theirs = ((features(split), split.labels) for split in (train, val))
-    return linear.evaluate(ours, theirs, CFG.evaluate.linear, CFG.evaluate.holdout).accuracy
+    train_features, val_features = ((features(split), split.labels) for split in (train, val))
+    return linear.probe_linear(train_features, val_features, CFG.evaluate.linear, CFG.evaluate.holdout).accuracy
 
 
 def random_backbone(train: Split, val: Split) -> float:
@@ -79,7 +79,7 @@ def random_backbone(train: Split, val: Split) -> float:
 
 
 def small_cnn() -> nn.Module:
-    """Four strided convolutions (32 to 192 channels) and a linear layer on the grid that remains."""
+    """Four strided convolutions (32 to 192 channels) and a linear layer on the remaining grid."""
     layers: list[nn.Module] = []
     for before, after in ((3, 32), (32, 64), (64, 128), (128, 192)):
         layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
@@ -95,7 +95,7 @@ def augment(x_BCHW: Tensor) -> Tensor:
 
 
 def supervised(train: Split, val: Split, passes: int) -> float:
-    """Accuracy of the small CNN after `passes` over train, AdamW with a one-cycle rate."""
+    """Accuracy of the small CNN after `passes` over train with AdamW and a one-cycle learning rate."""
     model = small_cnn()
     steps = passes * (len(train.images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.05)
@@ -119,9 +119,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--train", type=int, default=CFG.dataset.scenes.train, help="training images (%(default)s)")
     parser.add_argument("--val", type=int, default=CFG.dataset.scenes.val, help="validation images (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="how many seeds, from 0 on (%(default)s)")
-    parser.add_argument("--passes", type=int, default=30, help="of the CNN over train (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0 on (%(default)s)")
+    parser.add_argument("--passes", type=int, default=30, help="passes of the CNN over train (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

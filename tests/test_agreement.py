@@ -76,14 +76,14 @@ def test_identical_views_have_no_distance() -> None:
         np.testing.assert_allclose(values, 0, atol=1e-12)
 
 
-def test_distances_know_no_direction_and_no_company() -> None:
-    there = agreement.distances(all_methods(), IMAGES, [(0, 1), (2, 3)], CPU)
-    back = agreement.distances(all_methods(), IMAGES, [(3, 2), (1, 0)], CPU)
-    alone = agreement.distances(all_methods(), [IMAGES[2], IMAGES[3]], [(0, 1)], CPU)
-    for name, values in there.items():
+def test_distances_are_symmetric_and_independent_of_other_images() -> None:
+    forward = agreement.distances(all_methods(), IMAGES, [(0, 1), (2, 3)], CPU)
+    backward = agreement.distances(all_methods(), IMAGES, [(3, 2), (1, 0)], CPU)
+    single = agreement.distances(all_methods(), [IMAGES[2], IMAGES[3]], [(0, 1)], CPU)
+    for name, values in forward.items():
         assert values.min() > 0
-        np.testing.assert_allclose(back[name][::-1], values, rtol=1e-6)
-        np.testing.assert_allclose(alone[name], values[1:], rtol=1e-4)
+        np.testing.assert_allclose(backward[name][::-1], values, rtol=1e-6)
+        np.testing.assert_allclose(single[name], values[1:], rtol=1e-4)
 
 
 def test_pixels_and_ssim_agree_with_scikit_image() -> None:
@@ -113,7 +113,7 @@ def test_token_distances_are_those_of_the_grids() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["channel", "token", "none"])
-def test_the_network_measures_what_the_tokenizer_is_trained_with(normalize: str) -> None:
+def test_the_networks_distance_is_the_tokenizers_perceptual_loss(normalize: str) -> None:
     net = network(normalize)
     found = agreement.distances([net.between], IMAGES, [(0, 1), (2, 3)], CPU)["perceptual"]
     loss = PerceptualDistance(net.net, net.normalize)
@@ -130,17 +130,17 @@ lengths = st.lists(st.tuples(st.floats(0, 2), st.floats(0, 2)), min_size=1, max_
 @given(lengths)
 def test_the_order_of_the_views_does_not_matter(pairs: list[tuple[float, float]]) -> None:
     first, second = np.array(pairs).T
-    assert (agreement.choose(first, second) + agreement.choose(second, first) == 1).all()
+    assert (agreement.preferred_pair(first, second) + agreement.preferred_pair(second, first) == 1).all()
     votes = np.linspace(0, 1, len(first))
     np.testing.assert_allclose(agreement.two_afc(first, second, votes), agreement.two_afc(second, first, 1 - votes))
 
 
 def test_the_shorter_distance_is_chosen_and_a_tie_is_half() -> None:
     first, second = np.array([1.0, 2.0, 0.0, 1.0, 1.0]), np.array([2.0, 1.0, 0.0, 1 + 1e-9, 1.001])
-    assert agreement.choose(first, second).tolist() == [1, 0, 0.5, 0.5, 1]
+    assert agreement.preferred_pair(first, second).tolist() == [1, 0, 0.5, 0.5, 1]
 
 
-def test_the_2afc_score_agrees_with_a_plain_one() -> None:
+def test_the_2afc_score_agrees_with_its_definition() -> None:
     rng = np.random.default_rng(0)
     p0, p1 = rng.integers(0, 6, (2, 300)) / 6  # many ties
     votes = rng.integers(0, 6, 300) / 5
@@ -161,7 +161,7 @@ def test_pixels_are_at_chance_by_construction() -> None:
         assert set(answers[np.isfinite(answers)]) == {0.5}
 
 
-def test_each_answer_is_to_its_own_question() -> None:
+def test_each_answer_belongs_to_its_own_triplet() -> None:
     triplets = generate(IMAGES[0], 0)
     triplets.damaged.pop("rotation_noise")
     liked = triplets.damaged["crop_blocking"]
@@ -182,7 +182,7 @@ def test_each_answer_is_to_its_own_question() -> None:
 def test_2afc_items_are_scored_one_by_one(bapps: Path, tmp_path: Path) -> None:
     items = TwoAfc(bapps, tmp_path / "work")
     found = agreement.score_two_afc(items, SIZE, all_methods(), CPU)
-    assert found.categories == ("easy", "easy", "easy")  # nobody has judged the others
+    assert found.categories == ("easy", "easy", "easy")  # the others have no votes
     for place in range(3):
         images = items.images(place, SIZE)
         for name, (d0, d1) in agreement.distances(all_methods(), images, [(0, 1), (0, 2)], CPU).items():
@@ -227,7 +227,7 @@ def test_no_score_has_no_interval() -> None:
 
 @given(st.integers(1, 6), st.integers(0, 2**32))
 @settings(max_examples=10, deadline=None)
-def test_summary_counts_what_there_is(references: int, seed: int) -> None:
+def test_the_summary_counts_triplets_and_dropped_ones(references: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.choice([0, 0.5, 1, np.nan], (references, len(PAIRS)))
     found = agreement.summarize({"pixels": rows})
@@ -266,7 +266,7 @@ def png(x: np.ndarray) -> bytes:
 
 @pytest.fixture
 def bapps(tmp_path: Path) -> Path:
-    """Three judged items, and one that nobody has judged."""
+    """Three items with votes and one without."""
     root = tmp_path / "data" / "2afc"
     for item in range(4):
         category = root / ("easy" if item < 3 else "hard")
@@ -280,8 +280,8 @@ def bapps(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Shards and untrained models, as current directory."""
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Current folder with shards and untrained models."""
     monkeypatch.chdir(tmp_path)
     for name in ("PECO_WORK", "PECO_WORKERS", "RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -307,7 +307,7 @@ def results() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(paths.METRICS.rglob("*")) if file.is_file()}
 
 
-def test_the_stage_needs_no_labels_and_gives_the_same_bytes(here: Path) -> None:
+def test_the_stage_needs_no_labels_and_gives_the_same_bytes(workspace: Path) -> None:
     run()
     first = results()
     metrics = json.loads(first["agreement.json"])
@@ -327,7 +327,7 @@ def test_the_stage_needs_no_labels_and_gives_the_same_bytes(here: Path) -> None:
     assert results() == first
 
 
-def test_the_stage_scores_2afc_items(here: Path, bapps: Path) -> None:
+def test_the_stage_scores_2afc_items(workspace: Path, bapps: Path) -> None:
     run(source="bapps", path="data/2afc")
     found = json.loads((paths.METRICS / "evaluate" / "agreement.json").read_text())["two_afc"]
     assert (found["items"], found["judged"]) == (4, 3)
@@ -337,21 +337,21 @@ def test_the_stage_scores_2afc_items(here: Path, bapps: Path) -> None:
         assert 0 <= found[f"{method}_low"] <= found[f"{method}_score"] <= found[f"{method}_high"] <= 1
 
 
-def test_a_missing_member_ends_the_stage_before_its_work(here: Path, bapps: Path) -> None:
+def test_a_missing_member_ends_the_stage_before_any_work(workspace: Path, bapps: Path) -> None:
     (bapps / "easy" / "p1" / "2.png").unlink()
     with pytest.raises(PecoError, match="data/2afc: triplet 2 of easy has no p1"):
         run(source="bapps", path="data/2afc")
     assert not paths.METRICS.exists()
 
 
-def test_switched_off(here: Path) -> None:
+def test_the_stage_can_be_switched_off(workspace: Path) -> None:
     tasks = dataclasses.replace(CFG.evaluate.tasks, agreement=False)
     cfg = SimpleNamespace(evaluate=SimpleNamespace(tasks=tasks))
     with pytest.raises(Skipped, match=r"switched off \(evaluate.tasks.agreement\)"):
         evaluate_agreement.main(StageRun("evaluate@agreement", cfg))  # type: ignore[arg-type]
 
 
-def test_the_picture_shows_the_choice(here: Path) -> None:
+def test_the_picture_shows_the_choice(workspace: Path) -> None:
     triplets = generate(blobs(SIZE, 3), 0)
 
     def colors(answer: float) -> set[tuple[int, int, int]]:
@@ -370,23 +370,23 @@ def test_the_picture_shows_the_choice(here: Path) -> None:
 # --- the benchmark
 
 
-def test_tokenizers_side_by_side(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    photos = here / "photos"
+def test_the_benchmark_compares_tokenizers(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = workspace / "photos"
     photos.mkdir()
     for i in range(3):
         (photos / f"{i}.png").write_bytes(png(blobs(40, i + 1)))
     common_args = ["--perceptual", str(paths.PERCEPTUAL_NET), "--images", str(photos)]
-    both = ["--tokenizer", f"ours={paths.TOKENIZER}", "--tokenizer", f"theirs={paths.TOKENIZER}"]
+    both = ["--tokenizer", f"first={paths.TOKENIZER}", "--tokenizer", f"second={paths.TOKENIZER}"]
     assert benchmark.main([*common_args, *both]) == 0
     out = capsys.readouterr().out
     assert f"3 images of {SIZE} pixels" in out
-    header, *rows = out.partition("ours minus theirs")[2].strip().splitlines()[2:]
+    header, *rows = out.partition("first minus second")[2].strip().splitlines()[2:]
     assert header == "| pair | tokens_hamming | tokens_embedded |"
     assert [row.split("|")[2:4] for row in rows[1:2]] == [[" 0.0 (0.0 to 0.0) "] * 2]
     assert len(rows) == 2 + len(PAIRS)
 
 
-def test_the_benchmark_names_what_is_missing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--tokenizer", "nowhere", "--perceptual", str(paths.PERCEPTUAL_NET), "--images", str(here)]
+def test_the_benchmark_names_what_is_missing(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokenizer", "nowhere", "--perceptual", str(paths.PERCEPTUAL_NET), "--images", str(workspace)]
     assert benchmark.main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: nowhere: no such model folder")

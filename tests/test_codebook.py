@@ -1,4 +1,4 @@
-"""What the codebook learned: measures against independent references, and the stage from folders to metrics and pictures."""
+"""Codebook evaluation: measures against independent references, and the stage from folders to metrics and pictures."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def randoms(*shape: int, seed: int = 0) -> Tensor:
 # Reconstructions
 
 
-def test_psnr_by_its_formula() -> None:
+def test_psnr_agrees_with_its_formula() -> None:
     x = randoms(3, 3, 8, 8)
     y = x + torch.tensor([0.1, 0.01, 0.0]).view(-1, 1, 1, 1)
     assert psnr(x, y).tolist() == pytest.approx([20, 40, 100], abs=1e-3)  # the last one is the ceiling
@@ -61,7 +61,7 @@ def test_psnr_by_its_formula() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(11, 40), st.integers(11, 40), st.floats(0, 1), st.integers(0, 1000))
-def test_ssim_is_that_of_scikit_image(height: int, width: int, noise: float, seed: int) -> None:
+def test_ssim_agrees_with_scikit_image(height: int, width: int, noise: float, seed: int) -> None:
     x, other = randoms(2, 3, height, width, seed=seed), randoms(2, 3, height, width, seed=seed + 1)
     y = (1 - noise) * x + noise * other
     expected = [
@@ -80,7 +80,7 @@ def test_ssim_is_that_of_scikit_image(height: int, width: int, noise: float, see
 
 
 def test_ssim_refuses_images_smaller_than_its_window() -> None:
-    with pytest.raises(PecoError, match="SSIM: images of 10x32 pixels; give at least 11 a side"):
+    with pytest.raises(PecoError, match="SSIM: images of 10x32 pixels; give at least 11 per side"):
         image_metrics.ssim(torch.zeros(1, 3, 10, 32), torch.zeros(1, 3, 10, 32))
 
 
@@ -88,7 +88,7 @@ def test_ssim_refuses_images_smaller_than_its_window() -> None:
 
 
 @pytest.mark.parametrize(("samples", "width"), [(200, 8), (50, 30), (20, 40)])  # the last has singular covariances
-def test_frechet_is_the_formula_with_scipys_matrix_root(samples: int, width: int) -> None:
+def test_frechet_agrees_with_scipys_matrix_root(samples: int, width: int) -> None:
     a, b = randoms(samples, width), randoms(samples + 7, width, seed=1) @ randoms(width, width, seed=2) / 3
     x, y = a.double().numpy(), b.double().numpy()
     cov_x, cov_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -120,17 +120,17 @@ def some_tokens(images: int = 12, side: int = 6, codes: int = 20, seed: int = 0)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40).filter(any))
-def test_usage_and_perplexity(counts: list[int]) -> None:
+def test_usage_and_perplexity_agree_with_their_definitions(counts: list[int]) -> None:
     usage, perplexity = usage_and_perplexity(np.array(counts))
     assert usage == pytest.approx(sum(count > 0 for count in counts) / len(counts))
     assert perplexity == pytest.approx(np.exp(scipy.stats.entropy(counts)))
 
 
-def test_no_token_no_perplexity() -> None:
+def test_without_tokens_usage_and_perplexity_are_zero() -> None:
     assert usage_and_perplexity(np.zeros(4)) == (0, 0)
 
 
-def test_features_of_tokens() -> None:
+def test_features_of_tokens_agree_with_their_definitions() -> None:
     tokens, vectors = some_tokens(), randoms(20, 5, seed=3)
     histogram = codebook.histogram_features(tokens, 20)
     grid = codebook.grid_features(tokens, vectors).view(12, 5, 4, 4)
@@ -149,7 +149,7 @@ def test_a_small_grid_keeps_its_positions() -> None:
     )
 
 
-# Codes that carry a class
+# Class-specific codes
 
 
 def information(presence: np.ndarray, labels: np.ndarray) -> float:
@@ -163,7 +163,7 @@ def information(presence: np.ndarray, labels: np.ndarray) -> float:
     return total
 
 
-def test_information_is_that_of_the_definition_less_chance() -> None:
+def test_information_agrees_with_its_definition_minus_chance() -> None:
     tokens, labels = some_tokens(60, 3, 30), torch.arange(60) % 4
     found = codebook.class_information(tokens, labels, codes=30, classes=4, seed=7)
     shufflings, rng = [], np.random.default_rng(7)
@@ -178,28 +178,28 @@ def test_information_is_that_of_the_definition_less_chance() -> None:
         assert found.share_KY[code].tolist() == pytest.approx(shares)
 
 
-def test_noise_is_not_taken_for_meaning() -> None:
+def test_noise_has_no_class_specific_codes() -> None:
     tokens = some_tokens(100, 4, 64)
-    telling = [
+    ranked = [
         codebook.class_information(tokens, torch.from_numpy(labels), codes=64, classes=5, seed=0).ranked
         for labels in np.random.default_rng(1).integers(0, 5, (40, 100))
     ]
-    assert sum(bool(codes) for codes in telling) <= 3  # expected: one in a hundred
+    assert sum(bool(codes) for codes in ranked) <= 3  # expected: one in a hundred
 
 
-def test_classes_of_one_image_each_tell_nothing() -> None:
+def test_classes_of_one_image_each_have_no_class_specific_codes() -> None:
     found = codebook.class_information(some_tokens(40), torch.arange(40), codes=20, classes=40, seed=0)
     assert found.ranked == []
 
 
-def test_a_code_that_goes_with_a_class_is_found() -> None:
+def test_a_code_that_occurs_with_one_class_is_found() -> None:
     tokens, labels = some_tokens(200, 4, 50), torch.arange(200) % 4
     tokens[tokens == 7] = 8
     tokens[labels == 2, 0, 0] = 7  # in every image of class 2 and in no other
     found = codebook.class_information(tokens, labels, codes=50, classes=4, seed=0)
     assert found.ranked[0] == 7
     assert found.share_KY[7].tolist() == [0, 0, 1, 0]
-    assert float(found.bits_K[7]) == pytest.approx(0.811, abs=0.02)  # the entropy of 1/4 against 3/4, less chance
+    assert float(found.bits_K[7]) == pytest.approx(0.811, abs=0.02)  # the entropy of 1/4 and 3/4, minus chance
 
 
 # Codes of raw patches
@@ -207,7 +207,7 @@ def test_a_code_that_goes_with_a_class_is_found() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
-def test_images_of_known_patches_come_back(factor: int, images: int, h: int, w: int) -> None:
+def test_images_of_known_patches_are_reconstructed(factor: int, images: int, h: int, w: int) -> None:
     book = codebook.PatchCodebook(randoms(9, 3 * factor**2), factor)
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (images, h, w)))
     x = book.decode(tokens)
@@ -219,17 +219,17 @@ def test_images_of_known_patches_come_back(factor: int, images: int, h: int, w: 
     )
 
 
-def test_kmeans_is_that_of_scipy() -> None:
+def test_kmeans_agrees_with_scipy() -> None:
     patches = randoms(400, 12).double()
     start = patches.numpy()[np.random.default_rng(5).permutation(400)[:10]]
-    expected, labels = scipy.cluster.vq.kmeans2(patches.numpy(), start, iter=codebook.KMEANS_ITERS, minit="matrix")
+    expected, labels = scipy.cluster.vq.kmeans2(patches.numpy(), start, iter=codebook.KMEANS_ITERATIONS, minit="matrix")
     book = codebook.fit_patches(patches, 10, 2, seed=5)
     np.testing.assert_allclose(book.vectors_KD, expected, atol=1e-9)
     changed = (nearest(patches, book.vectors_KD).numpy() != labels).mean()
-    assert changed < 0.02  # scipy's labels are those before its last move
+    assert changed < 0.02  # scipy's labels are those before its last update
 
 
-def test_kmeans_takes_fewer_patches_than_codes() -> None:
+def test_kmeans_works_with_fewer_patches_than_codes() -> None:
     patches = randoms(3, 12)
     book = codebook.fit_patches(patches, 8, 2, seed=0)
     assert sorted(set(nearest(patches, book.vectors_KD).tolist())) == [0, 1, 2]
@@ -237,8 +237,8 @@ def test_kmeans_takes_fewer_patches_than_codes() -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 20))
-def test_numbers_are_evenly_spread(count: int, limit: int) -> None:
-    found = numbers.spread(count, limit)
+def test_indices_are_evenly_spaced(count: int, limit: int) -> None:
+    found = numbers.evenly_spaced(count, limit)
     assert len(found) == min(count, limit) and found[0] == 0
     assert found == sorted(set(found)) and (limit == 1 or found[-1] == count - 1)
     steps = np.diff(found)
@@ -250,7 +250,7 @@ def test_numbers_are_evenly_spread(count: int, limit: int) -> None:
 
 @dataclass
 class Stripes:
-    """Images of stripes that run across or down, in random colours; unlabelled where there are no classes."""
+    """Images of stripes that run across or down, in random colours; unlabelled without classes."""
 
     splits: dict[str, int]
     classes: tuple[str, ...]
@@ -314,7 +314,7 @@ def listed() -> dict[str, Any]:
     return found
 
 
-def test_everything_is_measured_of_both_codebooks(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_codebooks_get_all_measures(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shutil.copytree(made, tmp_path / "folder")
     metrics = run_in(root, monkeypatch)
     assert set(metrics) == ALWAYS | LABELED | {f"patches_{name}" for name in LABELED}
@@ -326,7 +326,7 @@ def test_everything_is_measured_of_both_codebooks(made: Path, tmp_path: Path, mo
     assert shares == sorted(shares, reverse=True)
 
 
-def test_each_code_listed_has_its_picture(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_listed_code_has_a_picture(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_in(shutil.copytree(made, tmp_path / "folder"), monkeypatch)
     pictures = {path.name: Image.open(path) for path in evaluate_codebook.PICTURES.glob("*.png")}
     assert set(pictures) == {
@@ -337,7 +337,7 @@ def test_each_code_listed_has_its_picture(made: Path, tmp_path: Path, monkeypatc
         assert picture.width % picture.height == 0 and picture.width <= evaluate_codebook.PATCHES * picture.height
 
 
-def test_a_tile_is_the_patch_amid_its_faded_surroundings(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tile_shows_the_patch_in_its_faded_surroundings(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(made)
     split, _ = evaluate_codebook.train_and_scored()
     images = evaluate_codebook.Images(split, 1, SIZE, 0, torch.device("cpu"))
@@ -368,7 +368,7 @@ def test_without_labels_the_rest_still_runs(tmp_path: Path, monkeypatch: pytest.
     assert all(path.name.startswith("frequent") for path in evaluate_codebook.PICTURES.glob("*.png"))
 
 
-def test_of_one_image_there_is_no_frechet_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_image_has_no_frechet_distance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = run_in(make_folder(tmp_path, {"train": 9, "val": 1}, classes=()), monkeypatch)
     assert metrics["frechet_skipped"] == "one image has no covariance"
     assert "frechet" not in metrics and metrics["psnr"] > 0
@@ -381,7 +381,7 @@ def test_without_val_train_is_measured(tmp_path: Path, monkeypatch: pytest.Monke
     assert "telling_codes" in metrics
 
 
-def test_it_can_be_switched_off(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_can_be_switched_off(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = dataclasses.replace(CFG.evaluate.tasks, codebook=False)
     cfg = dataclasses.replace(CFG, evaluate=dataclasses.replace(CFG.evaluate, tasks=tasks))
     with pytest.raises(Skipped, match="switched off"):

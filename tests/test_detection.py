@@ -37,7 +37,6 @@ from peco.runtime.stage import Skipped, StageRun
 from peco.sources import scenes
 from peco.training.distributed import Dist
 from peco.training.loop import train
-from peco.training.metrics import MetricLog
 from pipelines.workflow.compose import compose_params
 
 OPTIM = config.Optim(
@@ -63,30 +62,30 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone") / "b")
 
 
-# --- average precision, against COCO's definition written down once more
+# --- average precision, against a second implementation of COCO's definition
 
 IOUS, RECALLS = np.linspace(0.5, 0.95, 10), np.linspace(0, 1, 101)
 Overlap = Callable[[Objects, int, Detections, int], float]
 
 
 def box_overlap(objects: Objects, g: int, found: Detections, d: int) -> float:
-    """IoU; of a crowd the share of the detection that lies in it."""
-    ours, theirs = objects.boxes[g].astype(float), found.boxes[d].astype(float)
-    sides = np.minimum(ours[2:], theirs[2:]) - np.maximum(ours[:2], theirs[:2])
+    """IoU; for a crowd, the share of the detection inside it."""
+    object_4, found_4 = objects.boxes[g].astype(float), found.boxes[d].astype(float)
+    sides = np.minimum(object_4[2:], found_4[2:]) - np.maximum(object_4[:2], found_4[:2])
     inside = float(np.prod(sides.clip(0)))
-    mine, whole = (float(np.prod(box[2:] - box[:2])) for box in (theirs, ours))
-    return inside / (mine if objects.crowd[g] else mine + whole - inside)
+    found_area, object_area = (float(np.prod(box[2:] - box[:2])) for box in (found_4, object_4))
+    return inside / (found_area if objects.crowd[g] else found_area + object_area - inside)
 
 
 def mask_overlap(objects: Objects, g: int, found: Detections, d: int) -> float:
-    ours, theirs = objects.masks[g], found.masks[d]  # type: ignore[index]
-    inside = float((ours & theirs).sum())
-    whole = float(theirs.sum() if objects.crowd[g] else (ours | theirs).sum())
+    object_HW, found_HW = objects.masks[g], found.masks[d]  # type: ignore[index]
+    inside = float((object_HW & found_HW).sum())
+    whole = float(found_HW.sum() if objects.crowd[g] else (object_HW | found_HW).sum())
     return inside / whole if whole else 0.0
 
 
 def judge(objects: Objects, found: Detections, label: int, iou: float, overlap: Overlap) -> list[tuple[float, bool]]:
-    """Score of each detection of a class in one image that counts, and whether it is right."""
+    """Score of each counted detection of a class in one image, and True if it is right."""
     order = [d for d in np.argsort(-found.scores, kind="stable") if found.labels[d] == label][:100]
     free = [g for g in range(len(objects.labels)) if objects.labels[g] == label and not objects.crowd[g]]
     crowds = [g for g in range(len(objects.labels)) if objects.labels[g] == label and objects.crowd[g]]
@@ -134,24 +133,26 @@ def random_case(seed: int, images: int = 5, side: int = 24) -> tuple[list[Object
     truth, found = [], []
     for i in range(images):
         count = int(rng.integers(1, 7)) if i else 0
-        ours, labels = boxes(count), rng.integers(0, 3, count)
-        truth.append(Objects(ours, labels, masks(ours), rng.random(count) < 0.25))
-        near = np.repeat(ours, 2, axis=0) + rng.normal(0, 0.8, (2 * count, 4))
-        theirs = np.concatenate([near.clip(0, side), boxes(int(rng.integers(1, 9)) if i != 1 else 0)]).astype(
+        object_boxes, labels = boxes(count), rng.integers(0, 3, count)
+        truth.append(Objects(object_boxes, labels, masks(object_boxes), rng.random(count) < 0.25))
+        near = np.repeat(object_boxes, 2, axis=0) + rng.normal(0, 0.8, (2 * count, 4))
+        found_boxes = np.concatenate([near.clip(0, side), boxes(int(rng.integers(1, 9)) if i != 1 else 0)]).astype(
             np.float32
         )
-        theirs = theirs[(theirs[:, 2:] > theirs[:, :2]).all(axis=1)]
-        mostly = np.concatenate([np.repeat(labels, 2), rng.integers(0, 4, len(theirs))])[: len(theirs)]
-        found.append(Detections(theirs, mostly, rng.random(len(theirs)).astype(np.float32), masks(theirs)))
+        found_boxes = found_boxes[(found_boxes[:, 2:] > found_boxes[:, :2]).all(axis=1)]
+        mostly = np.concatenate([np.repeat(labels, 2), rng.integers(0, 4, len(found_boxes))])[: len(found_boxes)]
+        found.append(
+            Detections(found_boxes, mostly, rng.random(len(found_boxes)).astype(np.float32), masks(found_boxes))
+        )
     return truth, found
 
 
 def scored(truth: list[Objects], found: list[Detections], classes: int, masks: bool = True) -> dict[str, Any]:
-    ours = [entry for i, objects in enumerate(truth) for entry in coco_eval.truth_entries(i, objects)]
-    theirs = [entry for i, detections in enumerate(found) for entry in coco_eval.detection_entries(i, detections)]
-    theirs = json.loads(json.dumps(theirs))  # as they travel between processes
+    expected = [entry for i, objects in enumerate(truth) for entry in coco_eval.truth_entries(i, objects)]
+    detected = [entry for i, detections in enumerate(found) for entry in coco_eval.detection_entries(i, detections)]
+    detected = json.loads(json.dumps(detected))  # as they are sent between processes
     names = [f"class {k}" for k in range(classes)]
-    return coco_eval.average_precision(names, len(truth), ours, theirs, masks=masks)
+    return coco_eval.average_precision(names, len(truth), expected, detected, masks=masks)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -165,11 +166,11 @@ def test_average_precision_agrees_with_its_definition(seed: int) -> None:
         assert scores[f"{kind}_ap75"] == pytest.approx(np.nanmean(precision_KTR[:, 5]), abs=1e-6)
         per_class = {f"class {k}": p.mean() for k, p in enumerate(precision_KTR) if not np.isnan(p).any()}
         assert scores[f"{kind}_ap_per_class"] == pytest.approx(per_class, abs=1e-6)
-        assert 0.05 < scores[f"{kind}_ap"] < 0.95  # the case tells something
+        assert 0.05 < scores[f"{kind}_ap"] < 0.95  # neither trivial nor hopeless
         assert "class 3" not in per_class  # no object is one
 
 
-def test_only_the_surest_hundred_of_an_image_count() -> None:
+def test_only_the_hundred_highest_scores_of_an_image_count() -> None:
     box = np.array([[2, 2, 12, 12]], dtype=np.float32)
     wrong = np.repeat(box + 12, 100, axis=0)
     found = Detections(
@@ -181,7 +182,7 @@ def test_only_the_surest_hundred_of_an_image_count() -> None:
     assert scored([truth], [last], 1, masks=False)["box_ap"] == pytest.approx(1)
 
 
-def test_scores_of_nothing_are_left_out_and_the_library_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+def test_scores_without_objects_are_left_out_and_pycocotools_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     truth, found = random_case(0)
     nothing = [dataclasses.replace(o, crowd=np.ones_like(o.crowd)) for o in truth]
     assert scored(nothing, found, 4) == {"box_ap_per_class": {}, "mask_ap_per_class": {}}
@@ -206,7 +207,7 @@ def test_the_pyramid_has_strides_4_to_32_for_any_patch(patch: int, tmp_path: Pat
     ("depth", "blocks"), [(12, [3, 6, 9, 12]), (4, [1, 2, 3, 4]), (2, [1, 1, 2, 2]), (24, [6, 12, 18, 24])]
 )
 def test_maps_come_from_evenly_spaced_blocks_up_to_the_last(depth: int, blocks: list[int]) -> None:
-    """Whatever happens in a block changes the maps of its level and of the coarser ones, and no finer map."""
+    """A change in a block changes the maps of its level and of the coarser ones, and no finer map."""
     torch.manual_seed(0)
     vit = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=16, depth=depth, num_heads=2, mlp_ratio=1)
     model, _, _ = build_backbone(vit, 32, 0.1, 0.0)
@@ -219,7 +220,7 @@ def test_maps_come_from_evenly_spaced_blocks_up_to_the_last(depth: int, blocks: 
         assert changed == [other >= block for other in blocks], block
 
 
-def test_other_patches_are_refused(tmp_path: Path) -> None:
+def test_other_patch_sizes_are_refused(tmp_path: Path) -> None:
     model = artifacts.load_timm(save_backbone(tmp_path / "b", patch=14))
     with pytest.raises(
         PecoError, match=r"pretrain\.vit\.patch_size: 14 is not allowed for detection; expected one of 4, 8, 16, 32"
@@ -234,7 +235,7 @@ def test_anchors_follow_the_size_of_the_image() -> None:
         assert sizes[0] == max(8, side / 32) and sizes[-1] == 0.75 * side
 
 
-def test_both_starts_differ_in_the_backbone_alone(backbone: Path) -> None:
+def test_pretrained_and_random_detectors_differ_in_the_backbone_only(backbone: Path) -> None:
     pretrained, random = (
         build_detector(backbone, 5, DETECTION, masks=True, pretrained=p, seed=3).state_dict() for p in (True, False)
     )
@@ -246,7 +247,7 @@ def test_both_starts_differ_in_the_backbone_alone(backbone: Path) -> None:
     assert not torch.equal(other["roi_heads.box_head.fc6.weight"], pretrained["roi_heads.box_head.fc6.weight"])
 
 
-def test_images_are_normalised_as_the_backbone_wants(backbone: Path) -> None:
+def test_images_are_normalized_for_the_backbone(backbone: Path) -> None:
     model: Any = build_detector(backbone, 5, DETECTION, masks=False, pretrained=True, seed=0)
     image = torch.rand(3, 64, 64)
     images, _ = model.transform([image])
@@ -290,16 +291,16 @@ def test_every_parameter_takes_part_in_every_loss(backbone: Path, masks: bool, o
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(0, 5))
-def test_masks_travel_in_bits(seed: int, width: int, count: int) -> None:
+def test_masks_are_packed_in_bits(seed: int, width: int, count: int) -> None:
     masks = np.random.default_rng(seed).random((count, 3, width)) < 0.5
     bits = torch.from_numpy(np.packbits(masks, axis=-1))
-    unpacked = detection.unpacked(bits, width)
+    unpacked = detection.unpack_bits(bits, width)
     assert unpacked.dtype == torch.uint8 and (unpacked.numpy() == masks).all()
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(64, 64), (40, 90)]))
-def test_pasting_undoes_what_the_mask_head_is_taught(seed: int, size: tuple[int, int]) -> None:
+def test_pasting_inverts_the_mask_heads_training_targets(seed: int, size: tuple[int, int]) -> None:
     height, width = size
     rng = np.random.default_rng(seed)
     x0, y0 = rng.random(2) * [width / 2, height / 2]
@@ -329,7 +330,7 @@ def test_detections_are_in_pixels_of_the_image(backbone: Path) -> None:
         assert set(found.labels.tolist()) <= set(range(5)) and (np.diff(found.scores) <= 0).all()
 
 
-def test_pictures_are_deterministic_and_large_enough_to_look_at() -> None:
+def test_pictures_are_deterministic_and_of_a_readable_size() -> None:
     truth, found = random_case(1)
     image = Image.new("RGB", (24, 24), "white")
     names = ["ant", "bee", "cat", "dog"]
@@ -337,7 +338,7 @@ def test_pictures_are_deterministic_and_large_enough_to_look_at() -> None:
         first, second = (detection_pictures.draw(image, objects, names) for _ in range(2))
         assert first.size == (264, 264) and first.tobytes() == second.tobytes()
     plain = detection_pictures.draw(image, truth[0], names)
-    assert detection_pictures.draw(image, found[2], names, most=0).tobytes() == plain.tobytes()
+    assert detection_pictures.draw(image, found[2], names, limit=0).tobytes() == plain.tobytes()
     assert detection_pictures.draw(Image.new("RGB", (1000, 100)), truth[0], names).size == (480, 48)
 
 
@@ -381,7 +382,7 @@ def test_the_stage_scores_both_starts_and_gives_the_same_bytes_twice(
         f"metrics/pictures/detection/{n:02d}-{kind}.png" for n in range(3) for kind in ("truth", "pretrained", "random")
     }
     assert set(first) == pictures | {"metrics/evaluate/detection.json", "metrics/pictures/detection/details.json"}
-    monkeypatch.setenv("PECO_WORK", str(tmp_path / "other"))  # no checkpoint to go on from
+    monkeypatch.setenv("PECO_WORK", str(tmp_path / "other"))  # no checkpoint to resume from
     evaluate_detection.main(stage_run(params))
     assert results(tmp_path) == first
 
@@ -395,24 +396,24 @@ def test_a_task_that_is_switched_off_is_skipped(params: config.Config) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Second(Dist):
-    """The second of two processes; the first one sends `theirs`, filled up with zeros."""
+    """The second of two processes; the first one sends `first`, filled up with zeros."""
 
-    theirs: bytes = b""
+    first: bytes = b""
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype == torch.int64:
-            return torch.cat([torch.tensor([len(self.theirs)]), tensor])
-        assert len(tensor) == max(len(self.theirs), len(tensor))
-        first = torch.frombuffer(bytearray(self.theirs.ljust(len(tensor), b"\0")), dtype=torch.uint8)
-        return torch.cat([first, tensor])
+            return torch.cat([torch.tensor([len(self.first)]), tensor])
+        assert len(tensor) == max(len(self.first), len(tensor))
+        sent = torch.frombuffer(bytearray(self.first.ljust(len(tensor), b"\0")), dtype=torch.uint8)
+        return torch.cat([sent, tensor])
 
 
-@pytest.mark.parametrize("theirs", [[], [{"image_id": 0, "score": 0.1}] * 3])
-def test_entries_of_all_processes_are_put_together_in_rank_order(theirs: list[dict[str, Any]]) -> None:
-    mine = [{"image_id": 1, "score": 1 / 3}]
-    dist = Second(rank=1, world=2, theirs=json.dumps(theirs).encode())
-    assert evaluate_detection.gathered(mine, dist) == theirs + mine
-    assert evaluate_detection.gathered(mine, Dist()) == mine
+@pytest.mark.parametrize("first", [[], [{"image_id": 0, "score": 0.1}] * 3])
+def test_entries_of_all_processes_are_gathered_in_rank_order(first: list[dict[str, Any]]) -> None:
+    second = [{"image_id": 1, "score": 1 / 3}]
+    dist = Second(rank=1, world=2, first=json.dumps(first).encode())
+    assert evaluate_detection.gather_entries(second, dist) == first + second
+    assert evaluate_detection.gather_entries(second, Dist()) == second
 
 
 # --- real photos
@@ -439,7 +440,7 @@ def eight_photos(root: Path, tmp_path: Path, polygons: bool) -> RecordedSet:
 
 @pytest.mark.data
 @pytest.mark.parametrize("polygons", [False, True], ids=["boxes", "polygons"])
-def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> None:
+def test_eight_photos_can_be_memorized(polygons: bool, tmp_path: Path) -> None:
     source = Path(os.environ.get("PECO_TEST_DATA", "")) / "coco100_det_seg.tar"
     if not source.is_file():
         pytest.skip("PECO_TEST_DATA names no folder with coco100_det_seg.tar")
@@ -455,15 +456,13 @@ def test_eight_photos_are_learnt_by_heart(polygons: bool, tmp_path: Path) -> Non
     dist, transform = Dist(), DetectionView(data, 0, cfg.image_size, (1.0, 1.0))
     train(
         DetectionTask(model),
-        IndexLoader(len(data), transform, batch_size=8, seed=0).batches,
+        IndexLoader(len(data), transform, batch_size=8, seed=0),
         name="detection",
-        samples=len(data),
         optim=optim,
         seed=0,
         dist=dist,
         work=tmp_path,
-        logs=MetricLog("detection", tmp_path / "metrics", dist),
-    )
-    scores = evaluate_detection.evaluate(model, data, cfg.image_size, dist)
+    ).close()
+    scores = evaluate_detection.evaluate_detector(model, data, cfg.image_size, dist)
     assert scores["box_ap"] > 0.9
     assert not polygons or scores["mask_ap50"] > 0.9

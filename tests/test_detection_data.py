@@ -1,4 +1,4 @@
-"""Annotated objects: three formats tell of the same objects alike, every offence is one clear line, views keep objects in place."""
+"""Annotated objects: three formats give the same objects, every error is one line, views keep objects in place."""
 
 import json
 import os
@@ -23,8 +23,16 @@ from peco.data.images import decode
 from peco.evaluate.annotated.sets import DetectionSet, Objects
 from peco.evaluate.detection.coco import open_coco
 from peco.evaluate.detection.data import open_splits
-from peco.evaluate.detection.letterbox import DetectionView, draw, fit_image, fit_objects, fitted
-from peco.evaluate.detection.records import NO_OBJECT, ZERO_AREA, Rle, image_size, part_numbers, rasterize, run_lengths
+from peco.evaluate.detection.letterbox import DetectionView, draw_view, letterbox_image, letterbox_objects, whole_view
+from peco.evaluate.detection.records import (
+    NO_OBJECT,
+    ZERO_AREA,
+    Rle,
+    image_size,
+    rasterize,
+    run_lengths,
+    segment_numbers,
+)
 from peco.evaluate.detection.voc import open_voc
 from peco.evaluate.detection.yolo import open_yolo
 from peco.sources import scenes
@@ -40,7 +48,7 @@ DETECTION = config.Detection(
 CLASSES = ("cat", "dog", "eel")
 WIDTH, HEIGHT = 64, 32  # powers of two: shares of them are exact
 
-# Box x0, y0, x1, y1 in whole pixels, class; as rectangles, whose masks every format draws alike.
+# Box x0, y0, x1, y1 in whole pixels, class. The masks are rectangles, which are the same in every format.
 Truth = list[tuple[tuple[int, int, int, int], int]]
 TRUTH: dict[str, list[Truth]] = {
     "train": [[((2, 4, 20, 30), 0), ((16, 8, 64, 16), 2)], [], [((0, 0, 64, 32), 1), ((5, 6, 7, 9), 0)]],
@@ -65,7 +73,7 @@ def filled(box: tuple[int, int, int, int]) -> NDArray[np.bool_]:
 
 
 def runs_of(mask: NDArray[np.bool_]) -> list[int]:
-    """COCO's uncompressed counts, by their definition: runs down the columns, zeros first."""
+    """COCO's uncompressed counts by their definition: runs down the columns, zeros first."""
     flat = np.concatenate([[0], mask.T.ravel().astype(int)])
     turns = np.flatnonzero(np.diff(flat)) if mask.any() else np.array([], dtype=int)
     return [int(n) for n in np.diff(np.concatenate([[0], turns, [mask.size]]))]
@@ -101,7 +109,7 @@ def write_coco(root: Path, segmentation: str = "polygons") -> Path:
 
 
 def write_panoptic(root: Path) -> Path:
-    """Objects of one image must not overlap here: later ones lie on top, boxes stay whole."""
+    """Later objects hide earlier ones in the masks; boxes stay whole."""
     for split, images in TRUTH.items():
         content = coco_json(split)
         content["categories"].append({"id": 99, "name": "sky", "isthing": 0})
@@ -203,7 +211,7 @@ def opened(source: str, root: Path) -> tuple[DetectionSet, DetectionSet]:
     ],
     ids=["coco-polygons", "coco-runs", "coco-boxes", "yolo-polygons", "yolo-boxes", "voc"],
 )
-def test_all_formats_tell_of_the_same_objects_alike(
+def test_all_formats_give_the_same_objects(
     write: Callable[[Path], Path],
     source: Callable[[Path], tuple[DetectionSet, DetectionSet]],
     masks: bool,
@@ -224,7 +232,7 @@ def test_things_of_a_panoptic_set_are_objects(tmp_path: Path) -> None:
     assert (above == filled(upper)).all() and (below == filled(lower) & ~filled(upper)).all()
 
 
-def test_crowds_are_known_by_coco_and_voc(tmp_path: Path) -> None:
+def test_coco_and_voc_have_crowds(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", "runs")
     content = coco_json("train", "runs")
     content["annotations"][0]["iscrowd"] = 1
@@ -237,7 +245,7 @@ def test_crowds_are_known_by_coco_and_voc(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from([(1, 1), (7, 5), (40, 300)]), st.floats(0, 1))
-def test_compressed_run_lengths(seed: int, size: tuple[int, int], share: float) -> None:
+def test_compressed_run_lengths_are_decoded(seed: int, size: tuple[int, int], share: float) -> None:
     mask = np.random.default_rng(seed).random(size) < share
     packed = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
     counts = run_lengths(packed)
@@ -248,7 +256,7 @@ def test_compressed_run_lengths(seed: int, size: tuple[int, int], share: float) 
             run_lengths(damaged)
 
 
-def test_packed_masks_of_a_set(tmp_path: Path) -> None:
+def test_a_set_may_have_packed_masks(tmp_path: Path) -> None:
     root = write_coco(tmp_path)
     for split in ("train", "val"):
         content = coco_json(split)
@@ -261,7 +269,7 @@ def test_packed_masks_of_a_set(tmp_path: Path) -> None:
         require_truth(data, TRUTH[split], masks=True)
 
 
-def test_images_without_objects_are_not_learnt_from_but_scored(tmp_path: Path) -> None:
+def test_images_without_objects_are_scored_but_not_trained_on(tmp_path: Path) -> None:
     for source, root in (
         ("coco", write_coco(tmp_path / "c")),
         ("yolo", write_yolo(tmp_path / "y")),
@@ -292,7 +300,7 @@ def test_an_image_has_the_size_in_which_it_is_seen(orientation: int, tmp_path: P
     assert image_size(path, "") == decode(path.read_bytes()).size
 
 
-# --- offences
+# --- bad input
 
 
 def spoil_coco(root: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
@@ -306,7 +314,7 @@ def spoil_coco(root: Path, change: Callable[[dict[str, Any]], object], split: st
     [
         (lambda c: c["annotations"][1].update(image_id=999), r"train2017\.json: annotation 2: there is no image 999"),
         (lambda c: c["images"][0].update(file_name="gone.png"), r"image 100: the image .*gone\.png is missing"),
-        (lambda c: c["images"][0].update(width=65), r"image 100: .* is 64 x 32 pixels, annotated are 65 x 32"),
+        (lambda c: c["images"][0].update(width=65), r"image 100: .* is 64 x 32 pixels, but annotated as 65 x 32"),
         (lambda c: c["images"].append(c["images"][0]), r"image 100: listed twice"),
         (lambda c: c["annotations"][0].update(category_id=6), r"annotation 1: category_id 6 is not among"),
         (lambda c: c["annotations"][0].update(category_id="cat"), r"annotation 1: category_id is 'cat'; expected int"),
@@ -315,7 +323,7 @@ def spoil_coco(root: Path, change: Callable[[dict[str, Any]], object], split: st
             r"annotation 1: the box .* 60, 0, 70, 5 lies outside",
         ),
         (lambda c: c["annotations"][0].update(bbox=[-3, 0, 10, 5]), "lies outside the image of 64 x 32"),
-        (lambda c: c["annotations"][0].update(bbox=[3, 0, -1, 5]), "3, 0, 2, 5 is none"),
+        (lambda c: c["annotations"][0].update(bbox=[3, 0, -1, 5]), "3, 0, 2, 5 is not valid"),
         (lambda c: c["annotations"][0].update(bbox=[3, 0, float("nan"), 5]), r"bbox \[3, 0, nan, 5\] is not allowed"),
         (lambda c: c["annotations"][0].update(bbox=[3, 0, 5]), r"bbox \[3, 0, 5\] is not allowed"),
         (lambda c: c["annotations"][0].pop("segmentation"), "annotation 2 has a mask, .*annotation 1 has none"),
@@ -340,7 +348,7 @@ def spoil_coco(root: Path, change: Callable[[dict[str, Any]], object], split: st
         (lambda c: c.pop("images"), "images is None; expected list"),
     ],
 )
-def test_offences_in_coco(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
+def test_errors_in_coco_are_one_line(change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path) -> None:
     root = write_coco(tmp_path)
     spoil_coco(root, change)
     with pytest.raises(PecoError, match=message) as caught:
@@ -348,7 +356,7 @@ def test_offences_in_coco(change: Callable[[dict[str, Any]], object], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_coco_set(tmp_path: Path) -> None:
+def test_files_that_are_not_a_coco_set_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PecoError, match="no annotations of the split train; expected"):
         open_coco(tmp_path)
     root = write_coco(tmp_path)
@@ -363,11 +371,11 @@ def test_files_that_are_no_coco_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("counts", ["5", "P", [5], [2049], [2048.0], [-1, 2049], ["a"], ""])
-def test_run_lengths_that_dont_add_up(counts: object, tmp_path: Path) -> None:
+def test_run_lengths_that_dont_add_up_are_refused(counts: object, tmp_path: Path) -> None:
     root = write_coco(tmp_path)
     spoil_coco(root, lambda c: c["annotations"][0].update(segmentation={"size": [HEIGHT, WIDTH], "counts": counts}))
     with pytest.raises(
-        PecoError, match="annotation 1: the run lengths of its mask don't make up the image's 2048 pixels"
+        PecoError, match="annotation 1: the run lengths of its mask don't add up to the image's 2048 pixels"
     ):
         open_coco(root)
 
@@ -381,8 +389,8 @@ def test_run_lengths_that_dont_add_up(counts: object, tmp_path: Path) -> None:
         ("labels/train/0.txt", "3 0 0 1.5 0 1 1", "line 1: the box .* lies outside the image"),
         ("labels/train/0.txt", "3 0.5 0.5 1", "3 numbers after the class; expected 4, or"),
         ("labels/train/0.txt", "3 0 0 1 0 1 1 0.5", "7 numbers after the class"),
-        ("labels/train/0.txt", "3 a 0.5 1 1", "'3 a 0.5 1 1' holds something else than numbers"),
-        ("labels/train/0.txt", "3 0 0 nan 0 1 1", "holds something else than numbers"),
+        ("labels/train/0.txt", "3 a 0.5 1 1", "'3 a 0.5 1 1' is not a line of numbers"),
+        ("labels/train/0.txt", "3 0 0 nan 0 1 1", "is not a line of numbers"),
         ("labels/train/0.txt", "3 0.5 0.5 1 1", "has a mask, .* has none"),
         ("labels/val/7.txt", "3 0.5 0.5 1 1", r"val/7\.txt: there is no image 7"),
         ("images/train/0.png", "no image", r"0\.png: can't be read"),
@@ -395,7 +403,7 @@ def test_run_lengths_that_dont_add_up(counts: object, tmp_path: Path) -> None:
         ("data.yaml", "text", "holds no keys"),
     ],
 )
-def test_offences_in_yolo(file: str, text: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_yolo_are_one_line(file: str, text: str, message: str, tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "set")
     (root / file).write_text(text)
     with pytest.raises(PecoError, match=message) as caught:
@@ -403,7 +411,7 @@ def test_offences_in_yolo(file: str, text: str, message: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_yolo_without_its_folders(tmp_path: Path) -> None:
+def test_yolo_without_its_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PecoError, match=r"no data\.yaml or config\.yaml"):
         open_yolo(tmp_path)
     root = write_yolo(tmp_path / "set")
@@ -420,7 +428,7 @@ def test_yolo_without_its_folders(tmp_path: Path) -> None:
     [
         (lambda root: (root / "JPEGImages/val_0.png").unlink(), r"val\.txt: the image val_0 is missing in JPEGImages"),
         (lambda root: (root / "Annotations/val_0.xml").unlink(), r"val_0\.xml: can't be read"),
-        (lambda root: save_image(root / "JPEGImages/val_0.png", (32, 64)), r"val_0\.xml: .* is 32 x 64 pixels, annotated"),
+        (lambda root: save_image(root / "JPEGImages/val_0.png", (32, 64)), r"val_0\.xml: .* is 32 x 64 pixels, but annotated"),
         (lambda root: replace_in(root / "Annotations/val_0.xml", "eel", "emu"), "no object of train is a emu; the splits"),
         (lambda root: replace_in(root / "Annotations/val_0.xml", "eel", ""), "an object without a name"),
         (lambda root: replace_in(root / "Annotations/val_0.xml", "<xmin>2", "<xmin>two"), "bndbox/xmin is 'two'"),
@@ -429,7 +437,7 @@ def test_yolo_without_its_folders(tmp_path: Path) -> None:
         (lambda root: (root / "ImageSets/Main/val.txt").unlink(), r"val\.txt: can't be read"),
     ],
 )  # fmt: skip
-def test_offences_in_voc(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+def test_errors_in_voc_are_one_line(change: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     change(root)
     with pytest.raises(PecoError, match=message) as caught:
@@ -455,7 +463,7 @@ def test_boxes_of_zero_area_are_counted_and_rounded_ones_clipped(tmp_path: Path)
     assert train.objects(0).masks.shape == (1, HEIGHT, WIDTH)  # type: ignore[union-attr]
 
 
-def test_a_set_without_any_object_can_not_be_learnt(tmp_path: Path) -> None:
+def test_a_training_split_without_objects_is_refused(tmp_path: Path) -> None:
     root = write_yolo(tmp_path / "set", polygons=False)
     for path in (root / "labels/train").iterdir():
         path.unlink()
@@ -552,7 +560,7 @@ def coco_in_one_folder(root: Path, of_train: str = "") -> None:
     ],
     ids=["yolo", "yolo-link", "voc", "coco"],
 )
-def test_an_image_is_not_both_learnt_and_scored(
+def test_an_image_in_both_splits_is_refused(
     write: Callable[[Path], object], source: str, message: str, tmp_path: Path
 ) -> None:
     write(tmp_path / "set")
@@ -567,21 +575,21 @@ def test_splits_may_share_a_folder(tmp_path: Path) -> None:
     assert (len(train), len(val)) == (2, 2)
 
 
-def test_an_image_that_could_be_an_attack_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_panoptic(tmp_path / "set")
     png = root / "annotations/panoptic_val2017/0.png"
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 2 - 1)  # Pillow refuses twice as many
-    for read in (lambda: opened("coco", root), lambda: part_numbers(png)):
+    for read in (lambda: opened("coco", root), lambda: segment_numbers(png)):
         with pytest.raises(PecoError, match=r"0\.png: can't be read .*decompression bomb") as caught:
             read()
         assert "\n" not in str(caught.value)
 
 
-def test_only_formats_that_can_be_learnt_from_are_opened(tmp_path: Path) -> None:
+def test_only_the_formats_of_training_images_are_opened(tmp_path: Path) -> None:
     root = write_panoptic(tmp_path / "set")
     png = root / "annotations/panoptic_val2017/0.png"
     Image.open(png).convert("RGB").save(png, "PCX")
-    for read in (lambda: opened("coco", root), lambda: part_numbers(png)):
+    for read in (lambda: opened("coco", root), lambda: segment_numbers(png)):
         with pytest.raises(PecoError, match=r"panoptic_val2017/0\.png: can't be read"):
             read()
 
@@ -602,32 +610,32 @@ def random_objects(seed: int, width: int, height: int) -> Objects:
 @given(st.integers(0, 10_000), st.integers(20, 90), st.integers(20, 90), st.sampled_from([32, 48]))
 def test_boxes_and_masks_move_with_the_image(seed: int, width: int, height: int, side: int) -> None:
     objects = random_objects(seed, width, height)
-    fit = draw(np.random.default_rng(seed), (width, height), side, (0.5, 2.0))
-    seen = fit_objects(objects, (width, height), fit, side)
+    view = draw_view(np.random.default_rng(seed), (width, height), side, (0.5, 2.0))
+    seen = letterbox_objects(objects, (width, height), view, side)
     assert seen.masks is not None and seen.masks.shape[1:] == (side, side)
     assert 2 not in seen.labels and not seen.crowd.any()
-    assert (seen.boxes >= 0).all() and (seen.boxes[:, [0, 2]] <= fit.seen[0]).all()
-    assert (seen.boxes[:, [1, 3]] <= fit.seen[1]).all()
-    slack = 1 + max(fit.size) / min(width, height)  # a pixel of the image and one of the view
+    assert (seen.boxes >= 0).all() and (seen.boxes[:, [0, 2]] <= view.seen[0]).all()
+    assert (seen.boxes[:, [1, 3]] <= view.seen[1]).all()
+    slack = 1 + max(view.size) / min(width, height)  # a pixel of the image and one of the view
     for box, mask, label in zip(seen.boxes, seen.masks, seen.labels, strict=True):
         rows, columns = np.nonzero(mask)
         bounds = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert np.abs(bounds - box).max() <= slack
         picture = np.where(objects.masks[label][..., None], 255, 0).astype(np.uint8).repeat(3, axis=2)  # type: ignore[index]
-        shown = fit_image(Image.fromarray(picture), fit, side)[: fit.seen[1], : fit.seen[0], 0]
+        shown = letterbox_image(Image.fromarray(picture), view, side)[: view.seen[1], : view.seen[0], 0]
         sure = (shown < 5) | (shown > 250)
-        assert np.mean((shown > 127)[sure] == mask[: fit.seen[1], : fit.seen[0]][sure]) > 0.98
+        assert np.mean((shown > 127)[sure] == mask[: view.seen[1], : view.seen[0]][sure]) > 0.98
 
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([32, 64, 224]))
 def test_the_scored_view_holds_the_whole_image(width: int, height: int, side: int) -> None:
-    fit = fitted((width, height), side)
-    assert max(fit.size) == side and fit.seen == fit.size and (fit.left, fit.top, fit.flip) == (0, 0, False)
-    scale = fit.scale((width, height))
-    assert np.allclose([width * scale[0], height * scale[1]], fit.size)
+    view = whole_view((width, height), side)
+    assert max(view.size) == side and view.seen == view.size and (view.left, view.top, view.flip) == (0, 0, False)
+    scale = view.scale((width, height))
+    assert np.allclose([width * scale[0], height * scale[1]], view.size)
 
 
-def test_a_view_depends_on_seed_epoch_and_sample_alone(tmp_path: Path) -> None:
+def test_a_view_depends_on_seed_epoch_and_sample_only(tmp_path: Path) -> None:
     train = open_coco(write_coco(tmp_path))[0]
     views = {key: DetectionView(train, key[0], 32, (0.5, 2.0))(2, key[1]) for key in ((0, 0), (0, 1), (1, 0))}
     again = DetectionView(train, 0, 32, (0.5, 2.0))(2, 0)
@@ -655,7 +663,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.data
-def test_photos_as_yolo_boxes_polygons_and_panoptic(photos: Path) -> None:
+def test_photos_agree_as_yolo_boxes_polygons_and_panoptic_masks(photos: Path) -> None:
     boxes, polygons, panoptic = (
         photos / name for name in ("object_detection", "instance_segmentation", "panoptic_segmentation")
     )
@@ -676,7 +684,7 @@ def test_photos_as_yolo_boxes_polygons_and_panoptic(photos: Path) -> None:
     assert with_polygons.classes == with_parts.classes and with_parts.has_masks
     agreeing = []
     for i in range(0, 100, 5):
-        ours, theirs = with_polygons.objects(i), with_parts.objects(i)
-        union = ours.masks.any(axis=0), theirs.masks[~theirs.crowd].any(axis=0)  # type: ignore[union-attr,index]
+        polygons_, parts = with_polygons.objects(i), with_parts.objects(i)
+        union = polygons_.masks.any(axis=0), parts.masks[~parts.crowd].any(axis=0)  # type: ignore[union-attr,index]
         agreeing.append(np.logical_and(*union).sum() / max(1, np.logical_or(*union).sum()))
-    assert np.median(agreeing) > 0.9  # the panoptic parts were drawn anew
+    assert np.median(agreeing) > 0.9  # the panoptic annotations were drawn separately

@@ -46,21 +46,21 @@ def test_every_out_is_cached_and_none_persists(name: str) -> None:
         assert all(isinstance(out, str) for out in ENTRIES[name].get(key, []))
 
 
-def test_results_are_described_once() -> None:
+def test_each_out_belongs_to_one_stage() -> None:
     outs = [out for stage in GRAPH.stages.values() for out in stage.outs]
     assert len(set(outs)) == len(outs)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_what_a_preset_reads_is_in_the_repository(preset: str) -> None:
-    """But for the images. Also what an evaluation that is switched off would read: DVC looks for it."""
+    """Except the images. Also what an evaluation that is switched off would read: DVC looks for it."""
     params = compose_params(preset, [])
     graph = plan.graph_of((ROOT / "dvc.yaml").read_bytes(), render(params))
     missing = {path for path in plan.inputs(graph) if not (ROOT / path).exists()}
     assert missing <= {params["dataset"]["path"]}
 
 
-def test_the_chain_is_the_one_of_the_design() -> None:
+def test_each_stage_reads_the_results_that_it_needs() -> None:
     """That these edges are DVC's own is in test_graph.py."""
     reads = {
         "knn": {"shards", "pretrain"},
@@ -85,3 +85,16 @@ def test_the_chain_is_the_one_of_the_design() -> None:
         ("pretrain", "tokenizer"),
         ("pretrain", "tokens"),
     }
+
+
+def test_models_are_declared_as_artifacts() -> None:
+    """For `dvc artifacts get` and model registries: each is an out of a stage, with type, description and labels."""
+    artifacts = yaml.safe_load((ROOT / "dvc.yaml").read_text())["artifacts"]
+    outs = {out for stage in GRAPH.stages.values() for out in stage.outs}
+    assert {entry["path"] for entry in artifacts.values()} == {
+        "artifacts/perceptual_net", "artifacts/tokenizer", "artifacts/backbone",
+    }  # fmt: skip
+    for entry in artifacts.values():
+        assert entry["path"] in outs
+        assert entry["type"] == "model"
+        assert entry["desc"] and entry["labels"]

@@ -1,4 +1,4 @@
-"""Annotated images for segmentation: folders, the embedded scenes, the crops and batches that are made of them."""
+"""Annotated images for segmentation: folders, the built-in scenes, crops and batches."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def root(tmp_path: Path) -> Path:
         ("{}/images", "{}/masks", "train", "val"),
     ],
 )
-def test_layouts(tmp_path: Path, images: str, masks: str, train: str, val: str) -> None:
+def test_layouts_are_recognized(tmp_path: Path, images: str, masks: str, train: str, val: str) -> None:
     for split, count in ((train, 3), (val, 2)):
         for i in range(count):
             write(tmp_path / images.format(split) / f"city{i}/frame.png", photo(10 * i))
@@ -130,7 +130,7 @@ def test_ade20k_table_of_classes(root: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["palette", "16 bits", "bilevel", "tiff"])
-def test_kinds_of_mask_files(root: Path, kind: str) -> None:
+def test_kinds_of_mask_files_are_read(root: Path, kind: str) -> None:
     file = root / "annotations/training/a.png"
     image = Image.fromarray(half_and_half())
     if kind == "palette":
@@ -149,7 +149,7 @@ def test_kinds_of_mask_files(root: Path, kind: str) -> None:
 def test_a_photo_that_is_stored_sideways_fits_its_upright_mask(root: Path) -> None:
     file = root / "images/training/a.jpg"
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees
     Image.fromarray(photo().transpose(1, 0, 2)).save(file, exif=exif)
     assert upright_size(file) == (WIDTH, HEIGHT)
     assert open_folder(root, None)[0].image(0).size == (WIDTH, HEIGHT)
@@ -159,8 +159,8 @@ def test_a_photo_that_is_stored_sideways_fits_its_upright_mask(root: Path) -> No
     ("mode", "size"),
     [("1", (7, 40)), ("1", (40, 7)), ("1", (8, 8)), ("1", (10_000, 8_948)), ("1", (10_000, 8_947)), ("F", (9, 9))],
 )
-def test_what_is_opened_can_be_decoded(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
-    """Nothing is to be found out in the midst of the work."""
+def test_an_image_that_is_opened_can_be_decoded(mode: str, size: tuple[int, int], tmp_path: Path) -> None:
+    """Every undecodable image is found at opening, not during the work."""
     file = tmp_path / "x.tif"
     Image.new(mode, size).save(file)
     try:
@@ -180,7 +180,7 @@ def test_images_without_any_known_pixel_are_left_out_and_counted(root: Path) -> 
     assert (len(val), val.skipped) == (1, Counter())
 
 
-# --- bad input: one clear line
+# --- bad input: one-line errors
 
 
 def bad_size(root: Path) -> None:
@@ -291,17 +291,17 @@ def only_ignored_class(root: Path) -> None:
         (name_twice, None, r"classes\.txt: the name 'sky' twice"),
         (blank_name, None, r"classes\.txt: no names, or a line without one"),
         (broken_table, None, r"objectInfo150\.txt: not a table"),
-        (only_ignored_class, 0, r"no class is left beside the ignored index 0"),
+        (only_ignored_class, 0, r"no class is left besides the ignored index 0"),
     ],
 )
-def test_bad_folders(root: Path, spoil: Any, ignore: int | None, message: str) -> None:
+def test_bad_folders_are_one_line_errors(root: Path, spoil: Any, ignore: int | None, message: str) -> None:
     spoil(root)
     with pytest.raises(PecoError, match=message) as error:
         open_folder(root, ignore)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_folder_and_a_photo_that_breaks_off(root: Path) -> None:
+def test_a_missing_folder_and_a_truncated_photo_are_named(root: Path) -> None:
     with pytest.raises(PecoError, match="nowhere: no such folder"):
         open_folder(root / "nowhere", None)
     train, _ = open_folder(root, None)
@@ -322,7 +322,7 @@ sides = st.integers(8, 90)
 
 @given(sides, sides, st.integers(8, 40), st.tuples(st.floats(0.2, 1), st.floats(1, 3)), st.integers(0, 99))
 @settings(deadline=None, max_examples=60)
-def test_crops_lie_in_the_resized_image_and_keep_its_aspect(
+def test_crops_are_inside_the_resized_image_and_keep_its_aspect(
     width: int, height: int, size: int, scale: tuple[float, float], seed: int
 ) -> None:
     crop = segmentation_data.draw(np.random.default_rng(seed), scale, width, height, size)
@@ -403,7 +403,7 @@ def test_scenes_for_segmentation_and_detection_are_the_same(descriptor: Path) ->
                 assert (x0, y0, x1, y1) == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
 
-def test_scenes_with_annotations_are_no_scenes_to_pre_train_on(descriptor: Path) -> None:
+def test_annotated_scenes_are_not_used_for_pre_training(descriptor: Path) -> None:
     drawn = {first + i for split, first in annotated_scenes.FIRST.items() for i in (0, annotated_scenes.MAX_COUNT - 1)}
     assert len(drawn) == 4 and min(drawn) > 2 * VAL_START
     with pytest.raises(PecoError, match=r"scenes\.val: 10000001 is not allowed; expected at most 10000000"):
@@ -414,10 +414,10 @@ def test_scenes_with_annotations_are_no_scenes_to_pre_train_on(descriptor: Path)
         annotated_scenes.open_segmentation(descriptor, SIZES, "val").image(4)
 
 
-def test_scenes_too_large_to_be_kept_are_the_same(descriptor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = annotated_scenes.open_segmentation(descriptor, SIZES, "val").mask(1)
-    monkeypatch.setattr(annotated_scenes, "KEPT_SIZE", 16)
-    assert np.array_equal(kept, annotated_scenes.open_segmentation(descriptor, SIZES, "val").mask(1))
+def test_uncached_scenes_are_the_same(descriptor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = annotated_scenes.open_segmentation(descriptor, SIZES, "val").mask(1)
+    monkeypatch.setattr(annotated_scenes, "CACHED_SIZE", 16)
+    assert np.array_equal(cached, annotated_scenes.open_segmentation(descriptor, SIZES, "val").mask(1))
 
 
 # --- batches
@@ -429,8 +429,8 @@ def numbered(index: int, epoch: int) -> dict[str, Any]:
     return {"index": index, "epoch": epoch, "image": np.full((2, 2, 3), index, dtype=np.uint8)}
 
 
-def keys(count: int, batch_size: int, start: int, stop: int, **where: int) -> list[list[tuple[int, int]]]:
-    loader = IndexLoader(count, numbered, batch_size=batch_size, seed=5, **where)
+def keys(count: int, batch_size: int, start: int, stop: int, **rank_and_world: int) -> list[list[tuple[int, int]]]:
+    loader = IndexLoader(count, numbered, batch_size=batch_size, seed=5, **rank_and_world)
     return [list(zip(b["index"].tolist(), b["epoch"].tolist(), strict=True)) for b in loader.batches(start, stop)]
 
 
@@ -457,12 +457,12 @@ def test_workers_change_nothing_and_pixels_become_floats() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_about_a_sample_is_one_line_wherever_it_is_read(workers: int) -> None:
+def test_an_error_about_a_sample_is_one_line_in_any_process(workers: int) -> None:
     with pytest.raises(PecoError, match=r"^sample 99 is broken$"):
         list(IndexLoader(100, numbered, batch_size=10, seed=0, workers=workers).batches(0, 10))
 
 
-def test_loader_refuses_what_cannot_be_shared_out() -> None:
+def test_loader_refuses_batches_that_cannot_be_divided() -> None:
     with pytest.raises(PecoError, match="the split is empty"):
         IndexLoader(0, numbered, batch_size=4, seed=0)
     with pytest.raises(PecoError, match="batch_size: 4 is not allowed; expected a multiple of 3 processes"):
@@ -473,7 +473,7 @@ def test_loader_refuses_what_cannot_be_shared_out() -> None:
 
 
 @pytest.mark.data
-def test_ade20k_samples(tmp_path: Path) -> None:
+def test_samples_of_ade20k_are_read(tmp_path: Path) -> None:
     folder = os.environ.get("PECO_TEST_DATA")
     if not folder or not (Path(folder) / "format_samples.tar").is_file():
         pytest.skip("PECO_TEST_DATA names no folder with format_samples.tar")

@@ -1,4 +1,4 @@
-"""Triplets: the damage that is matched in pixel error to a small movement, and 2AFC items as they lie on disk."""
+"""Triplets: damage that is matched to a small movement in pixel error, and 2AFC items on disk."""
 
 import io
 import math
@@ -21,7 +21,7 @@ from peco.core.params import parse_params
 from peco.data.shards import open_shards
 from peco.evaluate.agreement import distortions
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, match_error, mean_squared_error
-from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate, generated
+from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate, generate_split
 from peco.sources.base import RawSample
 from peco.sources.shard_writer import write_shards
 from pipelines.workflow.compose import compose_params
@@ -46,7 +46,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# --- mild
+# --- movements
 
 
 @given(pictures, st.integers(0, 2**32))
@@ -101,13 +101,13 @@ def test_crop_magnifies_a_little() -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_begins_at_nothing_and_grows(name: str) -> None:
+def test_damage_starts_at_zero_and_grows(name: str) -> None:
     x = picture(64)
-    at = DAMAGE[name](x, rng())
-    errors = [mean_squared_error(at(strength), x) for strength in (0, 0.01, 0.03, 0.1, 0.3, 1)]
+    damage = DAMAGE[name](x, rng())
+    errors = [mean_squared_error(damage(strength), x) for strength in (0, 0.01, 0.03, 0.1, 0.3, 1)]
     assert errors[0] < 1e-28
     assert errors == sorted(errors)
-    assert 0 <= at(0.3).min() <= at(0.3).max() <= 1
+    assert 0 <= damage(0.3).min() <= damage(0.3).max() <= 1
 
 
 @pytest.mark.parametrize("sigma", [2.0, 5.0])
@@ -130,7 +130,7 @@ def test_blocking_agrees_with_scipy() -> None:
     np.testing.assert_allclose(found, expected.clip(0, 1), atol=1e-9)
 
 
-def test_full_fading_leaves_grey() -> None:
+def test_full_fading_leaves_gray() -> None:
     x = picture(32)
     assert np.ptp(distortions.fade(x, rng())(1.0)) < 1e-12
 
@@ -140,26 +140,26 @@ def test_full_fading_leaves_grey() -> None:
 
 @given(pictures, st.sampled_from(sorted(DAMAGE)), st.floats(1e-5, 0.05))
 @settings(max_examples=60, deadline=None)
-def test_damage_is_matched_or_refused(x: np.ndarray, name: str, error: float) -> None:
-    at = DAMAGE[name](x, rng())
-    y = match_error(at, x, error)
+def test_damage_is_matched_or_too_weak(x: np.ndarray, name: str, error: float) -> None:
+    damage = DAMAGE[name](x, rng())
+    y = match_error(damage, x, error)
     if y is None:
-        assert mean_squared_error(at(1.0), x) < error
+        assert mean_squared_error(damage(1.0), x) < error
     else:
-        assert mean_squared_error(y, x) == pytest.approx(error, rel=1e-6)  # 1 % would do
+        assert mean_squared_error(y, x) == pytest.approx(error, rel=1e-6)  # 1 % would be enough
         assert -1e-12 <= y.min() <= y.max() <= 1 + 1e-12
 
 
 @given(pictures, st.integers(0, 2**31))
 @settings(max_examples=15, deadline=None)
-def test_every_pair_has_one_pixel_error(x: np.ndarray, index: int) -> None:
+def test_both_views_of_a_pair_have_the_same_pixel_error(x: np.ndarray, index: int) -> None:
     triplets = generate(x, index)
     for pair, view in triplets.damaged.items():
         moved = triplets.moved[pair.partition("_")[0]]
         assert mean_squared_error(view, x) == pytest.approx(mean_squared_error(moved, x), rel=1e-6)
 
 
-def test_a_picture_gives_every_pair() -> None:
+def test_an_image_gives_a_triplet_of_every_pair() -> None:
     assert len(PAIRS) == len(GEOMETRIC) * len(DAMAGE) == 12
     triplets = generate(picture(64), 0)
     assert set(triplets.damaged) == set(PAIRS)
@@ -173,12 +173,12 @@ def test_triplets_depend_on_image_and_index_alone() -> None:
         assert not np.array_equal(first.damaged[pair], other.damaged[pair])
 
 
-def test_a_flat_image_gives_none() -> None:
+def test_a_flat_image_gives_no_triplets() -> None:
     assert generate(np.full((3, 32, 32), 0.4), 0).damaged == {}
 
 
-def test_what_cannot_be_matched_is_left_out() -> None:
-    fine = np.indices((64, 64)).sum(axis=0) % 2 * np.ones((3, 1, 1))  # moved by a pixel it is its own negative
+def test_pairs_that_cannot_be_matched_are_left_out() -> None:
+    fine = np.indices((64, 64)).sum(axis=0) % 2 * np.ones((3, 1, 1))  # shifted by a pixel it is its own negative
     found = [generate(fine, index) for index in range(20)]
     assert any("shift_contrast" not in triplets.damaged for triplets in found)
 
@@ -209,9 +209,9 @@ def png(x: np.ndarray) -> bytes:
 def test_references_are_the_first_images_of_a_split(tmp_path: Path) -> None:
     write_shards(Blobs(), tmp_path / "shards", DATASET, work=tmp_path / "work", workers=1)
     split = open_shards(tmp_path / "shards", "train")
-    found = list(generated(split, 32, count=3))
+    found = list(generate_split(split, 32, count=3))
     assert len(found) == 3
-    assert len(list(generated(split, 32, count=9))) == 5
+    assert len(list(generate_split(split, 32, count=9))) == 5
     for index, triplets in enumerate(found):
         assert triplets.reference.shape == (3, 32, 32)
         again = generate(triplets.reference, index)
@@ -231,7 +231,7 @@ def save(file: Path, content: bytes | float | np.ndarray) -> None:
 
 @pytest.fixture
 def bapps(tmp_path: Path) -> Path:
-    """Two categories of two items each, as BAPPS has them, and a file that belongs to none."""
+    """Two categories of two items each in the layout of BAPPS, and a file that belongs to no item."""
     root = tmp_path / "2afc"
     for number, category in enumerate(("val/cnn", "val/traditional")):
         for item in range(2):
@@ -274,7 +274,7 @@ def test_an_archive_reads_as_its_folder(bapps: Path, tmp_path: Path, mode: str) 
     np.testing.assert_array_equal(archive.images(2, 48), folder.images(2, 48))
 
 
-def test_a_category_by_itself(bapps: Path, tmp_path: Path) -> None:
+def test_a_category_can_be_read_by_itself(bapps: Path, tmp_path: Path) -> None:
     items = TwoAfc(bapps / "val" / "cnn", tmp_path / "work")
     assert items.categories == {"all": 2}
 
@@ -293,14 +293,14 @@ def test_flat_files_are_items_too(tmp_path: Path) -> None:
     assert [item.judge for item in TwoAfc(tmp_path / "flat", tmp_path / "work").items] == [1.0, 1.0]
 
 
-def test_a_category_nobody_has_judged(bapps: Path, tmp_path: Path) -> None:
+def test_a_category_without_votes_is_read(bapps: Path, tmp_path: Path) -> None:
     for file in (bapps / "val" / "cnn" / "judge").iterdir():
         file.unlink()
     assert [item.judge is None for item in TwoAfc(bapps, tmp_path / "work").items] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("member", ["ref/000001.png", "p0/000001.png", "p1/000001.png", "judge/000001.npy"])
-def test_a_missing_member_is_one_clear_line(bapps: Path, tmp_path: Path, member: str) -> None:
+def test_a_missing_member_is_a_one_line_error(bapps: Path, tmp_path: Path, member: str) -> None:
     (bapps / "val" / "cnn" / member).unlink()
     name = member.partition("/")[0]
     with pytest.raises(
@@ -311,7 +311,7 @@ def test_a_missing_member_is_one_clear_line(bapps: Path, tmp_path: Path, member:
 
 
 @pytest.mark.parametrize("vote", [1.5, -0.1, math.nan, np.zeros(2), b"", b"no array"])
-def test_a_vote_that_is_none(bapps: Path, tmp_path: Path, vote: float | np.ndarray | bytes) -> None:
+def test_a_vote_that_is_no_share_is_refused(bapps: Path, tmp_path: Path, vote: float | np.ndarray | bytes) -> None:
     save(bapps / "val" / "cnn" / "judge" / "000000.npy", vote)
     with pytest.raises(PecoError, match=r"val/cnn/judge/000000\.npy: not a vote; expected an \.npy of one number"):
         TwoAfc(bapps, tmp_path / "work")
@@ -323,25 +323,25 @@ def test_a_pickled_vote_is_not_loaded(bapps: Path, tmp_path: Path) -> None:
         TwoAfc(bapps, tmp_path / "work")
 
 
-def test_views_of_another_size(bapps: Path, tmp_path: Path) -> None:
+def test_views_of_different_sizes_are_refused(bapps: Path, tmp_path: Path) -> None:
     save(bapps / "val" / "cnn" / "p1" / "000001.png", png(picture(47)))
     with pytest.raises(PecoError, match=r"val/cnn/p1/000001\.png has 47x47 pixels, its reference 48x48"):
         TwoAfc(bapps, tmp_path / "work").images(1, 48)
 
 
-def test_a_broken_image(bapps: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_named(bapps: Path, tmp_path: Path) -> None:
     save(bapps / "val" / "cnn" / "p0" / "000001.png", b"no image")
     with pytest.raises(PecoError, match=r"val/cnn/p0/000001\.png: not an image of a known format; fix or remove"):
         TwoAfc(bapps, tmp_path / "work").images(1, 48)
 
 
-def test_a_member_given_twice(bapps: Path, tmp_path: Path) -> None:
+def test_a_member_with_two_files_is_refused(bapps: Path, tmp_path: Path) -> None:
     save(bapps / "val" / "cnn" / "p0" / "000001.jpg", b"")
     with pytest.raises(PecoError, match="are the same member of a triplet; keep one"):
         TwoAfc(bapps, tmp_path / "work")
 
 
-def test_no_triplets_at_all(tmp_path: Path) -> None:
+def test_a_folder_without_triplets_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "photos" / "a.png", png(picture(48)))
     with pytest.raises(PecoError, match="no triplets found; expected ref, p0, p1 and judge folders"):
         TwoAfc(tmp_path / "photos", tmp_path / "work")
@@ -350,7 +350,7 @@ def test_no_triplets_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_format_sample(tmp_path: Path) -> None:
+def test_a_sample_of_a_triplet_without_votes_is_read(tmp_path: Path) -> None:
     folder = os.environ.get("PECO_TEST_DATA")
     if not folder or not (Path(folder) / "format_samples.tar").is_file():
         pytest.skip("PECO_TEST_DATA names no folder with format_samples.tar")

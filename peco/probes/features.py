@@ -1,4 +1,4 @@
-"""Frozen features of a backbone, computed once for all probes.
+"""Frozen features of a backbone, computed once for a probe of all its blocks.
 
 Legend: B batch, C channels, H W pixels, L patches, D width, N samples.
 """
@@ -17,14 +17,14 @@ from peco.core.errors import PecoError
 NORM = "norm"
 """Name of the features after the final norm; those of block i are named by the number, `"1"` for the first."""
 POOLED = "pooled"
-"""Name of the only features of a network that is no transformer of equal blocks."""
+"""Name of the only features of any network that isn't a vision transformer."""
 
 
 @torch.no_grad()
 def extract(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], blocks: Sequence[int] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Mean patch token of some blocks, and of the output after the final norm; of a convolutional network its pooled output.
+    """Compute the mean patch token of some blocks and of the output after the final norm; without blocks, the pooled output.
 
     Args:
         model: timm model, with `num_classes` 0 unless it is a vision transformer; it is put into eval mode. Batches go to its
@@ -33,11 +33,11 @@ def extract(
         blocks: numbers of blocks of a vision transformer, counted from 1; None for all.
 
     Returns:
-        features by block (`"1"`, `"2"`, …, then `NORM`; else `POOLED`), each float32 (N, D), and labels int64 (N,), in the order
-        of the batches, on the CPU.
+        features by block (`"1"`, `"2"`, …, then `NORM`; or only `POOLED`), each float32 (N, D), and labels int64 (N,), in the
+        order of the batches, on the CPU.
 
     Raises:
-        PecoError: the model has no such block, or there is no batch.
+        PecoError: the model lacks one of the blocks, or there is no batch.
     """
     depth = _depth(model)
     ordered = sorted(set(range(1, depth + 1) if blocks is None else blocks))
@@ -57,12 +57,12 @@ def extract(
         labels.append(batch["label"].cpu())
     if not labels:
         raise PecoError("no image to compute features of: the split is empty")
-    # A block at a time, so that what is held twice is small: all of ImageNet's are tens of GB.
+    # One block at a time, so that little is held twice: all features of ImageNet are tens of GB.
     return {name: torch.cat(found.pop(name)) for name in list(found)}, torch.cat(labels)
 
 
 def _depth(model: nn.Module) -> int:
-    """Blocks of a vision transformer; 0 for any other network, though it may have what timm calls blocks."""
+    """Number of blocks of a vision transformer; 0 for any other network, even one with an attribute `blocks`."""
     return len(cast(Any, model).blocks) if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") else 0
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation is fitted, chosen and scored on, and whether it can be done at all."""
+"""The holdout split for choosing hyperparameters, and the check that a labelled evaluation is possible."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from peco.core.errors import PecoError
 
 
 class Labeled(Protocol):
-    """The part of a split that matters here; `peco.data.shards.ShardSet` has it."""
+    """Labels of a split, as `peco.data.shards.ShardSet` has them."""
 
     @property
     def labels(self) -> np.ndarray:
-        """int64 (n,), indices into `classes`; -1 where a sample has none."""
+        """int64 (n,), indices into `classes`; -1 for a sample without a label."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -22,17 +22,17 @@ class Labeled(Protocol):
 
 
 def holdout_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Divide train into a part to fit on and a part to choose on, so that val serves for nothing but the score.
+    """Divide train into a part to fit on and a part to choose hyperparameters on, so that val is used for the score only.
 
-    The holdout is the end of the split in shard order, which was shuffled when the shards were written. Shards that are streamed
-    keep their order: where the end lacks classes that evenly spaced samples have, these are the holdout.
+    The holdout is the end of the split in shard order, which was shuffled when the shards were written. Streamed shards keep the
+    order of their source: if evenly spaced samples have more classes than the end, they are the holdout.
 
     Args:
-        labels: int64 (n,), those of train.
-        fraction: share of the holdout; at least one sample goes to each part.
+        labels: int64 (n,), of train.
+        fraction: size of the holdout as a share of train; each part gets at least one sample.
 
     Returns:
-        int64 indices of the two parts.
+        int64 indices of the part to fit on and of the holdout.
 
     Raises:
         PecoError: fewer than 2 samples.
@@ -46,8 +46,8 @@ def holdout_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.n
     return np.setdiff1d(np.arange(n), chosen), chosen
 
 
-def why_skipped(train: Labeled, val: Labeled) -> str | None:
-    """The reason why a labelled evaluation isn't possible, as half a sentence for a message; None if it is."""
+def skip_reason(train: Labeled, val: Labeled) -> str | None:
+    """Reason why a labelled evaluation isn't possible, as half a sentence for a message; None if it is possible."""
     for name, split in (("train", train), ("val", val)):
         if len(split.labels) == 0:
             return f"{name} has no images"

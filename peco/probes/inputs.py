@@ -1,4 +1,4 @@
-"""What the evaluations on frozen features share: features of the backbone and of its random initialisation."""
+"""Features of the pre-trained backbone and of its random initialisation, for the evaluations on frozen features."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from peco.data.shards import ShardSet
 from peco.probes.features import extract
 from peco.runtime import paths
 
-SCAN_BATCH = 128
+EVAL_BATCH = 128
 
-Features = tuple[dict[str, Tensor], Tensor]  # by block (N, D); labels (N,)
+Features = tuple[dict[str, Tensor], Tensor]  # (N, D) by block; labels (N,)
 
 
 def backbones(seed: int) -> Iterator[tuple[str, nn.Module]]:
-    """The pre-trained backbone and the same at random initialisation, with the prefix of their metrics."""
-    where = device.choose()
-    yield "", artifacts.load_timm(paths.BACKBONE).to(where)
-    yield "random_", artifacts.random_like(paths.BACKBONE, seed=seed).to(where)
+    """Yield the prefix of the metrics and the model: the pre-trained backbone, then the same architecture with random weights."""
+    yield "", artifacts.load_timm(paths.BACKBONE).to(device.select_device())
+    yield "random_", artifacts.random_like(paths.BACKBONE, seed=seed).to(device.select_device())
 
 
-def features(model: nn.Module, split: ShardSet, workers: int) -> Features:
-    """Features of every block of `model` for the evaluation views of a split."""
-    where = next(model.parameters()).device
+def backbone_features(model: nn.Module, split: ShardSet, workers: int) -> Features:
+    """Compute the features of every block of `model` for the evaluation views of a split."""
     batches = eval_batches(
-        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers, device=where
+        split,
+        CenterView(artifacts.input_size(paths.BACKBONE)),
+        batch_size=EVAL_BATCH,
+        workers=workers,
+        device=next(model.parameters()).device,
     )
     return extract(model, batches)

@@ -17,21 +17,22 @@ from peco.core.device import CPU
 from peco.probes.holdout import holdout_split
 
 QUERIES_AT_ONCE = 256
-CHOICE_QUERIES = 10_000  # at most about so many samples of the holdout are classified to choose
+# Block and number of neighbours are chosen on at most about this many samples of the holdout.
+CHOICE_QUERIES = 10_000
 
 
 @dataclass(frozen=True)
 class KnnResult:
-    """Outcome of `evaluate`; accuracies from 0 to 1."""
+    """Result of `probe_knn`; accuracies from 0 to 1."""
 
     accuracy: float  # on val
-    block: str  # chosen on the holdout, as is
-    neighbors: int
+    block: str  # chosen on the holdout
+    neighbors: int  # chosen on the holdout
     holdout_accuracy: float
-    tried: dict[str, dict[int, float]]  # accuracy on the holdout by block and number of neighbours
+    tried: dict[str, dict[int, float]]  # holdout accuracy by block and number of neighbours
 
 
-def evaluate(
+def probe_knn(
     train: tuple[Mapping[str, Tensor], Tensor],
     val: tuple[Mapping[str, Tensor], Tensor],
     knn: config.Knn,
@@ -40,16 +41,16 @@ def evaluate(
 ) -> KnnResult:
     """Choose block and number of neighbours on the holdout of train, then score val with all of train as neighbours.
 
-    The choice is made by at most about `CHOICE_QUERIES` samples of the holdout, evenly spaced.
+    The choice is made on at most about `CHOICE_QUERIES` samples of the holdout, evenly spaced.
 
     Args:
-        train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
+        train, val: features by block, float (N, D), and labels, int64 (N,), from `features.extract`.
         knn: numbers of neighbours to try, temperature.
-        holdout: share of train that the choice is made on.
-        device: where to search; it needs room for twice the features of one block.
+        holdout: share of train to choose on.
+        device: device of the search; it needs room for twice the features of one block.
 
     Returns:
-        the score and what was chosen; between equals the first wins.
+        the score and the choice; of equal accuracies the first one is chosen.
 
     Raises:
         PecoError: train has fewer than 2 samples.
@@ -75,16 +76,16 @@ def evaluate(
 def classify(
     features_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbors: tuple[int, ...], temperature: float
 ) -> dict[int, Tensor]:
-    """Class of each query by a vote of its nearest neighbours in cosine similarity s, each with weight exp(s / temperature).
+    """Classify each query by a vote of its nearest neighbours in cosine similarity s, each with weight exp(s / temperature).
 
     Args:
-        features_ND, queries_MD: float, of any length of the vectors.
+        features_ND, queries_MD: float; the length of a vector doesn't matter.
         labels_N: int64, not negative.
-        neighbors: numbers of neighbours to try; more than N count as N.
-        temperature: of the weights.
+        neighbors: numbers of neighbours; more than N count as N.
+        temperature: divisor of the similarities.
 
     Returns:
-        predictions int64 (M,) by number of neighbours, on the device of the features.
+        int64 (M,) by number of neighbours, on the device of the features.
     """
     classes = int(labels_N.max()) + 1
     index_ND = F.normalize(features_ND, dim=1)
@@ -92,7 +93,7 @@ def classify(
     found: dict[int, list[Tensor]] = {k: [] for k in neighbors}
     for queries_mD in torch.split(queries_MD, QUERIES_AT_ONCE):
         similarity_mk, nearest_mk = (F.normalize(queries_mD, dim=1) @ index_ND.T).topk(k_max, dim=1)
-        # Relative to the nearest, so that no weight overflows; in float64, so that the order of the sum decides nothing.
+        # Relative to the nearest, so that no weight overflows; in float64, so that the order of summation doesn't matter.
         weight_mk = ((similarity_mk - similarity_mk[:, :1]).double() / temperature).exp()
         voted_mk = labels_N[nearest_mk]
         for k in neighbors:

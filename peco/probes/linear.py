@@ -1,4 +1,4 @@
-"""Linear probe: multinomial logistic regression on frozen features, and simple features of images to compare with.
+"""Linear probe: multinomial logistic regression on frozen features, and simple image features as baselines.
 
 Legend: N samples, D width, C classes.
 """
@@ -17,20 +17,21 @@ from peco.core.device import CPU
 from peco.probes.holdout import holdout_split
 
 ROWS_AT_ONCE = 16384
-CHOICE_ROWS = 10_000  # at most about so many rows are fitted to choose; the final fit has them all
+# Block and L2 strength are chosen by fits of at most about this many rows; the final fit takes all rows.
+CHOICE_ROWS = 10_000
 GRADIENT_TOLERANCE = 1e-5  # largest entry of the gradient of the mean loss
 
 
 @dataclass(frozen=True)
 class LinearResult:
-    """Outcome of `evaluate`; accuracies from 0 to 1."""
+    """Result of `probe_linear`; accuracies from 0 to 1."""
 
     accuracy: float  # on val
-    block: str  # chosen on the holdout, as is
-    l2: float
+    block: str  # chosen on the holdout
+    l2: float  # chosen on the holdout
     holdout_accuracy: float
-    tried: dict[str, dict[float, float]]  # accuracy on the holdout by block and strength
-    converged: bool  # whether the final fit reached its minimum
+    tried: dict[str, dict[float, float]]  # holdout accuracy by block and strength
+    converged: bool  # True if the final fit reached its minimum
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Classifier:
     scale: Tensor  # (D,)
     weight: Tensor  # (D, C)
     bias: Tensor  # (C,)
-    converged: bool  # whether the gradient is below GRADIENT_TOLERANCE
+    converged: bool  # True if the gradient is at most GRADIENT_TOLERANCE
 
     def predict(self, features_ND: Tensor) -> Tensor:
-        """Classes, int64 (N,), on the CPU."""
+        """Predict the classes, int64 (N,), on the CPU."""
         parts = [
             ((rows.to(self.mean.device).double() - self.mean) * self.scale @ self.weight + self.bias)
             .argmax(dim=1)
@@ -54,29 +55,29 @@ class Classifier:
         return torch.cat(parts)
 
     def accuracy(self, features_ND: Tensor, labels_N: Tensor) -> float:
-        """Share of right answers, 0 to 1."""
+        """Share of correct predictions, 0 to 1."""
         return (self.predict(features_ND) == labels_N).double().mean().item()
 
 
-def evaluate(
+def probe_linear(
     train: tuple[Mapping[str, Tensor], Tensor],
     val: tuple[Mapping[str, Tensor], Tensor],
     linear: config.Linear,
     holdout: float,
     device: torch.device = CPU,
 ) -> LinearResult:
-    """Choose block and L2 strength on the holdout of train, fit anew on all of train, score val.
+    """Choose block and L2 strength on the holdout of train, fit again on all of train, score val.
 
-    The fits to choose by, one for each block and strength, take at most about `CHOICE_ROWS` rows, evenly spaced.
+    The fits for the choice, one for each block and strength, use at most about `CHOICE_ROWS` rows, evenly spaced.
 
     Args:
-        train, val: features by block, float (N, D), and labels, int64 (N,), as `features.extract` gives them.
+        train, val: features by block, float (N, D), and labels, int64 (N,), from `features.extract`.
         linear: strengths to try, limit of iterations.
-        holdout: share of train that the choice is made on.
-        device: where to fit; features go there a slice at a time.
+        holdout: share of train to choose on.
+        device: device of the fits; features go there a slice at a time.
 
     Returns:
-        the score and what was chosen; between equals the first block and the greatest strength win.
+        the score and the choice; of equal accuracies the first block and the greatest strength are chosen.
 
     Raises:
         PecoError: train has fewer than 2 samples.
@@ -90,7 +91,7 @@ def evaluate(
     for block, features in train_features.items():
         tried[block] = {}
         start: Classifier | None = None
-        for l2 in strengths:  # from strong to weak, each from the one before: fewer iterations in all
+        for l2 in strengths:  # from strong to weak, each from the solution before: fewer iterations
             start = fit(features[fit_rows], train_labels[fit_rows], classes, l2, linear.max_iter, start, device)
             tried[block][l2] = start.accuracy(features[held], train_labels[held])
     block, l2 = max(((b, s) for b in tried for s in strengths), key=lambda choice: tried[choice[0]][choice[1]])
@@ -121,9 +122,9 @@ def fit(
         labels_N: int64 in [0, classes).
         classes: C.
         l2: strength.
-        max_iter: limit of iterations; a quarter more evaluations of the loss are allowed.
-        start: where to start from instead of zero.
-        device: where to compute.
+        max_iter: limit of iterations; 25 % more evaluations of the loss are allowed.
+        start: initial weights and bias, instead of zero.
+        device: device of the computation.
 
     Returns:
         the classifier; the same for the same input and number of threads.
@@ -145,7 +146,7 @@ def fit(
     )
 
     def closure() -> Tensor:
-        # The gradient in closed form, a slice of rows at a time: for large sets, float64 copies of all features would not fit.
+        # The gradient in closed form, a slice of rows at a time: float64 copies of all features of a large set wouldn't fit.
         loss, gradient = theta.new_zeros(()), torch.zeros_like(theta)
         for rows, labels in zip(
             torch.split(features_ND, ROWS_AT_ONCE), torch.split(labels_N, ROWS_AT_ONCE), strict=True
@@ -164,14 +165,14 @@ def fit(
         return loss / len(features_ND) + l2 / 2 * theta[:-1].square().sum()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    closure()  # for the gradient where it has ended
+    closure()  # for the gradient at the solution
     assert theta.grad is not None
     converged = theta.grad.abs().max().item() <= GRADIENT_TOLERANCE
     return Classifier(mean_D, scale_D, theta[:-1], theta[-1], converged)
 
 
 def color_histogram(images: np.ndarray, bins: int = 8) -> Tensor:
-    """Joint RGB histogram of each image: a baseline that knows colours and nothing of shape.
+    """Joint RGB histogram of each image: a baseline with colours but without shape.
 
     Args:
         images: uint8 (N, H, W, 3).
@@ -187,11 +188,11 @@ def color_histogram(images: np.ndarray, bins: int = 8) -> Tensor:
 
 
 def raw_pixels(images: np.ndarray, side: int = 16) -> Tensor:
-    """Pixels of each image, averaged down to `side` x `side`: a baseline that knows where which colour is.
+    """Pixels of each image, averaged down to `side` x `side`: a baseline with the colours and their positions.
 
     Args:
         images: uint8 (N, H, W, 3).
-        side: in pixels; images that are smaller stay as they are.
+        side: in pixels; smaller images stay as they are.
 
     Returns:
         float32 (N, 3 * side^2) in [0, 1].

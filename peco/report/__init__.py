@@ -1,1 +1,1 @@
-"""The page that shows a run."""
+"""The report of a run: figures, charts, sections, and the template of the page."""

@@ -1,4 +1,4 @@
-"""Pictures of what tokenizer and backbone do with images, and of the images themselves.
+"""Pictures of images, of their codes, and of the predictions of tokenizer and backbone.
 
 Legend: B images, C = 3 channels, H W pixels, h w token grid, L = h w patches, K codes. Pixels are uint8 (H, W, 3).
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
-from peco.core.numbers import spread
+from peco.core.numbers import evenly_spaced
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
@@ -30,13 +30,13 @@ from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import usage_and_perplexity
 
-SCAN_BATCH = 64
+EVAL_BATCH = 64
 MASK_GRAY = 0.5
 
 
 @dataclass(frozen=True)
 class Codes:
-    """What a tokenizer makes of some images: how often each code occurs, and image patches that became a few of them."""
+    """The codes of some images: number of occurrences by code, and image patches of a few codes."""
 
     images: int
     histogram_K: np.ndarray  # int64
@@ -55,7 +55,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class CodePatches:
-    """Some of the patches that a code stands for; `rank` counts from 1, the most frequent code."""
+    """Some patches of a code; `rank` starts at 1 for the most frequent code."""
 
     code: int
     rank: int
@@ -64,10 +64,11 @@ class CodePatches:
 
 
 @dataclass(frozen=True)
-class Painting:
-    """Masked prediction of one image as pictures: of the image, of what the model saw, and of what it predicted.
+class MaskedPrediction:
+    """Masked prediction of one image in pictures: the image, the model's input, and its prediction.
 
-    Predicted tokens are painted by the decoder, from the true tokens with the masked ones replaced, beside the true tokens alone.
+    For tokens, the prediction is the decoder's picture of the true tokens with the masked ones replaced, and the last picture that
+    of the true tokens.
     """
 
     pictures: tuple[np.ndarray, ...]  # original, masked, predicted and, for tokens, true
@@ -77,18 +78,18 @@ class Painting:
 
 @dataclass(frozen=True)
 class Models:
-    """A tokenizer and the backbone that was pre-trained on it, in eval mode, with the sides in pixels of the images they take."""
+    """A tokenizer and the backbone pre-trained on it, in eval mode; sizes are the sides in pixels of their images."""
 
     tokenizer: PerceptualTokenizer
     backbone: MaskedImageModel
-    target: str  # what the backbone predicts: tokens or pixels
+    target: str  # predicted by the backbone: tokens or pixels
     masking: config.Masking
     tokenizer_size: int
     backbone_size: int
 
 
 def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = None) -> Models:
-    """Read both model folders.
+    """Load both model folders.
 
     Raises:
         PecoError: one is missing or damaged, or they don't belong together.
@@ -97,7 +98,7 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
     masking = notes.get("masking")
     if not isinstance(masking, dict):
         raise PecoError(
-            f"{backbone}: config.json lacks the masking of its pre-training; `dvc repro pretrain` makes it anew"
+            f"{backbone}: config.json lacks the masking of its pre-training; `dvc repro pretrain` makes it again"
         )
     models = Models(
         tokenizer_storage.load(tokenizer).to(device),
@@ -108,24 +109,24 @@ def load_models(tokenizer: Path, backbone: Path, device: torch.device | None = N
         artifacts.input_size(backbone),
     )
     grid = (models.tokenizer_size // models.tokenizer.factor,) * 2
-    codes, theirs = models.tokenizer.quantizer.codes, models.backbone.head.out_features
+    codes, predicted_codes = models.tokenizer.quantizer.codes, models.backbone.head.out_features
     patches = tuple(cast(Any, models.backbone.backbone).patch_embed.grid_size)
-    if models.target == "tokens" and (grid, codes) != (patches, theirs):
+    if models.target == "tokens" and (grid, codes) != (patches, predicted_codes):
         raise PecoError(
-            f"{backbone}: predicts {theirs} codes on {patches[0]}x{patches[1]} patches, but {tokenizer} has {codes} on "
-            f"{grid[0]}x{grid[1]}; `dvc repro pretrain` makes it anew"
+            f"{backbone}: predicts {predicted_codes} codes on {patches[0]}x{patches[1]} patches, but {tokenizer} has {codes} on "
+            f"{grid[0]}x{grid[1]}; `dvc repro pretrain` makes it again"
         )
     return models
 
 
 def read_images(shards: ShardSet, size: int, count: int) -> tuple[Tensor, list[int]]:
-    """The first `count` images of a split (fewer, if it has fewer) in their evaluation view, BCHW in [0, 1], and their labels."""
-    batches = list(eval_batches(shards, CenterView(size), batch_size=SCAN_BATCH, stop=min(count, len(shards))))
+    """Read the first images of a split, at most `count`, in the evaluation view, BCHW in [0, 1], and their labels."""
+    batches = list(eval_batches(shards, CenterView(size), batch_size=EVAL_BATCH, stop=min(count, len(shards))))
     return torch.cat([batch["image"] for batch in batches]), torch.cat([batch["label"] for batch in batches]).tolist()
 
 
 def to_pixels(x_BCHW: Tensor) -> np.ndarray:
-    """Images in [0, 1] as uint8 (B, H, W, 3)."""
+    """Convert images in [0, 1] to uint8 (B, H, W, 3)."""
     x_BHWC = x_BCHW.detach().cpu().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
     return np.ascontiguousarray(x_BHWC.numpy())
 
@@ -136,18 +137,18 @@ def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int,
     Args:
         tokenizer: in eval mode.
         x_BCHW: float in [0, 1].
-        gallery: codes to show, evenly spread over the ranks of those that have enough patches.
-        patches: how many of each.
+        gallery: number of codes to show, evenly spread over the ranks of codes with enough patches.
+        patches: number of patches of each.
     """
-    tokens_Bhw = torch.cat([tokenizer.tokenize(part).cpu() for part in torch.split(x_BCHW, SCAN_BATCH)]).numpy()
+    tokens_Bhw = torch.cat([tokenizer.tokenize(part).cpu() for part in torch.split(x_BCHW, EVAL_BATCH)]).numpy()
     histogram_K = np.bincount(tokens_Bhw.ravel(), minlength=tokenizer.quantizer.codes)
     ranked = np.argsort(-histogram_K, kind="stable")
     shown = max(int((histogram_K >= patches).sum()), min(gallery, int((histogram_K > 0).sum())))
     factor, chosen = tokenizer.factor, []
-    for rank in spread(shown, gallery):
+    for rank in evenly_spaced(shown, gallery):
         code = int(ranked[rank])
         places = np.argwhere(tokens_Bhw == code)
-        some = places[spread(len(places), patches)]
+        some = places[evenly_spaced(len(places), patches)]
         crops = tuple(
             to_pixels(x_BCHW[b : b + 1, :, i * factor : (i + 1) * factor, j * factor : (j + 1) * factor])[0]
             for b, i, j in some.tolist()
@@ -156,24 +157,26 @@ def study_codes(tokenizer: PerceptualTokenizer, x_BCHW: Tensor, *, gallery: int,
     return Codes(len(x_BCHW), histogram_K, tuple(chosen))
 
 
-def paint_predictions(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor) -> list[Painting]:
-    """Mask some images, predict what is hidden, and make pictures of it.
+def draw_predictions(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor) -> list[MaskedPrediction]:
+    """Mask some images, predict the masked patches, and make pictures of the predictions.
 
     Args:
-        models: on the images' device; image i gets the mask that `models.masking` gives in the random stream (0, i).
-        tokenizer_x_BCHW, backbone_x_BCHW: the same images at the size that each takes, float in [0, 1].
+        models: on the images' device; the mask of image i is drawn by `models.masking` from the random stream (0, i).
+        tokenizer_x_BCHW, backbone_x_BCHW: the same images at the sizes of the two models, float in [0, 1].
     """
     h, w = cast(Any, models.backbone.backbone).patch_embed.grid_size
     masks = [block_mask(np.random.default_rng([0, i]), h, w, models.masking) for i in range(len(backbone_x_BCHW))]
     mask_Bhw = torch.from_numpy(np.stack(masks)).to(backbone_x_BCHW.device)
     if models.target == "pixels":
-        return paint_pixels(models, backbone_x_BCHW, mask_Bhw)
-    return paint_tokens(models, tokenizer_x_BCHW, backbone_x_BCHW, mask_Bhw)
+        return draw_pixel_predictions(models, backbone_x_BCHW, mask_Bhw)
+    return draw_token_predictions(models, tokenizer_x_BCHW, backbone_x_BCHW, mask_Bhw)
 
 
 @torch.no_grad()
-def paint_tokens(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor, mask_Bhw: Tensor) -> list[Painting]:
-    """Let the decoder paint the predicted tokens, and the true ones."""
+def draw_token_predictions(
+    models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tensor, mask_Bhw: Tensor
+) -> list[MaskedPrediction]:
+    """Decode the predicted and the true tokens."""
     tokenizer = models.tokenizer
     true_Bhw = tokenizer.tokenize(tokenizer_x_BCHW)
     predicted_Bhw = true_Bhw.clone()
@@ -187,31 +190,31 @@ def paint_tokens(models: Models, tokenizer_x_BCHW: Tensor, backbone_x_BCHW: Tens
     )
     count = models.masking.count
     return [
-        Painting(row, count, correct=count - wrong)
+        MaskedPrediction(row, count, correct=count - wrong)
         for row, wrong in zip(zip(*columns, strict=True), wrong_B, strict=True)
     ]
 
 
 @torch.no_grad()
-def paint_pixels(models: Models, x_BCHW: Tensor, mask_Bhw: Tensor) -> list[Painting]:
-    """Fill the gaps with predicted pixels, which get their true patch's mean and contrast: the model predicts neither."""
+def draw_pixel_predictions(models: Models, x_BCHW: Tensor, mask_Bhw: Tensor) -> list[MaskedPrediction]:
+    """Fill masked patches with predicted pixels, at the true mean and contrast of each patch: the model predicts neither."""
     mask_BL, patch = mask_Bhw.flatten(1), x_BCHW.shape[-1] // mask_Bhw.shape[-1]
     patches_BLP = patchify(x_BCHW, patch)
     variance_BL1, mean_BL1 = torch.var_mean(patches_BLP, dim=2, keepdim=True)
     predicted_MP = models.backbone(x_BCHW, mask_BL)
     patches_BLP[mask_BL] = predicted_MP * variance_BL1[mask_BL].sqrt() + mean_BL1[mask_BL]
     columns = (to_pixels(x_BCHW), to_pixels(hide(x_BCHW, mask_Bhw)), to_pixels(unpatchify(patches_BLP, patch)))
-    return [Painting(row, models.masking.count, correct=None) for row in zip(*columns, strict=True)]
+    return [MaskedPrediction(row, models.masking.count, correct=None) for row in zip(*columns, strict=True)]
 
 
 def hide(x_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:
-    """The images with grey in place of masked patches."""
+    """Replace masked patches by grey."""
     side = x_BCHW.shape[-1] // mask_Bhw.shape[-1]
     return x_BCHW.masked_fill(mask_Bhw[:, None].repeat_interleave(side, 2).repeat_interleave(side, 3), MASK_GRAY)
 
 
 def strip(pictures: Sequence[np.ndarray]) -> Image.Image:
-    """Pictures of equal size side by side, RGBA, with transparent gaps."""
+    """Put pictures of equal size side by side, RGBA, with transparent gaps."""
     height, width = pictures[0].shape[:2]
     gap = max(1, width // 16)
     sheet = Image.new("RGBA", (len(pictures) * (width + gap) - gap, height))
@@ -221,7 +224,7 @@ def strip(pictures: Sequence[np.ndarray]) -> Image.Image:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The picture inside an address, as PNG."""
+    """Encode a picture as a data URI of a PNG."""
     out = io.BytesIO()
     picture.save(out, "PNG", compress_level=9)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Puts the report together: numbers of the metrics files, charts of the curves, pictures, and the template."""
+"""Builds the page of the report from metrics files, curves, pictures and the template."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
 from peco.report import charts
 from peco.report.figures import Codes, data_uri, strip
-from peco.report.template import PAGE
+from peco.report.style import STYLE
 
-Metrics = Mapping[str, Mapping[str, Any]]  # by the metrics file's name without suffix, `evaluate/knn`
+MetricsByFile = Mapping[str, Mapping[str, Any]]  # by name of the metrics file without suffix, `evaluate/knn`
 
 EVALUATIONS = (("kNN", "evaluate/knn"), ("Linear probe", "evaluate/linear"), ("Fine-tuned", "evaluate/finetune"))
 PHRASES = {"kNN": "in kNN", "Linear probe": "in the linear probe", "Fine-tuned": "fine-tuned"}
@@ -29,22 +29,22 @@ STAGES = {"perceptual_net": "Perceptual network", "tokenizer": "Tokenizer", "pre
 LEADING = ("loss", "accuracy", "usage", "perplexity")  # curves that come first
 SHARES = ("accuracy", "usage")  # curves of values from 0 to 1, shown in percent
 FROM_ZERO = (*SHARES, "perplexity", "lr", "grad_norm")
-CLASSES_SHOWN = 24
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 MINUS, DASH, TIMES, NARROW_SPACE = "\u2212", "\u2013", "\u00d7", "\u202f"
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the evaluation table: what is measured, and its accuracy in each evaluation (None: not measured)."""
+class AccuracyRow:
+    """A row of the accuracy table: the features, and their accuracy in each evaluation (None: not measured)."""
 
     name: str
     values: tuple[float | None, ...]
-    ours: bool = False
+    emphasized: bool = False
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Some images of a split, and what they have in common."""
+    """A contact sheet: some images of a split, with a name and a note on them."""
 
     name: str
     note: str
@@ -52,7 +52,7 @@ class Sheet:
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """All metrics files below a folder, by name without suffix.
+    """Read all metrics files below a folder, by name without suffix.
 
     Raises:
         PecoError: one is damaged.
@@ -62,12 +62,12 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
         try:
             found[path.relative_to(folder).with_suffix("").as_posix()] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise PecoError(f"{path}: not valid JSON; run the stage that makes it again") from None
+            raise PecoError(f"{path}: not valid JSON; run the stage that writes it again") from None
     return found
 
 
-def evaluation_rows(metrics: Metrics, backbone: str) -> list[Row]:
-    """The backbone and what it is compared with; rows that nothing was measured for are left out, but for the first two."""
+def evaluation_rows(metrics: MetricsByFile, backbone: str) -> list[AccuracyRow]:
+    """Rows of the backbone and its baselines; rows without any score are left out, except the first two."""
     kinds = (
         (backbone, ""),
         ("Random initialisation", "random_"),
@@ -75,30 +75,30 @@ def evaluation_rows(metrics: Metrics, backbone: str) -> list[Row]:
         ("Raw pixels", "pixels_"),
     )
     rows = [
-        Row(
+        AccuracyRow(
             name,
             tuple(metrics.get(key, {}).get(f"{prefix}accuracy") for _, key in EVALUATIONS),
-            ours=not prefix,
+            emphasized=not prefix,
         )
         for name, prefix in kinds
     ]
     return rows[:2] + [row for row in rows[2:] if any(value is not None for value in row.values)]
 
 
-def verdict(rows: Sequence[Row]) -> str:
-    """What came out, as a sentence."""
+def verdict(rows: Sequence[AccuracyRow]) -> str:
+    """Summary of the results in a sentence."""
     gains = [
-        f"{points(ours - random)} points {PHRASES[name]}"
-        for (name, _), ours, random in zip(EVALUATIONS, rows[0].values, rows[1].values, strict=True)
-        if ours is not None and random is not None
+        f"{points(value - baseline)} points {PHRASES[name]}"
+        for (name, _), value, baseline in zip(EVALUATIONS, rows[0].values, rows[1].values, strict=True)
+        if value is not None and baseline is not None
     ]
     if not gains:
-        return "No evaluation was done on this data, so how well the backbone transfers remains open."
+        return "No evaluation was run on this data, so it is not known how well the backbone transfers."
     return f"{rows[0].name} against the same network at random initialisation: {joined(gains)}."
 
 
-def skipped(metrics: Metrics) -> list[str]:
-    """Why evaluations are missing."""
+def skipped(metrics: MetricsByFile) -> list[str]:
+    """Reasons why evaluations are missing."""
     reasons = []
     for name, key in EVALUATIONS:
         if key not in metrics:
@@ -108,8 +108,8 @@ def skipped(metrics: Metrics) -> list[str]:
     return reasons
 
 
-def choices(metrics: Metrics) -> list[str]:
-    """What was chosen on the held-out part of train."""
+def choices(metrics: MetricsByFile) -> list[str]:
+    """Choices on the holdout of train, as sentences."""
     notes = []
     for name, key, setting, form in (
         ("kNN", "evaluate/knn", "neighbors", "{} neighbours"),
@@ -117,27 +117,27 @@ def choices(metrics: Metrics) -> list[str]:
     ):
         found = metrics.get(key, {})
         if "block" in found and "random_block" in found:
-            ours, random = (
+            chosen, chosen_random = (
                 f"{block_name(found[f'{prefix}block'])}, {form.format(found[f'{prefix}{setting}'])}"
                 for prefix in ("", "random_")
             )
-            notes.append(f"{name}: {ours} (random initialisation: {random}).")
+            notes.append(f"{name}: {chosen} (random initialisation: {chosen_random}).")
     return notes
 
 
 def block_name(block: object) -> str:
-    """A block as a person would call it."""
+    """Name of a block in a sentence."""
     return f"block {block}" if str(block).isdigit() else f"the final {block}"
 
 
-def standard_error(rows: Sequence[Row], images: int) -> float | None:
-    """The largest binomial standard error among the backbone's accuracies on so many images."""
+def standard_error(rows: Sequence[AccuracyRow], images: int) -> float | None:
+    """Largest binomial standard error of the backbone's accuracies, each measured on `images` images."""
     found = [value for value in rows[0].values if value is not None]
     return max(math.sqrt(value * (1 - value) / images) for value in found) if found and images else None
 
 
 def read_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Charts of the curves below a folder, stage by stage in the order of the workflow.
+    """Draw the curves below a folder, by stage in the order of the workflow.
 
     Raises:
         PecoError: a file is damaged.
@@ -158,7 +158,7 @@ def read_curves(folder: Path) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def read_curve(path: Path, name: str, stage: str) -> dict[str, Any] | None:
-    """One chart with its name, unit and last value; None where the file holds no finite value.
+    """Draw a curve: title with name and unit, last value, chart; None if the file has no finite value.
 
     Raises:
         PecoError: the file is damaged.
@@ -179,8 +179,8 @@ def read_curve(path: Path, name: str, stage: str) -> dict[str, Any] | None:
         rows = [(step, 100 * value) for step, value in rows]
     unit = "%" if share else "codes" if name == "perplexity" else ""
     (first_step, first), (last_step, last) = rows[0], rows[-1]
-    what = f"{stage}: {name}{f' in {unit}' if unit else ''}"
-    label = f"{what}, {first:.4g} at step {first_step:.0f}, {last:.4g} at step {last_step:.0f}"
+    subject = f"{stage}: {name}{f' in {unit}' if unit else ''}"
+    label = f"{subject}, {first:.4g} at step {first_step:.0f}, {last:.4g} at step {last_step:.0f}"
     return {
         "title": f"{name}, {unit}" if unit else name,
         "last": f"{last:.4g}",
@@ -189,7 +189,7 @@ def read_curve(path: Path, name: str, stage: str) -> dict[str, Any] | None:
 
 
 def code_chart(codes: Codes) -> Markup:
-    """The codes' frequencies, the most frequent first, beside equal use."""
+    """Chart of the codes' frequencies in descending order, with equal use for comparison."""
     share_K = np.sort(codes.histogram_K)[::-1] / codes.histogram_K.sum() * 100
     equal = 100 / len(share_K)
     label = f"Share of tokens by code: from {share_K[0]:.3g} % down to {share_K[-1]:.3g} %; equal use would be {equal:.3g} %"
@@ -204,12 +204,12 @@ def code_chart(codes: Codes) -> Markup:
 def class_sheets(
     shards: ShardSet, pictures: Mapping[int, Sequence[np.ndarray]], counts: Mapping[str, np.ndarray]
 ) -> list[Sheet]:
-    """Contact sheets by class (label -1: of images without one).
+    """Make contact sheets by class (label -1: images without a label).
 
     Args:
-        shards: the split that the pictures are from.
+        shards: split of the pictures.
         pictures: by label.
-        counts: images of each class, by split.
+        counts: number of images of each class, by split.
     """
     sheets = []
     for label, images in pictures.items():
@@ -223,7 +223,7 @@ def class_sheets(
 
 
 def picture(images: Sequence[np.ndarray], alt: str) -> Markup:
-    """Images side by side as one `<img>`. Small ones are shown with hard pixels rather than blurred."""
+    """Images side by side as one `<img>`. Small images are enlarged without smoothing."""
     sheet = strip(images)
     kind = ' class="pixels"' if images[0].shape[0] < 128 else ""
     return Markup('<img{} src="{}" width="{}" height="{}" alt="{}">').format(
@@ -237,12 +237,16 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 
 def render(**context: Any) -> str:
-    """The page. Everything but `Markup` is escaped."""
+    """Render the page. Everything except `Markup` is escaped."""
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "points": points}
-    return environment.from_string(PAGE).render(**context)
+    return environment.get_template(TEMPLATE.name).render(style=Markup(STYLE), **context)
 
 
 def percent(value: float) -> str:
@@ -257,10 +261,10 @@ def points(value: float) -> str:
 
 
 def number(value: int) -> str:
-    """An integer with its thousands apart."""
+    """An integer with thousands separators."""
     return f"{value:,}"
 
 
 def joined(parts: Sequence[str]) -> str:
-    """A list within a sentence."""
+    """A list as part of a sentence."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -1,4 +1,4 @@
-"""What these tests share with those of `make test`."""
+"""Makes the helper modules of the other tests importable."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prometheus itself on a running stage, and promtool on what the stage serves and on the alerts of `k8s/`."""
+"""Prometheus on a running stage; promtool on the served metrics and on the alerts of `k8s/`."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ def rule_groups() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rules as Prometheus reads them."""
+    """A rule file for Prometheus."""
     path = tmp_path_factory.mktemp("rules") / "rules.yml"
     path.write_text(yaml.safe_dump({"groups": rule_groups()}), encoding="utf-8")
     return path
 
 
-def promtool(*arguments: str, given: str | None = None) -> str:
-    done = subprocess.run(["promtool", *arguments], input=given, capture_output=True, text=True, check=False)
+def promtool(*arguments: str, stdin: str | None = None) -> str:
+    done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-# A stage that runs
+# A running stage
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A stage that trains, and the Prometheus that scrapes it every second."""
+    """Ports of a stage that trains, and of a Prometheus that scrapes it every second."""
 
-    stage: int  # ports
+    stage: int
     prometheus: int
 
-    def ask(self, path: str, **query: str) -> Any:
-        """The `data` of an answer of Prometheus; None before it answers."""
-        address = f"http://127.0.0.1:{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+    def query(self, path: str, **parameters: str) -> Any:
+        """`data` of Prometheus's response; None before it responds."""
+        address = f"http://127.0.0.1:{self.prometheus}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(address, timeout=10) as answer:
                 return json.load(answer)["data"]
@@ -67,8 +67,8 @@ class Watched:
             return None
 
     def value(self, expression: str) -> float:
-        """Of an expression with one result; 0 where there is none yet."""
-        found = (self.ask("query", query=expression) or {}).get("result")
+        """Value of an expression with one result; 0 before it has one."""
+        found = (self.query("query", query=expression) or {}).get("result")
         return float(found[0]["value"][1]) if found else 0.0
 
 
@@ -101,7 +101,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, rules: Path) -> Iterator[W
 
 def test_prometheus_reads_a_running_stage(watched: Watched) -> None:
     assert watched.value("up") == 1
-    names = set(watched.ask("label/__name__/values"))
+    names = set(watched.query("label/__name__/values"))
     assert {f"peco_{name}" for name in ("loss", "samples_per_second", "usage", "checkpoint_age_seconds")} <= names
     steps, deadline = watched.value('peco_steps_done{stage="tokenizer"}'), time.monotonic() + 60
     while watched.value('peco_steps_done{stage="tokenizer"}') == steps:
@@ -109,27 +109,27 @@ def test_prometheus_reads_a_running_stage(watched: Watched) -> None:
         time.sleep(0.5)
 
 
-def test_prometheus_takes_the_types_and_meanings_over(watched: Watched) -> None:
-    known = watched.ask("targets/metadata", match_target='{job="peco"}')
+def test_prometheus_knows_types_and_meanings(watched: Watched) -> None:
+    known = watched.query("targets/metadata", match_target='{job="peco"}')
     assert known and all(entry["type"] == "gauge" and entry["help"] for entry in known if "peco_" in entry["metric"])
 
 
-def test_prometheus_evaluates_every_rule_and_a_healthy_stage_sets_off_none(watched: Watched) -> None:
+def test_prometheus_evaluates_every_rule_and_a_healthy_stage_fires_no_alert(watched: Watched) -> None:
     def evaluated() -> list[dict[str, Any]]:
-        return [rule for group in watched.ask("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in watched.query("rules")["groups"] for rule in group["rules"]]
 
     deadline = time.monotonic() + 60
     while any(rule["health"] == "unknown" for rule in evaluated()):
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert {rule["name"] for rule in evaluated()} == set(SICK)
+    assert {rule["name"] for rule in evaluated()} == set(FIRING)
     for rule in evaluated():
         assert (rule["health"], rule["state"]) == ("ok", "inactive"), rule["name"]
 
 
-def test_promtool_has_nothing_to_say_about_what_is_served(watched: Watched) -> None:
+def test_promtool_accepts_the_served_metrics(watched: Watched) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{watched.stage}/metrics", timeout=10) as answer:
-        assert promtool("check", "metrics", given=answer.read().decode()) == ""
+        assert promtool("check", "metrics", stdin=answer.read().decode()) == ""
 
 
 # The alerts
@@ -146,19 +146,19 @@ HEALTHY = {
     "usage": f"0.95x{HOUR}",
     "perplexity": f"200x{HOUR}",
 }
-# What happens to a training -> the alert; each but the last holds at the end of an hour.
-SICK: dict[str, list[dict[str, str]]] = {
+# Alert -> series that fire it; those of all but the last still hold at the end of the hour.
+FIRING: dict[str, list[dict[str, str]]] = {
     "PecoStalled": [{"steps_done": f"100x{HOUR}"}, {"steps_done": f"0x{HOUR}"}],
     "PecoCodebookCollapse": [{"usage": f"0.02x{HOUR}"}, {"perplexity": f"200x{HOUR // 2} 5x{HOUR // 2}"}],
     "PecoDataBound": [{"data_wait_seconds": f"0.9x{HOUR}"}],
     "PecoCheckpointTooOld": [{"checkpoint_age_seconds": f"0+15x{HOUR}"}],
-    # A single scrape sees it: the process ends, and with it all series.
+    # Visible in a single scrape: the process ends, and with it all series.
     "PecoNotFinite": [
         {name: f"{values.split('x')[0]}x{HOUR - 20} stale" for name, values in HEALTHY.items()}
         | {"nonfinite_steps": f"0x{HOUR - 21} 1 stale", "loss": f"2x{HOUR - 21} NaN stale"}
     ],
 }
-WELL = {
+SILENT = {
     "training": {},
     "evaluation after the last step": {
         "steps_done": f"100000x{HOUR}",
@@ -173,8 +173,8 @@ WELL = {
 }
 
 
-def verdict(rules: Path, tmp_path: Path, series: dict[str, str], *firing: str) -> None:
-    """Let promtool check that exactly these alerts fire after an hour of these series."""
+def check_alerts(rules: Path, tmp_path: Path, series: dict[str, str], *firing: str) -> None:
+    """Check by promtool that exactly these alerts fire after an hour of these series."""
     labels = '{stage="tokenizer",namespace="peco",pod="peco-tokenizer-0"}'
     test = {
         "interval": "15s",
@@ -197,17 +197,17 @@ def verdict(rules: Path, tmp_path: Path, series: dict[str, str], *firing: str) -
 
 def test_promtool_accepts_the_rules(rules: Path) -> None:
     alerts = [rule["alert"] for group in rule_groups() for rule in group["rules"]]
-    assert sorted(alerts) == sorted(SICK), "an alert without a test of what sets it off"
+    assert sorted(alerts) == sorted(FIRING), "an alert without a test that fires it"
     assert f"{len(alerts)} rules found" in promtool("check", "rules", "--lint=all", "--lint-fatal", str(rules))
 
 
-@pytest.mark.parametrize(("alert", "series"), [(alert, series) for alert, many in SICK.items() for series in many])
-def test_an_alert_fires_for_what_it_is_about_and_no_other_does(
+@pytest.mark.parametrize(("alert", "series"), [(alert, series) for alert, many in FIRING.items() for series in many])
+def test_an_alert_fires_for_its_cause_and_no_other_does(
     rules: Path, tmp_path: Path, alert: str, series: dict[str, str]
 ) -> None:
-    verdict(rules, tmp_path, series, alert)
+    check_alerts(rules, tmp_path, series, alert)
 
 
-@pytest.mark.parametrize("situation", WELL)
-def test_all_are_silent_while_nothing_is_wrong(rules: Path, tmp_path: Path, situation: str) -> None:
-    verdict(rules, tmp_path, WELL[situation])
+@pytest.mark.parametrize("situation", SILENT)
+def test_no_alert_fires_while_nothing_is_wrong(rules: Path, tmp_path: Path, situation: str) -> None:
+    check_alerts(rules, tmp_path, SILENT[situation])

@@ -1,1 +1,1 @@
-""""""
+"""Evaluation of perceptual agreement: triplets, distances, scores."""

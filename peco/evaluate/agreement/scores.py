@@ -1,8 +1,8 @@
-"""Which of two views is closer to a reference? The answers of pixels, of tokens and of a network, and how often they are right.
+"""Distances of images by pixels, tokens and a network, and how well they agree with people on which of two views is closer.
 
-This is the question PeCo opens with (arXiv 2111.12710, figure 1), measured. A method is a distance of two images. On generated
-triplets it is right where it finds the moved view closer than the damaged one; on 2AFC items its score is the share of people
-who agree with it (Zhang et al., arXiv 1801.03924). A tie counts half.
+This measures the opening question of PeCo (arXiv 2111.12710, figure 1). A method is a distance of two images. On generated
+triplets it is right if the moved view is closer than the damaged one; on 2AFC items its score is the share of people who agree
+with it (Zhang et al., arXiv 1801.03924). A tie counts half.
 
 Legend: N images, C channels, H W pixels, h w positions, D width of a code, P pairs (of images; kinds of triplet), R references.
 """
@@ -19,27 +19,26 @@ import torch
 from torch import Tensor
 
 from peco.core.image_metrics import ssim
-from peco.evaluate.agreement.triplets import PAIRS, Matched, TwoAfc
+from peco.evaluate.agreement.triplets import PAIRS, Triplets, TwoAfc
 from peco.perceptual.distance import PerceptualDistance
 from peco.tokenizer.model import PerceptualTokenizer
 
-TIE = (
-    1e-4  # relative difference of distances that is none; pixel errors of a generated triplet are equal up to rounding
-)
+# Distances of at most this relative difference tie: the pixel errors of a generated triplet are equal up to rounding.
+TIE = 1e-4
 RESAMPLES = 2000
-Z = 1.959964  # standard normal quantile of a 95 % interval
+Z = 1.959964  # quantile of the standard normal distribution for a 95 % interval
 BATCH = 32  # 2AFC items
 
 
 class Method(Protocol):
-    """Distances by name."""
+    """A function that computes one or more distances, by name."""
 
     def __call__(self, x_NCHW: Tensor, pairs_P2: Tensor) -> dict[str, Tensor]:
-        """Distances (P,) of pairs of images, given by their numbers.
+        """Distances (P,) of pairs of images.
 
         Args:
-            x_NCHW: float64 in [0, 1]; each image is looked at once, however many pairs it is in.
-            pairs_P2: int64.
+            x_NCHW: float64 in [0, 1]; each image is processed once, no matter how many pairs it is in.
+            pairs_P2: int64, indices of the images.
         """
 
 
@@ -66,11 +65,11 @@ class TokenDistances:
 
 
 class NetworkDistances(PerceptualDistance):
-    """The distance that the tokenizer is trained with, image by image; `between` is a `Method`."""
+    """The perceptual term of the tokenizer's loss, image by image; `between` is a `Method`."""
 
     @torch.no_grad()
     def between(self, x_NCHW: Tensor, pairs_P2: Tensor) -> dict[str, Tensor]:
-        """`perceptual`."""
+        """`perceptual`: the distance of the network's features."""
         total_P = torch.zeros(len(pairs_P2))
         for features_NChw in self.net(x_NCHW.float()):
             differences = [
@@ -83,7 +82,7 @@ class NetworkDistances(PerceptualDistance):
 def distances(
     methods: Iterable[Method], images: Sequence[np.ndarray], pairs: Sequence[tuple[int, int]], device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Distances (float64, (P,)) of pairs of images by all methods."""
+    """Distances, float64 (P,), of pairs of images by all methods."""
     x_NCHW = torch.from_numpy(np.stack(images)).to(device)
     pairs_P2 = torch.tensor(pairs, device=device)
     found: dict[str, Tensor] = {}
@@ -92,14 +91,14 @@ def distances(
     return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
-def choose(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
-    """1 where the first distance is the shorter, 0 where the second is, 0.5 where they tie."""
+def preferred_pair(first_P: np.ndarray, second_P: np.ndarray) -> np.ndarray:
+    """1 if the first distance is shorter, 0 if the second one is, 0.5 for a tie."""
     tie = np.abs(first_P - second_P) <= TIE * np.maximum(np.abs(first_P), np.abs(second_P))
     return np.where(tie, 0.5, (first_P < second_P).astype(float))
 
 
-def answers(triplets: Matched, methods: Iterable[Method], device: torch.device) -> dict[str, np.ndarray]:
-    """How each method answers the triplets of one image: for each of `PAIRS` 1 (right), 0, 0.5 (tie) or NaN (no triplet)."""
+def answers(triplets: Triplets, methods: Iterable[Method], device: torch.device) -> dict[str, np.ndarray]:
+    """Answers of each method to the triplets of an image: for each of `PAIRS` 1 (right), 0 (wrong), 0.5 (tie) or NaN (missing)."""
     names = [*triplets.moved, *triplets.damaged]
     images = [triplets.reference, *triplets.moved.values(), *triplets.damaged.values()]
     found = distances(methods, images, [(0, number + 1) for number in range(len(names))], device)
@@ -109,21 +108,21 @@ def answers(triplets: Matched, methods: Iterable[Method], device: torch.device) 
         for place, pair in enumerate(PAIRS):
             if pair in triplets.damaged:
                 moved = names.index(pair.partition("_")[0])
-                row[place] = choose(values[moved, None], values[names.index(pair), None])[0]
+                row[place] = preferred_pair(values[moved, None], values[names.index(pair), None])[0]
         rows[method] = row
     return rows
 
 
 @dataclass(frozen=True)
 class TwoAfcScores:
-    """Scores of the items that people have judged, (P,) by method, and the category of each."""
+    """Scores of the items with votes, (P,) by method, and the category of each item."""
 
     scores: dict[str, np.ndarray]
     categories: tuple[str, ...]
 
 
 def score_two_afc(items: TwoAfc, size: int, methods: Sequence[Method], device: torch.device) -> TwoAfcScores:
-    """The share of people who agree with each method on each judged item, at `size` pixels a side.
+    """Share of people who agree with each method on each item with votes, at `size` pixels a side.
 
     Raises:
         PecoError: an image can't be read.
@@ -144,7 +143,7 @@ def score_two_afc(items: TwoAfc, size: int, methods: Sequence[Method], device: t
 
 
 def two_afc(p0_P: np.ndarray, p1_P: np.ndarray, votes_P: np.ndarray) -> np.ndarray:
-    """BAPPS's score: the share of people who chose as the shorter distance does; 0.5 where the distances are equal.
+    """Score of BAPPS: the share of people who chose the view with the shorter distance; 0.5 if the distances are equal.
 
     Args:
         p0_P, p1_P: distances of the two views to their reference.
@@ -157,10 +156,10 @@ def two_afc(p0_P: np.ndarray, p1_P: np.ndarray, votes_P: np.ndarray) -> np.ndarr
 
 
 def mean_interval(scores_RP: np.ndarray) -> dict[str, float]:
-    """Mean of all scores (NaN: there is none) and its 95 % interval by bootstrap over rows, which share a reference.
+    """Mean of all scores (NaN: no score) and its 95 % interval by bootstrap over rows; a row holds the scores of one reference.
 
     Returns:
-        `accuracy`, `low`, `high`; empty where there is no score.
+        `accuracy`, `low`, `high`; empty without scores.
     """
     counts_R = np.isfinite(scores_RP).sum(axis=1)
     sums_R, counts_R = np.nansum(scores_RP, axis=1)[counts_R > 0], counts_R[counts_R > 0]
@@ -176,27 +175,30 @@ def mean_interval(scores_RP: np.ndarray) -> dict[str, float]:
 
 
 def share_interval(scores_R: np.ndarray) -> dict[str, float]:
-    """Mean of independent scores in [0, 1] (NaN: there is none) and Wilson's 95 % interval, which holds near 0 and 1, too.
+    """Mean of independent scores in [0, 1] (NaN: no score) and Wilson's 95 % interval, which is also valid near 0 and 1.
 
     Returns:
-        `accuracy`, `low`, `high`; empty where there is no score.
+        `accuracy`, `low`, `high`; empty without scores.
     """
     scores_R = scores_R[np.isfinite(scores_R)]
     n = len(scores_R)
     if n == 0:
         return {}
     p = float(scores_R.mean())
-    center, spread = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    center, half = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     scale = 1 + Z**2 / n
-    return {"accuracy": p, "low": max(0.0, (center - spread) / scale), "high": min(1.0, (center + spread) / scale)}
+    return {"accuracy": p, "low": max(0.0, (center - half) / scale), "high": min(1.0, (center + half) / scale)}
 
 
 def summarize(scores: Mapping[str, np.ndarray]) -> dict[str, object]:
-    """Metrics of generated triplets, from the `answers` to R images stacked by method, (R, P).
+    """Compute the metrics of generated triplets.
+
+    Args:
+        scores: `answers` to the triplets of R images, stacked, (R, P) by method.
 
     Returns:
-        `references`, `triplets`, `dropped` (that could not be matched); for each method `<method>_accuracy` with `_low` and `_high`
-        (95 %) and `<method>_ties`, a share; and `pairs`, with the same for each of `PAIRS`.
+        `references`, `triplets`, `dropped` (triplets that could not be matched); for each method `<method>_accuracy` with `_low`
+        and `_high` (95 %) and the share `<method>_ties`; and `pairs`, with the same for each of `PAIRS`.
     """
     some = next(iter(scores.values()))
     there_RP = np.isfinite(some)
@@ -216,7 +218,7 @@ def summarize(scores: Mapping[str, np.ndarray]) -> dict[str, object]:
 
 
 def summarize_two_afc(items: TwoAfc, found: TwoAfcScores) -> dict[str, object]:
-    """Metrics of 2AFC items.
+    """Compute the metrics of 2AFC items.
 
     Returns:
         `items`, `judged`; for each method `<method>_score` with `_low` and `_high` (95 %); `categories`, with the same for each.

@@ -1,7 +1,7 @@
-"""Stage `evaluate@agreement`: which of two views is closer to a reference, by pixels, tokens and the perceptual network.
+"""Stage `evaluate@agreement`: agreement of pixels, tokens and the perceptual network with people on which of two views is closer.
 
-Always on triplets generated from images of val (of train, where there is no val), without labels; also on the user's 2AFC items,
-with `evaluate.agreement.source: bapps` those of `path`. Nothing is fitted or chosen.
+It always scores triplets generated from images of val (of train, if there is no val); labels aren't needed. With
+`evaluate.agreement.source: bapps` it also scores the 2AFC items of `path`. Nothing is fitted or chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peco.core.publishing import staging
 from peco.data.shards import open_evaluation_split
 from peco.evaluate.agreement import scores as agreement
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC
-from peco.evaluate.agreement.triplets import PAIRS, Matched, TwoAfc, generated
+from peco.evaluate.agreement.triplets import PAIRS, Triplets, TwoAfc, generate_split
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
@@ -25,8 +25,8 @@ from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
 
 PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
-PICTURES = paths.METRICS / "pictures" / "agreement"
-# One picture for each kind of damage, of another image each: fixed, so that no score has a say in what is shown.
+PICTURES = paths.PICTURES / "agreement"
+# One picture for each kind of damage, each of a different image: fixed, so that the scores have no influence on the choice.
 SHOWN = tuple(f"{geometric}_{damage}" for geometric, damage in zip((*GEOMETRIC, *GEOMETRIC), DAMAGE, strict=False))
 NAMES = {
     "pixels": "pixels",
@@ -35,27 +35,29 @@ NAMES = {
     "tokens_embedded": "embedded tokens",
     "perceptual": "perceptual network",
 }
-WIDTH, GAP, LINE, FONT = 192, 12, 24, 15  # pixels: of an image, between images, of a line of text, of its letters
-RIGHT, WRONG, LINES = "#1a7f37", "#c4432b", "#8c959f"
+# Pixels: width of an image, gap between images, height of a line of text and of its letters.
+WIDTH, GAP, LINE, FONT = 192, 12, 24, 15
+RIGHT, WRONG, OUTLINE = "#1a7f37", "#c4432b", "#8c959f"
 
 
 def main(run: StageRun) -> None:
     require_task(run, "agreement")
     cfg = run.config.evaluate.agreement
     size = storage.image_size(paths.TOKENIZER)
-    where = device.choose()
+    compute_device = device.select_device()
     net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
-    network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(where)
-    tokens = agreement.TokenDistances(storage.load(paths.TOKENIZER).to(where))
+    network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(compute_device)
+    tokens = agreement.TokenDistances(storage.load(paths.TOKENIZER).to(compute_device))
     methods: list[agreement.Method] = [agreement.pixel_distances, tokens, network.between]
 
     work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET, paths.TOKENIZER])
-    items = TwoAfc(Path(cfg.path), work) if cfg.source == "bapps" else None  # opened first, to tell its faults at once
+    # Opened before any work, so that errors in it are reported at once.
+    items = TwoAfc(Path(cfg.path), work) if cfg.source == "bapps" else None
     split = open_evaluation_split(paths.SHARDS)
     rows: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     with staging(PICTURES) as folder:
-        for number, triplets in enumerate(generated(split, size, cfg.references, run.workers)):
-            found = agreement.answers(triplets, methods, where)
+        for number, triplets in enumerate(generate_split(split, size, cfg.references, run.workers)):
+            found = agreement.answers(triplets, methods, compute_device)
             for name, row in found.items():
                 rows[name].append(row)
             if number < len(SHOWN) and SHOWN[number] in triplets.damaged:
@@ -63,16 +65,17 @@ def main(run: StageRun) -> None:
         metrics = agreement.summarize({name: np.stack(values) for name, values in rows.items()})
         details = {"pairs": metrics.pop("pairs")}
         if items is not None:
-            people = agreement.summarize_two_afc(items, agreement.score_two_afc(items, size, methods, where))
-            details["two_afc_categories"] = people.pop("categories")
-            metrics["two_afc"] = people
+            scores = agreement.score_two_afc(items, size, methods, compute_device)
+            two_afc = agreement.summarize_two_afc(items, scores)
+            details["two_afc_categories"] = two_afc.pop("categories")
+            metrics["two_afc"] = two_afc
         write_details(folder, details)
     run.metrics(metrics)
     workfiles.mark_finished(work)
 
 
-def picture(triplets: Matched, pair: str, answers: Mapping[str, np.ndarray]) -> Image.Image:
-    """A triplet, the moved view left and the damaged one right of the reference, and under it what each method chooses.
+def picture(triplets: Triplets, pair: str, answers: Mapping[str, np.ndarray]) -> Image.Image:
+    """Draw a triplet, the moved view left and the damaged one right of the reference, with the choice of each method below.
 
     A full circle is the choice, green under the moved view, red under the damaged one; two empty circles are a tie.
     """
@@ -92,7 +95,7 @@ def picture(triplets: Matched, pair: str, answers: Mapping[str, np.ndarray]) -> 
         pen.text((middles[1], y), NAMES[method], fill="black", font=font, anchor="mm")
         answer = row[PAIRS.index(pair)]
         for x, chosen, color in ((middles[0], answer == 1, RIGHT), (middles[2], answer == 0, WRONG)):
-            outline = color if chosen else LINES
+            outline = color if chosen else OUTLINE
             if chosen or answer == 0.5:
                 pen.ellipse((x - 6, y - 6, x + 6, y + 6), fill=color if chosen else None, outline=outline, width=2)
     return sheet

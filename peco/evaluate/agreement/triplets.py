@@ -1,8 +1,8 @@
-"""Triplets, each a reference and two views of it: which of the two is closer? Two kinds, with two kinds of answer.
+"""Triplets of a reference and two views of it, with a known answer to the question which view is closer. There are two kinds.
 
 - **Generated**, from any image. One view is moved a little, the other damaged so that its mean squared error equals that of the
-  first (`peco/evaluate/agreement/distortions.py`). The moved one counts as closer. Every image gives one moved view of each kind, and for
-  each of these one damaged view of each kind.
+  first (`distortions.py`). The moved one counts as closer. Every image gives one moved view of each kind, and for each of these one
+  damaged view of each kind.
 - **2AFC**, two-alternative forced choice, in the layout of BAPPS (Zhang et al., arXiv 1801.03924): folders `ref`, `p0`, `p1` with
   an image for each item, and `judge` with an .npy, which holds the share of people who found p1 closer. A category is a folder
   with these four, at any depth. Flat files `NAME_ref.png`, `NAME_p0.png`, `NAME_p1.png`, `NAME_judge.npy` are items too; their
@@ -32,19 +32,19 @@ from peco.sources.archives import open_archive
 from peco.sources.base import IMAGE_EXTENSIONS, extension
 
 PAIRS = tuple(f"{geometric}_{damage}" for geometric in GEOMETRIC for damage in DAMAGE)
-SEED = 0  # not the run's: all runs are asked the same questions
+SEED = 0  # not the run's: all runs get the same triplets
 BATCH = 16
 MEMBERS = ("ref", "p0", "p1", "judge")
 _EXPECTED = "expected ref, p0, p1 and judge folders, or files NAME_ref.png, NAME_p0.png, NAME_p1.png"
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
-    """An image and its views, float64 CSS in [0, 1].
+class Triplets:
+    """All triplets of one image: the image and its views, float64 CSS in [0, 1].
 
     Attributes:
         moved: by kind of movement.
-        damaged: by pair (`PAIRS`), with the pixel error of that pair's moved view; a pair that can't be matched is missing.
+        damaged: by pair (`PAIRS`), with the pixel error of the pair's moved view; a pair that can't be matched is missing.
     """
 
     reference: np.ndarray
@@ -52,8 +52,8 @@ class Matched:
     damaged: dict[str, np.ndarray]
 
 
-def generate(reference_CSS: np.ndarray, index: int) -> Matched:
-    """All triplets of one image; the same for the same image and `index`."""
+def generate(reference_CSS: np.ndarray, index: int) -> Triplets:
+    """Generate all triplets of one image; the same for the same image and `index`."""
     moved, damaged = {}, {}
     for number, (geometric, move) in enumerate(GEOMETRIC.items()):
         moved[geometric] = move(reference_CSS, np.random.default_rng([SEED, index, number]))
@@ -65,11 +65,11 @@ def generate(reference_CSS: np.ndarray, index: int) -> Matched:
             view = match_error(damage, reference_CSS, error)
             if view is not None:
                 damaged[f"{geometric}_{name}"] = view
-    return Matched(reference_CSS, moved, damaged)
+    return Triplets(reference_CSS, moved, damaged)
 
 
-def generated(shards: ShardSet, size: int, count: int, workers: int = 0) -> Iterator[Matched]:
-    """Triplets of the first `count` images of a split (fewer, if it has fewer), at `size` pixels a side."""
+def generate_split(shards: ShardSet, size: int, count: int, workers: int = 0) -> Iterator[Triplets]:
+    """Generate triplets of the first `count` images of a split (fewer, if it has fewer), at `size` pixels a side."""
     index = 0
     for batch in eval_batches(
         shards, CenterView(size), batch_size=BATCH, stop=min(count, len(shards)), workers=workers
@@ -81,7 +81,7 @@ def generated(shards: ShardSet, size: int, count: int, workers: int = 0) -> Iter
 
 @dataclass(frozen=True)
 class Item:
-    """One 2AFC item: where its images lie, and the share of people who found p1 closer (None: nobody was asked)."""
+    """One 2AFC item: the paths of its images, and the share of people who found p1 closer (None: without votes)."""
 
     category: str
     name: str
@@ -93,11 +93,11 @@ class TwoAfc:
     """2AFC items of a folder, tar or zip, ordered by category and name.
 
     Args:
-        path: the folder or archive; every item's members and votes are checked here, its images when they are read.
-        work: for the unpacked copy of a compressed tar.
+        path: the folder or archive; all members and votes are checked when it is opened, images when they are read.
+        work: folder for the unpacked copy of a compressed tar.
 
     Raises:
-        PecoError: the path can't be read, holds no item, an item lacks a member, or a vote is none.
+        PecoError: the path can't be read, holds no item, an item lacks a member, or a vote isn't a number from 0 to 1.
     """
 
     def __init__(self, path: Path, work: Path) -> None:
@@ -105,8 +105,8 @@ class TwoAfc:
         self._archive = open_archive(path, work)
         found: dict[tuple[str, str], dict[str, str]] = {}
         for file in sorted(self._archive.names()):
-            if place := _place(PurePosixPath(file)):
-                category, name, member = place
+            if parsed := _parse(PurePosixPath(file)):
+                category, name, member = parsed
                 members = found.setdefault((category, name), {})
                 if member in members:
                     raise PecoError(f"{path}: {file} and {members[member]} are the same member of a triplet; keep one")
@@ -121,14 +121,14 @@ class TwoAfc:
 
     @property
     def categories(self) -> Counter[str]:
-        """Items of each category."""
+        """Number of items by category."""
         return Counter(item.category for item in self.items)
 
     def images(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reference, p0 and p1 of an item as float64 CSS in [0, 1]: the centre square, resized.
+        """Read reference, p0 and p1 of an item as float64 CSS in [0, 1]: the centre square, resized.
 
         Raises:
-            PecoError: an image can't be decoded, or they are not of one size.
+            PecoError: an image can't be decoded, or their sizes differ.
         """
         names = self.items[index].images
         pictures = []
@@ -169,8 +169,8 @@ class TwoAfc:
         return share
 
 
-def _place(file: PurePosixPath) -> tuple[str, str, str] | None:
-    """Category, item and member that a file is; None for one that belongs to no item."""
+def _parse(file: PurePosixPath) -> tuple[str, str, str] | None:
+    """Category, item and member of a file; None if it belongs to no item."""
     if file.suffix != ".npy" and extension(file.name) not in IMAGE_EXTENSIONS:
         return None
     folder, (stem, _, last) = file.parent, file.stem.rpartition("_")

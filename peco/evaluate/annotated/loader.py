@@ -1,6 +1,6 @@
-"""Batches of samples that are addressed by their index, as those of annotated sets are.
+"""Batches of samples that are addressed by their index.
 
-The stream is that of `peco/data/order.py` with one lane whose window is the whole epoch: step t takes the positions [t*B, (t+1)*B),
+The order is that of `peco/data/order.py` with one lane whose window is the whole epoch: step t takes the positions [t*B, (t+1)*B),
 every epoch is a permutation drawn from (seed, epoch), and rank r gets the r-th part of each batch.
 """
 
@@ -22,20 +22,20 @@ IndexTransform = Callable[[int, int], Fields]  # (index, epoch) -> named arrays 
 
 
 class IndexLoader:
-    """This rank's part of the global batches; the same samples for any `world` and `workers`.
+    """This rank's part of the global batches; their samples don't depend on `world` and `workers`.
 
     Args:
         count: samples in an epoch.
-        make: index and epoch to named fields of the same shapes for all samples; picklable and a pure function. Arrays under a name
-            that starts with `image` must be uint8 (H, W, 3) and come out as float32 (B, 3, H, W) in [0, 1].
+        transform: index and epoch to named fields of the same shapes for all samples; a picklable, pure function. Arrays under a
+            name that starts with `image` must be uint8 (H, W, 3) and become float32 (B, 3, H, W) in [0, 1].
         batch_size: global batch size.
-        seed: of the order.
-        rank, world: this process among all.
+        seed: seed of the order.
+        rank, world: this process and the number of processes.
         workers: loader processes.
-        device: where batches are wanted.
+        device: device of the batches.
 
     Raises:
-        PecoError: there is no sample, or the batch can't be shared out evenly.
+        PecoError: there is no sample, or the batch can't be divided evenly among the processes.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class IndexLoader:
         share = self._batch_size // self._world
         first = step * self._batch_size + self._rank * share
         keys = (divmod(position, len(self._order)) for position in range(first, first + share))
-        return [(int(_epoch(self._order, epoch)[place]), epoch) for epoch, place in keys]
+        return [(int(_epoch(self._order, epoch)[position]), epoch) for epoch, position in keys]
 
-    def transform(self, step: int) -> Batch:
+    def read(self, step: int) -> Batch:
         """This rank's part of a batch, before its pixels become floats."""
         return collate([self._transform(index, epoch) for index, epoch in self.part(step)])
 
 
 class _Parts(Batches):
-    """Parts of consecutive batches, those of worker w from the w-th on: the DataLoader takes workers in turn."""
+    """Parts of consecutive batches; worker w of n reads every n-th from the w-th on: the DataLoader takes workers in turn."""
 
     def __init__(self, loader: IndexLoader, start: int, stop: int) -> None:
         self._loader, self._start, self._stop = loader, start, stop
@@ -86,7 +86,7 @@ class _Parts(Batches):
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         for step in range(self._start + number, self._stop, workers):
-            yield self._loader.transform(step)
+            yield self._loader.read(step)
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs

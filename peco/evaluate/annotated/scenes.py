@@ -1,6 +1,6 @@
-"""Scenes of the embedded set with several objects each, as annotated sets: made by the generator, so exact.
+"""Scenes of the built-in set with several objects each, as annotated sets; the generator gives exact annotations.
 
-They are other scenes than those that are pre-trained and probed on, and the same for segmentation and detection.
+Segmentation and detection get the same scenes. None of them is used for pre-training or for probes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from peco.sources.scenes_descriptor import read_descriptor
 
 BACKGROUND = "background"
 FIRST = {"train": 10_000_000, "val": 20_000_000}
-"""Index of the first scene of each split, beyond all that `peco/sources/open.py` draws."""
+"""Index of the first scene of each split, beyond all scenes that `peco/sources/open.py` draws."""
 MAX_COUNT = 10_000_000
-KEPT_SIZE = 128  # pixels a side; larger scenes would take too much memory to be kept
+CACHED_SIZE = 128  # maximum side in pixels of cached scenes; larger ones would take too much memory
 
 
 def open_segmentation(path: Path, sizes: config.AnnotatedScenes, split: str) -> SegmentationScenes:
-    """A split for segmentation: the background, then the classes of the scenes.
+    """Open a split for segmentation, with the background as class 0 before the classes of the scenes.
 
     Args:
-        path: descriptor, as of the images to pre-train on.
-        sizes: how many scenes of which size, and with how many objects.
+        path: descriptor, the same as for the images to pre-train on.
+        sizes: number of scenes, their size and number of objects.
         split: `train` or `val`.
 
     Raises:
@@ -41,7 +41,7 @@ def open_segmentation(path: Path, sizes: config.AnnotatedScenes, split: str) -> 
 
 
 def open_detection(path: Path, sizes: config.AnnotatedScenes, split: str) -> DetectionScenes:
-    """A split for detection, with masks. As `open_segmentation`, without a background."""
+    """Open a split for detection, with masks. As `open_segmentation`, but without a background."""
     return DetectionScenes(*_open(path, sizes, split))
 
 
@@ -61,19 +61,19 @@ class _Scenes:
     def _scene(self, i: int) -> scenes.Scene:
         if not 0 <= i < self._count:
             raise IndexError(f"scene {i} of {self._count}")
-        draw = _kept if self._size <= KEPT_SIZE else scenes.render
-        return draw(self._seed, self._first + i, self._size, self._objects)
+        render = _render_cached if self._size <= CACHED_SIZE else scenes.render
+        return render(self._seed, self._first + i, self._size, self._objects)
 
 
 class SegmentationScenes(_Scenes):
-    """A `SegmentationSet`; a lesser object that is mostly hidden, which the scene's truth leaves out, counts as background."""
+    """A `SegmentationSet`. Lesser objects that are mostly hidden are not annotated, so they count as background."""
 
     classes = (BACKGROUND, *scenes.CLASSES)
 
     def mask(self, i: int) -> NDArray[np.int32]:
         scene = self._scene(i)
         classes = 1 + scene.classes.astype(np.int32)
-        # The masks are disjoint, so the sum is the class of the one that covers a pixel.
+        # The masks are disjoint, so the sum is the class of the object that covers a pixel.
         return np.tensordot(classes, scene.masks.astype(np.int32), axes=1)
 
 
@@ -95,4 +95,4 @@ def _open(path: Path, sizes: config.AnnotatedScenes, split: str) -> tuple[int, i
     return read_descriptor(path), FIRST[split], count, sizes.size, sizes.objects
 
 
-_kept = lru_cache(maxsize=1024)(scenes.render)  # they are drawn once, not in every epoch
+_render_cached = lru_cache(maxsize=1024)(scenes.render)  # drawn once, not in every epoch

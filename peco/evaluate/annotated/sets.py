@@ -1,8 +1,8 @@
-"""Annotated images: what evaluations of segmentation and detection read, wherever it comes from.
+"""Protocols of annotated images, the input of the segmentation and detection evaluations.
 
-A set is one split. Whoever implements one of these protocols checks everything when it is opened (sizes, indices, missing files, an
-empty split) and raises a `PecoError` that names the first offence with its file and value. What is documented to be left out is
-counted in `skipped` by its reason.
+A set is one split. Implementations check everything when a set is opened (sizes, indices, missing files, an empty split) and raise
+a `PecoError` that names the first problem with its file and value. Images and objects that are left out, as documented, are counted
+in `skipped` by reason.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 IGNORE = -1
-"""Index in a mask of pixels that are neither learnt nor scored."""
+"""Index in a mask of pixels that are neither trained on nor scored."""
 
 
 class SegmentationSet(Protocol):
@@ -24,11 +24,11 @@ class SegmentationSet(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes 0 to C - 1; what is ignored is not among them."""
+        """Names of the classes 0 to C - 1, without an ignored one."""
 
     @property
     def skipped(self) -> Counter[str]:
-        """What was left out at opening, by the reason."""
+        """Number of images or objects left out at opening, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -45,12 +45,12 @@ class Objects:
 
     boxes: NDArray[np.float32]  # (N, 4) x0, y0, x1, y1 in pixels, inside the image and of positive area
     labels: NDArray[np.int64]  # (N,) class index 0 to C - 1
-    masks: NDArray[np.bool_] | None  # (N, H, W); None where the set has no masks
-    crowd: NDArray[np.bool_]  # (N,) regions of many objects, in which detections are neither right nor wrong
+    masks: NDArray[np.bool_] | None  # (N, H, W); None if the set has no masks
+    crowd: NDArray[np.bool_]  # (N,) regions of many objects, in which detections count as neither right nor wrong
 
 
 class DetectionSet(Protocol):
-    """Images with boxes, and with masks where `has_masks`."""
+    """Images with boxes, and with masks if `has_masks`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -58,11 +58,11 @@ class DetectionSet(Protocol):
 
     @property
     def has_masks(self) -> bool:
-        """Whether every object has a mask."""
+        """True if every object has a mask."""
 
     @property
     def skipped(self) -> Counter[str]:
-        """What was left out at opening, by the reason."""
+        """Number of images or objects left out at opening, by reason."""
 
     def __len__(self) -> int: ...
 
@@ -70,4 +70,4 @@ class DetectionSet(Protocol):
         """Image i, upright, RGB."""
 
     def objects(self, i: int) -> Objects:
-        """The objects of image i; there may be none."""
+        """The objects of image i, possibly none."""

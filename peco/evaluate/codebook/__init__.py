@@ -1,1 +1,1 @@
-""""""
+"""Evaluation of the codebook: use of the codes, reconstructions, information about classes."""

@@ -1,6 +1,6 @@
-"""What a codebook keeps of images: how its codes are used, what they say of classes, how well images come back from them.
+"""Measures of a codebook: features of tokens for linear probes, and the information of codes about classes.
 
-Everything here takes tokens, so that it serves any codebook. `PatchCodebook` is the one to compare with: k-means of raw patches.
+All of them take tokens, so they apply to any codebook. `PatchCodebook`, k-means of raw patches, is the baseline.
 
 Legend: B N images, C = 3 channels, H W pixels, h w token grid, K codes, D width of a code, M patches, Y classes.
 """
@@ -18,8 +18,10 @@ from torch import Tensor
 from peco.tokenizer.quantizer import nearest
 
 GRID_SIDE = 4  # cells along a side of `grid_features`
-SHUFFLES = 99  # of the labels: a code counts as telling if it beats all of them, a chance of 1 % for the whole codebook
-KMEANS_ITERS = 20
+# A code is class-specific if it has more information than any code in any of these shufflings of the labels. By chance the
+# whole codebook has such a code with a probability of 1 %.
+SHUFFLES = 99
+KMEANS_ITERATIONS = 20
 
 
 # Features of tokens, for linear probes
@@ -38,7 +40,7 @@ def mean_features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> Tensor:
 
 
 def grid_features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> Tensor:
-    """Code vectors of each image where they are, float32 (N, D cells).
+    """Code vectors of each image by position, float32 (N, D cells).
 
     They are averaged down to `GRID_SIDE` x `GRID_SIDE` cells; a smaller grid stays as it is.
     """
@@ -51,37 +53,37 @@ def grid_features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-# Codes that carry a class
+# Class-specific codes
 
 
 @dataclass(frozen=True)
 class ClassInformation:
-    """What the presence of a code in an image tells of the image's class; all tensors float64."""
+    """Information that the presence of a code in an image gives about the class of the image; float64 unless noted."""
 
-    bits_K: Tensor  # mutual information less its mean over shuffled labels: 0 on average for a code that tells nothing
-    telling_K: Tensor  # bool: more information than any code has in any shuffling of the labels
-    images_K: Tensor  # int64: images that hold the code
-    share_KY: Tensor  # of the images that hold the code, the share of each class; 0 where none does
-    share_Y: Tensor  # of all images, the share of each class
+    bits_K: Tensor  # mutual information minus its mean over shuffled labels: 0 on average for an independent code
+    class_specific_K: Tensor  # bool: more information than any code in any shuffling of the labels
+    images_K: Tensor  # int64: number of images with the code
+    share_KY: Tensor  # share of each class among the images with the code; 0 if there are none
+    share_Y: Tensor  # share of each class among all images
 
     @property
     def ranked(self) -> list[int]:
-        """The telling codes, the most telling first."""
+        """The class-specific codes, the most informative first."""
         order = torch.argsort(self.bits_K, descending=True, stable=True)
-        return [code for code in order.tolist() if self.telling_K[code]]
+        return [code for code in order.tolist() if self.class_specific_K[code]]
 
 
 def class_information(tokens_Nhw: Tensor, labels_N: Tensor, *, codes: int, classes: int, seed: int) -> ClassInformation:
     """Mutual information of the presence of each code and the class, with a permutation test against chance.
 
-    The maximum over all codes of each shuffling makes the bound hold for the codebook as a whole (Westfall and Young, 1993): where
-    codes and classes have nothing to do with each other, there is any telling code in one of `SHUFFLES` + 1 cases.
+    The bound is the maximum over all codes and shufflings, so it holds for the codebook as a whole (Westfall and Young, 1993): if
+    codes and classes are independent, one of `SHUFFLES` + 1 codebooks has a class-specific code.
 
     Args:
         tokens_Nhw: int64.
         labels_N: int64 in [0, classes).
         codes, classes: K and Y.
-        seed: of the shufflings.
+        seed: seed of the shufflings.
     """
     presence_NK = (histogram_features(tokens_Nhw, codes) > 0).float()
     count_Y = torch.bincount(labels_N, minlength=classes).double()
@@ -102,7 +104,7 @@ def class_information(tokens_Nhw: Tensor, labels_N: Tensor, *, codes: int, class
     images_K = present_KY.sum(dim=1)
     return ClassInformation(
         bits_K=bits_K - mean_K,
-        telling_K=bits_K > bound + 1e-9,  # equal counts in another order differ by rounding
+        class_specific_K=bits_K > bound + 1e-9,  # equal counts in another order differ by rounding
         images_K=images_K.long(),
         share_KY=present_KY / images_K.clamp_min(1)[:, None],
         share_Y=count_Y / len(labels_N),
@@ -113,8 +115,8 @@ def _information(present_KY: Tensor, count_Y: Tensor) -> Tensor:
     """Mutual information in bits, float64 (K,), of class and presence: H(presence) + H(class) - H(presence, class).
 
     Args:
-        present_KY: images of each class that hold each code.
-        count_Y: images of each class.
+        present_KY: number of images with each code, by class.
+        count_Y: number of images by class.
     """
     total = count_Y.sum()
     joint_K2Y = torch.stack([present_KY, count_Y - present_KY], dim=1) / total
@@ -124,15 +126,12 @@ def _information(present_KY: Tensor, count_Y: Tensor) -> Tensor:
 
 
 def _entropy(p: Tensor) -> Tensor:
-    """Of the distributions along the last axis, in nats."""
+    """Entropy of the distributions along the last axis, in nats."""
     entropy: Tensor = torch.special.entr(p).sum(dim=-1)
     return entropy
 
 
-# Reconstructions
-
-
-# The codebook that no network had a part in
+# The baseline codebook
 
 
 @dataclass(frozen=True)
@@ -154,22 +153,22 @@ class PatchCodebook:
         return tokens_M.view(B, H // self.factor, W // self.factor)
 
     def decode(self, tokens_Bhw: Tensor) -> Tensor:
-        """The codes side by side, BCHW."""
+        """Put the codes side by side, BCHW."""
         return F.pixel_shuffle(self.vectors_KD[tokens_Bhw].permute(0, 3, 1, 2), self.factor)
 
 
 def fit_patches(patches_MD: Tensor, codes: int, factor: int, seed: int) -> PatchCodebook:
-    """k-means of patches by Lloyd's algorithm from random patches; a code that loses all its patches stays where it is.
+    """Fit a codebook by k-means (Lloyd's algorithm) from random patches; a code that loses all its patches keeps its vector.
 
     Args:
-        patches_MD: float, as `patches_of` gives them. With fewer than `codes`, some codes are equal and stay unused.
+        patches_MD: float, from `patches_of`. With fewer patches than `codes`, some codes are equal and stay unused.
         codes: K.
         factor: side of a patch in pixels.
-        seed: of the start.
+        seed: seed of the initial codes.
     """
     picks = np.resize(np.random.default_rng(seed).permutation(len(patches_MD)), codes)
     vectors_KD = patches_MD[torch.from_numpy(picks).to(patches_MD.device)]
-    for _ in range(KMEANS_ITERS):
+    for _ in range(KMEANS_ITERATIONS):
         tokens_M = nearest(patches_MD, vectors_KD)
         counts_K1 = torch.bincount(tokens_M, minlength=codes)[:, None]
         sums_KD = torch.zeros_like(vectors_KD).index_add_(0, tokens_M, patches_MD)
@@ -178,5 +177,5 @@ def fit_patches(patches_MD: Tensor, codes: int, factor: int, seed: int) -> Patch
 
 
 def patches_of(x_BCHW: Tensor, factor: int) -> Tensor:
-    """The patches of images, row by row, (B h w, 3 factor^2), each in the order that `pixel_shuffle` takes it."""
+    """Patches of images, row by row, (B h w, 3 factor^2), with the values of a patch in the order of `pixel_shuffle`."""
     return F.pixel_unshuffle(x_BCHW, factor).permute(0, 2, 3, 1).flatten(0, 2)

@@ -1,7 +1,7 @@
-"""Stage `evaluate@codebook`: what the codebook learned, beside k-means codes of raw patches in equal number and on an equal grid.
+"""Stage `evaluate@codebook`: the tokenizer's codebook compared with as many k-means codes of raw patches on the same grid.
 
-Both codebooks are measured alike; the scores of the second have the prefix `patches_`. Codes are counted and reconstructions scored
-on the first `evaluate.codebook.images` of val (of train, where there is no val); as many of train serve k-means and linear probes.
+Both codebooks get the same measures; the scores of the second have the prefix `patches_`. Codes are counted and reconstructions
+scored on the first `evaluate.codebook.images` of val (of train, if there is no val); k-means and probes use as many of train.
 
 Legend: B N images, C = 3 channels, H W pixels, h w token grid, K codes, D width, M patches.
 """
@@ -27,8 +27,8 @@ from peco.data.shards import ShardSet, open_evaluation_split, open_shards
 from peco.evaluate.codebook import measures as codebook
 from peco.evaluate.codebook.frechet import frechet_distance
 from peco.perceptual.features import FeatureNet
-from peco.probes import linear
 from peco.probes.labeled import labeled_splits
+from peco.probes.linear import probe_linear
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import Skipped, StageRun, run_stage
@@ -36,18 +36,18 @@ from peco.tokenizer import storage
 from peco.tokenizer.quantizer import usage_and_perplexity
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.codebook", "evaluate.codebook")
-PICTURES = paths.METRICS / "pictures" / "codebook"
-SCAN_BATCH = 64
-PATCHES_PER_CODE = 32  # that k-means sees
-GALLERY, PATCHES = 8, 10  # codes of each kind that are shown, and patches of each
-CLASSES_NAMED = 3  # of a code that carries a class
-TILE = 48  # pixels a side of a patch with its surroundings, at least
-VEIL = 0.6  # of white over the surroundings
+PICTURES = paths.PICTURES / "codebook"
+EVAL_BATCH = 64
+PATCHES_PER_CODE = 32  # number of patches for k-means
+GALLERY, PATCHES = 8, 10  # number of codes shown of each kind, and of patches of each code
+CLASSES_NAMED = 3  # classes listed of a class-specific code
+TILE = 48  # minimum side in pixels of a patch with its surroundings
+VEIL = 0.6  # opacity of the white over the surroundings
 
 
 @dataclass(frozen=True)
 class Book:
-    """What is measured of a codebook, and the prefix of its metrics."""
+    """A codebook to measure, and the prefix of its metrics."""
 
     prefix: str
     tokenize: Callable[[Tensor], Tensor]
@@ -67,17 +67,17 @@ class Images:
 
     @property
     def labels(self) -> Tensor:
-        """int64 (N,), -1 where there is none."""
+        """int64 (N,), -1 for an image without a label."""
         return torch.from_numpy(self.split.labels[: self.count])
 
     def batches(self) -> Iterator[Tensor]:
-        """All, float BCHW in [0, 1]."""
+        """Read all images as float BCHW in [0, 1]."""
         transform = CenterView(self.size)
-        for batch in eval_batches(self.split, transform, batch_size=SCAN_BATCH, stop=self.count, workers=self.workers):
+        for batch in eval_batches(self.split, transform, batch_size=EVAL_BATCH, stop=self.count, workers=self.workers):
             yield batch["image"].to(self.device)
 
     def pixels(self, index: int) -> np.ndarray:
-        """One, uint8 (H, W, 3)."""
+        """Read one image as uint8 (H, W, 3)."""
         (sample,) = self.split.read(index, index + 1)
         image: np.ndarray = CenterView(self.size)(sample, 0)["image"]
         return image
@@ -86,14 +86,15 @@ class Images:
 @torch.no_grad()
 def main(run: StageRun) -> None:
     require_task(run, "codebook")
-    cfg, seed, where = run.config.evaluate, run.config.seed, device.choose()
-    tokenizer = storage.load(paths.TOKENIZER).to(where)
+    cfg, seed, compute_device = run.config.evaluate, run.config.seed, device.select_device()
+    tokenizer = storage.load(paths.TOKENIZER).to(compute_device)
     codes = tokenizer.quantizer.codes
     size = storage.image_size(paths.TOKENIZER)
     train, val = (
-        Images(split, min(cfg.codebook.images, len(split)), size, run.workers, where) for split in train_and_scored()
+        Images(split, min(cfg.codebook.images, len(split)), size, run.workers, compute_device)
+        for split in train_and_scored()
     )
-    patches = codebook.fit_patches(some_patches(train, tokenizer.factor, codes, seed), codes, tokenizer.factor, seed)
+    patches = codebook.fit_patches(sample_patches(train, tokenizer.factor, codes, seed), codes, tokenizer.factor, seed)
     books = (
         Book("", tokenizer.tokenize, tokenizer.decode, tokenizer.quantizer.codebook_KD.cpu()),
         Book("patches_", patches.tokenize, patches.decode, patches.vectors_KD.cpu()),
@@ -105,27 +106,29 @@ def main(run: StageRun) -> None:
     try:
         labeled_splits()
         probe = config.Linear(l2=cfg.codebook.l2, max_iter=cfg.codebook.max_iter)
-        metrics |= linear_scores(books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout, where)
+        metrics |= linear_scores(
+            books, (train, tokenize(books, train)), (val, tokens), probe, cfg.holdout, compute_device
+        )
     except Skipped as reason:
         metrics["linear_skipped"] = str(reason)
-    listed: dict[str, Any] = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
+    details: dict[str, Any] = {kind: metrics.pop(kind) for kind in ("frequent", "telling") if kind in metrics}
     with staging(PICTURES) as folder:
-        for kind, entries in listed.items():
+        for kind, entries in details.items():
             for rank, entry in enumerate(entries, start=1):
                 picture = gallery(tokens[0], entry["code"], val, tokenizer.factor)
                 Image.fromarray(picture).save(folder / f"{kind}-{rank}.png", compress_level=9)
-        write_details(folder, listed)
+        write_details(folder, details)
     run.metrics(metrics)
 
 
 def train_and_scored() -> tuple[ShardSet, ShardSet]:
-    """Train, and val or, where there is none, train again."""
+    """Open train and the split that is scored: val, or train if there is no val."""
     train = open_shards(paths.SHARDS, "train")
     return train, open_evaluation_split(paths.SHARDS)
 
 
-def some_patches(images: Images, factor: int, codes: int, seed: int) -> Tensor:
-    """Random patches for k-means, equally many of each image, float (M, 3 factor^2)."""
+def sample_patches(images: Images, factor: int, codes: int, seed: int) -> Tensor:
+    """Draw random patches for k-means, the same number from each image, float (M, 3 factor^2)."""
     positions = (images.size // factor) ** 2
     each = min(positions, -(-codes * PATCHES_PER_CODE // images.count))
     rng = np.random.default_rng(seed)
@@ -137,13 +140,13 @@ def some_patches(images: Images, factor: int, codes: int, seed: int) -> Tensor:
 
 
 def tokenize(books: Sequence[Book], images: Images) -> list[Tensor]:
-    """Tokens (int64, Nhw, on the CPU) of the images by each codebook."""
+    """Tokenize the images with each codebook: int64 (N, h, w), on the CPU."""
     parts = [[book.tokenize(x_BCHW).cpu() for book in books] for x_BCHW in images.batches()]
     return [torch.cat(of_book) for of_book in zip(*parts, strict=True)]
 
 
 def usage_scores(books: Sequence[Book], tokens: Sequence[Tensor]) -> dict[str, Any]:
-    """Usage and perplexity, and the most used codes."""
+    """Usage and perplexity of the codes, and the most used ones."""
     metrics: dict[str, Any] = {}
     for book, tokens_Nhw in zip(books, tokens, strict=True):
         histogram_K = torch.bincount(tokens_Nhw.flatten(), minlength=len(book.vectors_KD))
@@ -152,20 +155,20 @@ def usage_scores(books: Sequence[Book], tokens: Sequence[Tensor]) -> dict[str, A
         if not book.prefix:
             order = torch.argsort(histogram_K, descending=True, stable=True)[:GALLERY].tolist()
             share_K = histogram_K.double() / histogram_K.sum()
-            shown = [{"code": k, "share": float(share_K[k])} for k in order if histogram_K[k]]
-            metrics["frequent"] = [numbers.rounded(entry) for entry in shown]
+            most_used = [{"code": k, "share": float(share_K[k])} for k in order if histogram_K[k]]
+            metrics["frequent"] = [numbers.rounded(entry) for entry in most_used]
     return metrics
 
 
 def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images) -> dict[str, Any]:
-    """What comes back from tokens: PSNR in dB and SSIM, means over images, and the Fréchet distance.
+    """Scores of the reconstructions: PSNR in dB and SSIM, means over images, and the Fréchet distance.
 
-    The last is in the mean over positions of the last block's features of the perceptual network.
+    The features for the Fréchet distance are those of the perceptual network's last block, averaged over positions.
     """
     net = artifacts.load_timm(paths.PERCEPTUAL_NET)
     features = FeatureNet(net, [len(cast(Any, net).feature_info)]).to(images.device)
     scores: dict[str, list[Tensor]] = defaultdict(list)
-    for x_BCHW, *parts in zip(images.batches(), *(torch.split(t, SCAN_BATCH) for t in tokens), strict=True):
+    for x_BCHW, *parts in zip(images.batches(), *(torch.split(t, EVAL_BATCH) for t in tokens), strict=True):
         scores["original"].append(features(x_BCHW)[-1].mean(dim=(2, 3)).cpu())
         for book, tokens_Bhw in zip(books, parts, strict=True):
             y_BCHW = book.decode(tokens_Bhw.to(images.device))
@@ -182,7 +185,7 @@ def reconstruction_scores(books: Sequence[Book], tokens: Sequence[Tensor], image
 
 
 def class_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images, seed: int) -> dict[str, Any]:
-    """How many codes carry a class, what a code that occurs tells on average in bits, and the most telling codes."""
+    """Number of class-specific codes, mean information in bits of the codes that occur, and the most informative codes."""
     rows = (images.labels >= 0).nonzero().flatten()
     labels_N = images.labels[rows].to(images.device)
     if len(torch.bincount(labels_N).nonzero()) < 2:
@@ -194,15 +197,15 @@ def class_scores(books: Sequence[Book], tokens: Sequence[Tensor], images: Images
         found = codebook.class_information(
             labeled_Nhw, labels_N, codes=len(book.vectors_KD), classes=len(names), seed=seed
         )
-        metrics[f"{book.prefix}telling_codes"] = int(found.telling_K.sum())
+        metrics[f"{book.prefix}telling_codes"] = int(found.class_specific_K.sum())
         metrics[f"{book.prefix}class_bits"] = float(found.bits_K[found.images_K > 0].mean())
         if not book.prefix:
-            metrics["telling"] = [telling_code(found, code, names) for code in found.ranked[:GALLERY]]
+            metrics["telling"] = [describe_code(found, code, names) for code in found.ranked[:GALLERY]]
     return metrics
 
 
-def telling_code(found: codebook.ClassInformation, code: int, names: Sequence[str]) -> dict[str, Any]:
-    """A code that carries a class: its information, the images that hold it, and the classes that are over-represented there."""
+def describe_code(found: codebook.ClassInformation, code: int, names: Sequence[str]) -> dict[str, Any]:
+    """Describe a class-specific code: its information, the number of images with it, the classes over-represented among them."""
     order = torch.argsort(found.share_KY[code] - found.share_Y, descending=True, stable=True)[:CLASSES_NAMED]
     classes = {
         names[y]: {"share": float(found.share_KY[code, y]), "of_all": float(found.share_Y[y])}
@@ -210,8 +213,8 @@ def telling_code(found: codebook.ClassInformation, code: int, names: Sequence[st
         if found.share_KY[code, y] > found.share_Y[y]
     }
     bits, images = float(found.bits_K[code]), int(found.images_K[code])
-    told: dict[str, Any] = numbers.rounded({"code": code, "bits": bits, "images": images, "classes": classes})
-    return told
+    entry: dict[str, Any] = numbers.rounded({"code": code, "bits": bits, "images": images, "classes": classes})
+    return entry
 
 
 def linear_scores(
@@ -220,23 +223,28 @@ def linear_scores(
     val: tuple[Images, Sequence[Tensor]],
     probe: config.Linear,
     holdout: float,
-    where: torch.device,
+    compute_device: torch.device,
 ) -> dict[str, float]:
-    """Accuracy on val of linear probes of token histograms, mean code vectors, and code vectors where they are."""
+    """Accuracy on val of linear probes of token histograms, mean code vectors, and code vectors by position."""
     metrics: dict[str, float] = {}
     for number, book in enumerate(books):
-        sides = [(features(tokens[number], book.vectors_KD), images.labels) for images, tokens in (train, val)]
-        for name in sides[0][0]:
-            (ours, labels), (theirs, val_labels) = sides
-            result = linear.evaluate(
-                ({name: ours[name]}, labels), ({name: theirs[name]}, val_labels), probe, holdout, where
+        (train_features, train_labels), (val_features, val_labels) = (
+            (token_features(tokens[number], book.vectors_KD), images.labels) for images, tokens in (train, val)
+        )
+        for name in train_features:
+            result = probe_linear(
+                ({name: train_features[name]}, train_labels),
+                ({name: val_features[name]}, val_labels),
+                probe,
+                holdout,
+                compute_device,
             )
             metrics |= {f"{book.prefix}{name}_accuracy": result.accuracy, f"{book.prefix}{name}_l2": result.l2}
     return metrics
 
 
-def features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> dict[str, Tensor]:
-    """What the linear probes see, by name, float32 (N, …)."""
+def token_features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> dict[str, Tensor]:
+    """Features for the linear probes by name, float32 (N, …)."""
     return {
         "token_histogram": codebook.histogram_features(tokens_Nhw, len(vectors_KD)),
         "token_mean": codebook.mean_features(tokens_Nhw, vectors_KD),
@@ -245,10 +253,10 @@ def features(tokens_Nhw: Tensor, vectors_KD: Tensor) -> dict[str, Tensor]:
 
 
 def gallery(tokens_Nhw: Tensor, code: int, images: Images, factor: int) -> np.ndarray:
-    """Patches that became this code in a row, each in the middle of its faded surroundings, uint8 (H, W, 3)."""
+    """Draw patches of this code in a row, each in the middle of its faded surroundings, uint8 (H, W, 3)."""
     places = (tokens_Nhw == code).nonzero()
     tiles = []
-    for image, i, j in places[numbers.spread(len(places), PATCHES)].tolist():
+    for image, i, j in places[numbers.evenly_spaced(len(places), PATCHES)].tolist():
         padded = np.pad(images.pixels(image), ((factor, factor), (factor, factor), (0, 0)), mode="edge")
         around = padded[i * factor : (i + 3) * factor, j * factor : (j + 3) * factor]
         tile = np.round(around * (1 - VEIL) + 255 * VEIL).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Average precision as COCO defines it, by pycocotools: over IoU 0.5 to 0.95, 101 recalls, at most 100 detections an image."""
+"""COCO's average precision with pycocotools: mean over IoU 0.5 to 0.95, 101 recalls, at most 100 detections per image."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from peco.evaluate.annotated.sets import Objects
-from peco.evaluate.detection.model import DETECTIONS, Detections
+from peco.evaluate.detection.model import MAX_DETECTIONS, Detections
 
 Entry = dict[str, Any]
 KINDS = {"box": "bbox", "mask": "segm"}
-AT = {"50": 0.5, "75": 0.75}
+IOU_THRESHOLDS = {"ap50": 0.5, "ap75": 0.75}
 
 
 def detection_entries(image: int, detections: Detections) -> list[Entry]:
-    """Detections of an image as in COCO's result files: plain data that JSON can hold."""
+    """Convert the detections of an image to entries of COCO's result files, which JSON can hold."""
     return [
         {"score": float(score), **_region(image, box, label, None if detections.masks is None else detections.masks[n])}
         for n, (box, label, score) in enumerate(
@@ -32,7 +32,7 @@ def detection_entries(image: int, detections: Detections) -> list[Entry]:
 
 
 def truth_entries(image: int, objects: Objects) -> list[Entry]:
-    """Objects of an image as in COCO's annotation files."""
+    """Convert the objects of an image to entries of COCO's annotation files."""
     return [
         {"iscrowd": int(crowd), **_region(image, box, label, None if objects.masks is None else objects.masks[n])}
         for n, (box, label, crowd) in enumerate(zip(objects.boxes, objects.labels, objects.crowd, strict=True))
@@ -42,25 +42,25 @@ def truth_entries(image: int, objects: Objects) -> list[Entry]:
 def average_precision(
     classes: Sequence[str], images: int, truth: Iterable[Entry], found: Iterable[Entry], *, masks: bool
 ) -> dict[str, Any]:
-    """Scores of detections, 0 to 1.
+    """Compute the scores of detections, 0 to 1.
 
     Args:
         classes: names.
-        images: number of images; entries name them 0 to `images` - 1.
+        images: number of images; their numbers in entries are 0 to `images` - 1.
         truth: from `truth_entries`.
         found: from `detection_entries`.
-        masks: whether both have masks.
+        masks: True if both have masks.
 
     Returns:
-        `box_ap`, `box_ap50`, `box_ap75` and `box_ap_per_class` (AP by name), with masks also the same of `mask_`. A class
-        that no object has is left out, as are scores without any object.
+        `box_ap`, `box_ap50`, `box_ap75` and `box_ap_per_class` (AP by name), with masks also the same with `mask_`. A class
+        without objects is left out; without any object, so are the other scores.
     """
     truth, found = list(truth), list(found)
     scores: dict[str, Any] = {}
     for name in ("box", "mask") if masks else ("box",):
         precision_TRK, thresholds_T = _precision(len(classes), images, truth, found, KINDS[name])
         overall = {"ap": precision_TRK} | {
-            f"ap{at}": precision_TRK[np.isclose(thresholds_T, iou)] for at, iou in AT.items()
+            key: precision_TRK[np.isclose(thresholds_T, iou)] for key, iou in IOU_THRESHOLDS.items()
         }
         scores |= {f"{name}_{key}": value for key, part in overall.items() if (value := _mean(part)) is not None}
         scores[f"{name}_ap_per_class"] = {
@@ -81,11 +81,11 @@ def _region(image: int, box: NDArray[np.float32], label: np.int64, mask: NDArray
 def _precision(
     classes: int, images: int, truth: list[Entry], found: list[Entry], kind: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision by IoU threshold, recall and class (T, R, K), -1 where a class has no object; and the thresholds (T,)."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+    """Precision by IoU threshold, recall and class (T, R, K), -1 for a class without objects; and the thresholds (T,)."""
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = COCOeval(_index(classes, images, truth), _index(classes, images, found), kind)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        evaluation.params.maxDets = [DETECTIONS]
+        evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"][:, :, :, 0, 0], evaluation.params.iouThrs
@@ -94,11 +94,11 @@ def _precision(
 def _index(classes: int, images: int, entries: list[Entry]) -> COCO:
     coco = COCO()
     coco.dataset = {
-        # Sizes are asked for, but those of the masks are used.
+        # pycocotools requires image sizes but uses those of the masks.
         "images": [{"id": image, "height": 0, "width": 0} for image in range(images)],
         "categories": [{"id": label} for label in range(classes)],
-        # Copies, since COCOeval writes into them. The area takes no part in scores over all sizes. Numbers start at 1, as 0
-        # means none.
+        # Copies, since COCOeval writes into them. The area doesn't matter for scores over all sizes. Ids start at 1, since 0
+        # means no object.
         "annotations": [{"iscrowd": 0, **e, "id": n, "area": 1.0} for n, e in enumerate(entries, start=1)],
     }
     coco.createIndex()

@@ -1,8 +1,8 @@
-"""Opens the data set of the detection evaluation: scenes, or annotations in COCO's, YOLO's or Pascal VOC's form.
+"""Opens the data set of the detection evaluation: scenes, or annotations in the format of COCO, YOLO or Pascal VOC.
 
-The layouts are in `coco.py`, `yolo.py` and `voc.py`, what is checked in `detection_records.py`. Images of train without an object
-to learn are left out and counted; those of val stay, since a detection in them is a wrong one, but not all can be such. No image
-may be in both splits.
+The layouts are described in `coco.py`, `yolo.py` and `voc.py`; the checks are in `records.py`. Images of train without an object to
+learn are left out and counted. Those of val stay, since a detection in them is wrong, but some image of val must have an object.
+No image may be in both splits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from peco.core.errors import PecoError
 from peco.evaluate.annotated import scenes as annotated_scenes
 from peco.evaluate.annotated.sets import DetectionSet
 from peco.evaluate.detection.coco import open_coco
-from peco.evaluate.detection.records import require_distinct, require_same_kind, require_scored
+from peco.evaluate.detection.records import require_distinct, require_objects, require_same_masks
 from peco.evaluate.detection.voc import open_voc
 from peco.evaluate.detection.yolo import open_yolo
 
@@ -22,23 +22,23 @@ _OPEN = {"coco": open_coco, "yolo": open_yolo, "voc": open_voc}
 
 
 def open_splits(cfg: config.Detection) -> tuple[DetectionSet, DetectionSet]:
-    """Train and val.
+    """Open train and val.
 
     Args:
-        cfg: `source`, `path` (relative to the current folder) and, of scenes, how many.
+        cfg: `source`, `path` (relative to the current folder) and, for scenes, their numbers.
 
     Raises:
-        PecoError: the data is missing or wrong: the first offence, with its file and value.
+        PecoError: the data is missing or wrong; the message names the first problem with its file and value.
     """
     path = Path(cfg.path)
-    if cfg.source == "scenes":  # every scene has an object, and the splits are drawn from other numbers
-        train, val = (annotated_scenes.open_detection(path, cfg.scenes, split) for split in ("train", "val"))
-        return train, val
+    if cfg.source == "scenes":  # every scene has an object, and the splits have different scenes
+        scenes = [annotated_scenes.open_detection(path, cfg.scenes, split) for split in ("train", "val")]
+        return scenes[0], scenes[1]
     if not path.is_dir():
         raise PecoError(f"{path}: no such folder; evaluate.detection.path must name one with annotated images")
-    labeled, scored = _OPEN[cfg.source](path)
-    require_distinct(labeled, scored)
-    learnt = labeled.trainable()
-    require_scored(scored)
-    require_same_kind(learnt, scored)  # last: a split without objects has no masks either
-    return learnt, scored
+    train, val = _OPEN[cfg.source](path)
+    require_distinct(train, val)
+    train = train.trainable()
+    require_objects(val)
+    require_same_masks(train, val)  # last: a split without objects has no masks either
+    return train, val

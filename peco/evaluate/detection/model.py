@@ -1,13 +1,13 @@
 """Object detection and instance segmentation on a plain vision transformer.
 
-torchvision's Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN where the data has no masks, on the simple feature pyramid
-of ViTDet (Li et al., arXiv 2203.16527).
+torchvision's Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN if the data has no masks, on the simple feature pyramid of
+ViTDet (Li et al., arXiv 2203.16527).
 
-Unlike ViTDet's, each level comes from a block of its own, and attention is global in every block. Widths of the heads and numbers
-of regions are torchvision's at 256 channels and images of 1024 pixels and shrink in proportion to either.
+Unlike in ViTDet, each level comes from a different block, and attention is global in every block. Widths of the heads and numbers
+of regions are those of torchvision for 256 channels and images of 1024 pixels, and shrink in proportion to channels and pixels.
 
-Legend: B batch, C channels of the pyramid, D width of the backbone, H W pixels, h w its grid, N objects, M places for objects, m
-pixels along a side of a predicted mask.
+Legend: B batch, C channels of the pyramid, D width of the backbone, H W pixels, h w its grid, N objects, m pixels along a side of a
+predicted mask.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
-from peco.evaluate.detection.letterbox import fit_image, fitted
+from peco.evaluate.detection.letterbox import letterbox_image, whole_view
 from peco.training.loop import Task
 from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
-LEAST_ANCHOR = 8  # pixels
-REGIONS_AT_1024 = 512  # that the heads learn from in one image
-LEAST_REGIONS = 32
-DETECTIONS = 100  # in an image, at most, as COCO counts
-LEAST_SCORE = 0.01
+MIN_ANCHOR = 8  # pixels
+REGIONS_AT_1024 = 512  # regions per image for training the heads, at images of 1024 pixels
+MIN_REGIONS = 32
+MAX_DETECTIONS = 100  # per image, as in COCO's evaluation
+MIN_SCORE = 0.01
 
 
 class SimplePyramid(nn.Module):
     """Maps of strides 4, 8, 16 and 32 from the feature maps of four blocks of a vision transformer.
 
-    The blocks are evenly spaced up to the last one, the finest map comes from the earliest, and the final norm goes over all four.
-    ViTDet takes all maps from the last block; after a pre-training that predicts tokens, earlier ones know more of what is where
-    (docs/results.md). Transposed convolutions enlarge a map, max pooling reduces it; then a 1x1 and a 3x3 convolution, each with a
-    layer norm over channels.
+    The blocks are evenly spaced up to the last one, the finest map comes from the earliest, and the final norm is applied to all
+    four. ViTDet takes all maps from the last block; after a pre-training that predicts tokens, earlier blocks hold more spatial
+    information (docs/results.md). Transposed convolutions enlarge a map, max pooling reduces it; then follow a 1x1 and a 3x3
+    convolution, each with a layer norm over channels.
 
     Args:
         backbone: timm ViT or BEiT without a head.
         channels: C of each map.
 
     Raises:
-        PecoError: its patches are not 4, 8, 16 or 32 pixels a side.
+        PecoError: the side of its patches is not 4, 8, 16 or 32 pixels.
     """
 
     def __init__(self, backbone: nn.Module, channels: int) -> None:
@@ -73,22 +73,22 @@ class SimplePyramid(nn.Module):
             )
         depth = len(vit.blocks)
         self.blocks = [math.ceil(depth * (i + 1) / len(STRIDES)) - 1 for i in range(len(STRIDES))]
-        self.taken = sorted(set(self.blocks))  # fewer, where there are less than four
+        self.block_indices = sorted(set(self.blocks))  # fewer than four in a backbone of fewer blocks
         self.backbone = backbone
         self.out_channels = channels  # torchvision reads it
         self.levels = nn.ModuleList(_level(width, patch, stride, channels) for stride in STRIDES)
 
     def forward(self, x_BCHW: Tensor) -> OrderedDict[str, Tensor]:
-        """Normalised images to maps (B, C, H / stride, W / stride) named "0" to "3", as torchvision wants them."""
+        """Maps (B, C, H / stride, W / stride) of normalised images, named "0" to "3", as torchvision expects."""
         features = cast(Any, self.backbone).forward_intermediates(
-            x_BCHW, indices=self.taken, norm=True, intermediates_only=True
+            x_BCHW, indices=self.block_indices, norm=True, intermediates_only=True
         )
-        maps = dict(zip(self.taken, features, strict=True))
+        maps = dict(zip(self.block_indices, features, strict=True))
         return OrderedDict((str(i), level(maps[self.blocks[i]])) for i, level in enumerate(self.levels))
 
 
 def _level(width: int, patch: int, stride: int, channels: int) -> nn.Sequential:
-    """From a map of `width` channels at stride `patch` to one of `channels` at `stride`."""
+    """Layers from a map of `width` channels at stride `patch` to one of `channels` at `stride`."""
     layers: list[nn.Module] = []
     doublings = max(0, int(math.log2(patch / stride)))
     for number in range(doublings):
@@ -104,18 +104,18 @@ def _level(width: int, patch: int, stride: int, channels: int) -> nn.Sequential:
 
 
 def anchor_sizes(side: int) -> tuple[tuple[float, float], ...]:
-    """Two sides of square anchors for each level, in pixels: eight in geometric sequence up to 3/4 of the image.
+    """Sides of the square anchors, two for each level, in pixels: a geometric sequence of eight up to 3/4 of the image.
 
     Args:
-        side: of the image. The smallest is 1/32 of it, as in COCO's recipes, and at least `LEAST_ANCHOR`.
+        side: side of the image. The smallest anchor is 1/32 of it, as in COCO's recipes, and at least `MIN_ANCHOR`.
     """
-    smallest = max(LEAST_ANCHOR, side / 32)
+    smallest = max(MIN_ANCHOR, side / 32)
     sizes = np.geomspace(smallest, max(smallest, 0.75 * side), 2 * len(STRIDES)).round(2).tolist()
     return tuple((sizes[i], sizes[i + 1]) for i in range(0, len(sizes), 2))
 
 
 class _Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """torchvision's normalisation alone: images have the model's size already, detections stay as the heads give them."""
+    """torchvision's normalisation without its resizing: images already have the model's size, detections stay in its pixels."""
 
     def __init__(self, side: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(side, side, list(mean), list(std), size_divisible=side)
@@ -130,18 +130,18 @@ class _Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
 def build_detector(
     directory: str | Path, classes: int, cfg: config.Detection, *, masks: bool, pretrained: bool, seed: int
 ) -> nn.Module:
-    """A detector on a backbone.
+    """Build a detector on a backbone.
 
     Args:
         directory: folder of the backbone.
-        classes: without a background.
+        classes: number of classes without the background.
         cfg: size of images, width of the pyramid, drop path rate.
-        masks: whether it predicts masks too.
-        pretrained: weights of the folder; otherwise all are random, the baseline.
-        seed: of what is random. Pyramid and heads start equal in both cases.
+        masks: True to predict masks too.
+        pretrained: True for the weights of the folder, False for random ones, the baseline.
+        seed: seed of random weights. Pyramid and heads start with the same weights in both cases.
 
     Returns:
-        torchvision's `MaskRCNN` or `FasterRCNN`; label 0 is the background, class c is c + 1.
+        torchvision's `MaskRCNN` or `FasterRCNN`; label 0 is the background, class c has label c + 1.
 
     Raises:
         PecoError: the folder is missing or damaged, or its patches don't fit the pyramid.
@@ -150,7 +150,7 @@ def build_detector(
     build = artifacts.load_timm if pretrained else artifacts.random_like
     backbone = build(directory, seed=seed, num_classes=0, drop_path_rate=cfg.drop_path, img_size=side)
     mean_C11, std_C11 = artifacts.normalization(backbone)
-    regions = min(REGIONS_AT_1024, max(LEAST_REGIONS, side * REGIONS_AT_1024 // 1024))
+    regions = min(REGIONS_AT_1024, max(MIN_REGIONS, side * REGIONS_AT_1024 // 1024))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         anchors = AnchorGenerator(anchor_sizes(side), (RATIOS,) * len(STRIDES))
@@ -163,8 +163,8 @@ def build_detector(
             "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
             "box_predictor": FastRCNNPredictor(4 * channels, classes + 1),
             "box_batch_size_per_image": regions,
-            "box_score_thresh": LEAST_SCORE,
-            "box_detections_per_img": min(DETECTIONS, regions),
+            "box_score_thresh": MIN_SCORE,
+            "box_detections_per_img": min(MAX_DETECTIONS, regions),
         }
         pyramid = SimplePyramid(backbone, channels)
         if masks:
@@ -176,7 +176,7 @@ def build_detector(
 
 
 class DetectionTask(Task):
-    """Train a detector by the sum of its losses. torchvision draws regions from torch's generator, which the loop seeds.
+    """Train a detector with the sum of its losses. torchvision samples regions with torch's generator, which the loop seeds.
 
     Args:
         model: from `build_detector`.
@@ -193,25 +193,25 @@ class DetectionTask(Task):
         for i, count in enumerate((batch["labels"] >= 0).sum(dim=1).tolist()):
             target = {"boxes": batch["boxes"][i, :count], "labels": batch["labels"][i, :count] + 1}
             if "masks" in batch:
-                target["masks"] = unpacked(batch["masks"][i, :count], images_BCHW.shape[-1])
+                target["masks"] = unpack_bits(batch["masks"][i, :count], images_BCHW.shape[-1])
             targets.append(target)
         losses = self.model(list(images_BCHW), targets)
         return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
 
     def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
-        """As of the base class, with the last block a layer below the pyramid (ViTDet, arXiv 2203.16527)."""
+        """Parameter groups as in the base class, with the last block as the layer below the pyramid (ViTDet, arXiv 2203.16527)."""
         return param_groups(self, optim, below=cast(Any, self.model).backbone.backbone)
 
 
-def unpacked(bits_NHw: Tensor, width: int) -> Tensor:
-    """Masks (N, H, W), uint8 0 or 1, of which a byte holds eight pixels of a row, the first in its highest bit."""
+def unpack_bits(bits_NHw: Tensor, width: int) -> Tensor:
+    """Unpack masks to uint8 (N, H, W), 0 or 1; a byte holds eight pixels of a row, the first in its highest bit."""
     shifts_8 = torch.arange(7, -1, -1, device=bits_NHw.device, dtype=torch.uint8)
     return ((bits_NHw[..., None] >> shifts_8) & 1).flatten(-2)[..., :width]
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector finds in an image, the surest first."""
+    """Detections of an image, in descending order of score."""
 
     boxes: NDArray[np.float32]  # (N, 4) x0, y0, x1, y1 in pixels of the image, inside it
     labels: NDArray[np.int64]  # (N,) class index from 0
@@ -221,22 +221,22 @@ class Detections:
 
 @torch.no_grad()
 def detect(model: nn.Module, images: Sequence[Image.Image], side: int) -> Iterator[Detections]:
-    """Detections of each of some images, which make one batch.
+    """Detect the objects of some images, which are processed as one batch.
 
     Args:
         model: from `build_detector`; it is put into eval mode. Images go to its device.
         images: upright, RGB, of any size.
-        side: of the model's images.
+        side: side of the model's images.
     """
     model.eval()
     device = next(model.parameters()).device
-    fits = [fitted(image.size, side) for image in images]
-    views = [
-        torch.from_numpy(fit_image(image, fit, side)).permute(2, 0, 1).float() / 255
-        for image, fit in zip(images, fits, strict=True)
+    views = [whole_view(image.size, side) for image in images]
+    inputs_CHW = [
+        torch.from_numpy(letterbox_image(image, view, side)).permute(2, 0, 1).float() / 255
+        for image, view in zip(images, views, strict=True)
     ]
-    for image, fit, found in zip(images, fits, model([view.to(device) for view in views]), strict=True):
-        scale_4 = torch.from_numpy(fit.scale(image.size)).to(device)
+    for image, view, found in zip(images, views, model([x_CHW.to(device) for x_CHW in inputs_CHW]), strict=True):
+        scale_4 = torch.from_numpy(view.scale(image.size)).to(device)
         boxes_N4 = found["boxes"].float() / scale_4
         limits_4 = boxes_N4.new_tensor(image.size * 2)
         inside_N4 = boxes_N4.clamp(min=0).minimum(limits_4)
@@ -253,10 +253,10 @@ def detect(model: nn.Module, images: Sequence[Image.Image], side: int) -> Iterat
 
 
 def paste(masks_Nmm: Tensor, boxes_N4: Tensor, height: int, width: int) -> Tensor:
-    """Masks of whole images, bool (N, H, W), from the probabilities that were predicted inside boxes.
+    """Paste the mask probabilities predicted inside boxes into masks of the whole image, bool (N, H, W).
 
-    torchvision's own pasting rounds boxes to whole pixels, which costs small objects much of their overlap. A pixel belongs to a
-    box by its middle, but is looked up half a pixel before it: the targets in training are sampled so (`roi_align` with
+    torchvision's own pasting rounds boxes to whole pixels, which costs small objects much of their overlap. A pixel is inside a box
+    if its centre is, but it is sampled half a pixel before the centre, as the training targets are (`roi_align` with
     `aligned=False`).
     """
     pasted = torch.zeros(len(masks_Nmm), height, width, dtype=torch.bool, device=masks_Nmm.device)

@@ -1,4 +1,4 @@
-"""Pictures of images with boxes, masks and names of classes."""
+"""Pictures of images with boxes, masks and class names."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from PIL import Image, ImageDraw, ImageFont
 from peco.evaluate.annotated.sets import Objects
 from peco.evaluate.detection.model import Detections
 
-LEAST, MOST = (
-    256,
-    480,
-)  # pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced
-VEIL = 0.45  # of a mask's colour over the image
+# Pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced.
+MIN_SIDE, MAX_SIDE = 256, 480
+OPACITY = 0.45  # of a mask's colour over the image
 FONT_SIZE = 14
 
 
 def draw(
-    image: Image.Image, found: Objects | Detections, classes: Sequence[str], most: int | None = None
+    image: Image.Image, found: Objects | Detections, classes: Sequence[str], limit: int | None = None
 ) -> Image.Image:
-    """The image with its objects, or with detections and their scores, the surest on top.
+    """Draw objects, or detections with their scores, on an image, the highest score on top.
 
     Args:
         image: RGB.
-        found: in its pixels.
+        found: objects or detections, in pixels of the image.
         classes: names.
-        most: the surest so many alone.
+        limit: maximum number of detections, those of the highest scores.
     """
     scores = found.scores if isinstance(found, Detections) else np.ones(len(found.labels), dtype=np.float32)
-    shown = np.argsort(-scores, kind="stable")[:most][::-1].tolist()
+    shown = np.argsort(-scores, kind="stable")[:limit][::-1].tolist()
     pixels = np.asarray(image, dtype=np.float32)
     for n in shown:
         if found.masks is not None:
-            veil_3 = np.array(_color(found.labels[n]), dtype=np.float32)
-            pixels = np.where(found.masks[n][..., None], (1 - VEIL) * pixels + VEIL * veil_3, pixels)
+            color_3 = np.array(_color(found.labels[n]), dtype=np.float32)
+            pixels = np.where(found.masks[n][..., None], (1 - OPACITY) * pixels + OPACITY * color_3, pixels)
     canvas, factor = _resized(np.rint(pixels).astype(np.uint8))
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE)
     for n in shown:
@@ -53,16 +51,16 @@ def draw(
 
 
 def _resized(pixels: NDArray[np.uint8]) -> tuple[Image.Image, float]:
-    """The picture at a size to look at, and by which factor that is larger."""
+    """Resize a picture for display; also returns the factor."""
     picture, longer = Image.fromarray(pixels), max(pixels.shape[:2])
-    if longer > MOST:
-        width, height = (max(1, round(side * MOST / longer)) for side in picture.size)
-        return picture.resize((width, height), Image.Resampling.BICUBIC), MOST / longer
-    factor = -(-LEAST // longer)
+    if longer > MAX_SIDE:
+        width, height = (max(1, round(side * MAX_SIDE / longer)) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.BICUBIC), MAX_SIDE / longer
+    factor = -(-MIN_SIDE // longer)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST), float(factor)
 
 
 def _color(label: int) -> tuple[int, int, int]:
-    """A dark, saturated colour; those of consecutive classes are far apart."""
+    """Dark, saturated colour of a class; consecutive classes have very different ones."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.85, 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,7 +1,7 @@
-"""What all formats of annotated objects share: checks at opening, masks from their encodings, and the set itself.
+"""The parts that all formats of annotated objects share: checks at opening, decoding of masks, and the set itself.
 
-Rules for boxes, in whatever format they come: one that reaches beyond the image by at most `SLACK` pixels (annotations are rounded)
-is clipped, by more is an error; one of zero area is left out and counted.
+Rules for boxes in every format: a box that reaches beyond the image by at most `SLACK` pixels (annotations are rounded) is clipped,
+by more is an error; a box of zero area is left out and counted.
 """
 
 from __future__ import annotations
@@ -30,43 +30,43 @@ NO_OBJECT = "image with no object"
 
 @dataclass(frozen=True)
 class Polygons:
-    """A region as COCO and YOLO write it: the union of polygons, each x0 y0 x1 y1 … in pixels."""
+    """A region in COCO and YOLO: the union of polygons, each x0 y0 x1 y1 … in pixels."""
 
     outlines: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Rle:
-    """A region as COCO's run lengths: pixels outside, inside, outside, … down the columns."""
+    """A region in COCO's run lengths: number of pixels outside, inside, outside, … down the columns."""
 
     counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Part:
-    """The pixels of a number R + 256 G + 65536 B in a panoptic PNG."""
+class Segment:
+    """A region in a panoptic PNG: the pixels with the number R + 256 G + 65536 B."""
 
     png: Path
     number: int
 
 
-Region: TypeAlias = Polygons | Rle | Part
+Region: TypeAlias = Polygons | Rle | Segment
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One object as annotated; `where` says in which file and place, for messages."""
+    """One object as annotated; `origin` is its file and position, for messages."""
 
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     label: int
     crowd: bool
     region: Region | None
-    where: str
+    origin: str
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image and its objects, checked; `size` is its width and height."""
+    """One image and its objects after the checks; `size` is its width and height."""
 
     path: Path
     size: tuple[int, int]
@@ -80,14 +80,14 @@ class RecordedSet:
     """A `DetectionSet` over image files.
 
     Args:
-        origin: of the set, for messages.
+        origin: file or folder of the set, for messages.
         classes: names.
-        has_masks: whether the records have regions.
-        records: one an image.
-        skipped: what was left out.
+        has_masks: True if the records have regions.
+        records: one for each image.
+        skipped: number of images or objects left out, by reason.
 
     Raises:
-        PecoError: there is no image, or two classes have one name.
+        PecoError: there is no image, or two classes have the same name.
     """
 
     def __init__(
@@ -126,12 +126,12 @@ class RecordedSet:
         return Objects(record.boxes, record.labels, masks, record.crowd)
 
     def trainable(self) -> RecordedSet:
-        """The images with an object to learn; those left out are counted.
+        """Keep the images with an object to learn; those left out are counted.
 
         Raises:
-            PecoError: there is none.
+            PecoError: no image is left.
         """
-        kept = [record for record in self.records if not record.crowd.all()]  # crowd alone teaches nothing
+        kept = [record for record in self.records if not record.crowd.all()]  # nothing is learned from crowds
         if not kept:
             raise PecoError(f"{self.origin}: no image has an object; there is nothing to train on")
         left_out = Counter({NO_OBJECT: len(self) - len(kept)}) if len(kept) < len(self) else Counter()
@@ -141,7 +141,7 @@ class RecordedSet:
 def make_record(
     path: Path, size: tuple[int, int], annotations: Iterable[Annotation], has_masks: bool, skipped: Counter[str]
 ) -> Record:
-    """Check the objects of an image; what is left out is counted in `skipped`.
+    """Check the objects of an image; those left out are counted in `skipped`.
 
     Raises:
         PecoError: a box is not finite or outside the image.
@@ -165,14 +165,14 @@ def make_record(
 
 
 def _inside(annotation: Annotation, width: int, height: int) -> tuple[float, float, float, float] | None:
-    """The box, clipped to the image; None where nothing is left in float32."""
+    """The box, clipped to the image; None if its area is zero in float32."""
     x0, y0, x1, y1 = annotation.box
     shown = ", ".join(f"{value:g}" for value in annotation.box)
     if not all(map(math.isfinite, annotation.box)) or x1 < x0 or y1 < y0:
-        raise PecoError(f"{annotation.where}: the box x0, y0, x1, y1 = {shown} is none; fix or remove it")
+        raise PecoError(f"{annotation.origin}: the box x0, y0, x1, y1 = {shown} is not valid; fix or remove it")
     if min(x0, y0) < -SLACK or x1 > width + SLACK or y1 > height + SLACK:
         raise PecoError(
-            f"{annotation.where}: the box x0, y0, x1, y1 = {shown} lies outside the image of {width} x {height} pixels; "
+            f"{annotation.origin}: the box x0, y0, x1, y1 = {shown} lies outside the image of {width} x {height} pixels; "
             "fix or remove it"
         )
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
@@ -180,35 +180,40 @@ def _inside(annotation: Annotation, width: int, height: int) -> tuple[float, flo
     return (x0, y0, x1, y1) if positive else None
 
 
-def image_size(path: Path, where: str) -> tuple[int, int]:
+def image_size(path: Path, origin: str) -> tuple[int, int]:
     """Width and height of an image, upright, from its header.
 
     Args:
-        where: what names the image, for messages.
+        path: file of the image.
+        origin: the annotation of the image, for messages.
 
     Raises:
-        PecoError: the file is missing or no image.
+        PecoError: the file is missing or not an image.
     """
     try:
         return upright_size(path)
     except PecoError:
         if os.path.exists(path):
             raise
-        # Who asks for an image that isn't there is what has to be fixed, and only the caller knows it.
-        raise PecoError(f"{where}: the image {path} is missing; fetch it or remove its annotation") from None
+        # The annotation of a missing image has to be fixed, and only the caller knows it.
+        raise PecoError(f"{origin}: the image {path} is missing; fetch it or remove its annotation") from None
 
 
-def require_size(path: Path, found: tuple[int, int], declared: tuple[int, int], where: str) -> None:
-    """Raises PecoError where an image has another size (width, height) than its annotation says."""
+def require_size(path: Path, found: tuple[int, int], declared: tuple[int, int], origin: str) -> None:
+    """Check that an image has the size (width, height) of its annotation.
+
+    Raises:
+        PecoError: it has another size.
+    """
     if found != declared:
         raise PecoError(
-            f"{where}: {path} is {found[0]} x {found[1]} pixels, annotated are {declared[0]} x {declared[1]}; "
+            f"{origin}: {path} is {found[0]} x {found[1]} pixels, but annotated as {declared[0]} x {declared[1]}; "
             "use the images that were annotated"
         )
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images directly in a folder, sorted by name; hidden files are not looked at.
+    """List the images directly in a folder, sorted by name, without hidden files.
 
     Raises:
         PecoError: there is no such folder.
@@ -218,8 +223,12 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if extension(p.name) in IMAGE_EXTENSIONS and not p.name.startswith("."))
 
 
-def require_same_kind(train: RecordedSet, val: RecordedSet) -> None:
-    """Raises PecoError where one split has masks and the other only boxes."""
+def require_same_masks(train: RecordedSet, val: RecordedSet) -> None:
+    """Check that both splits have masks, or none of them.
+
+    Raises:
+        PecoError: one has masks, the other only boxes.
+    """
     if train.has_masks != val.has_masks:
         with_masks, without = (train, val) if train.has_masks else (val, train)
         raise PecoError(
@@ -228,12 +237,16 @@ def require_same_kind(train: RecordedSet, val: RecordedSet) -> None:
 
 
 def require_distinct(train: RecordedSet, val: RecordedSet) -> None:
-    """Raises PecoError where an image is in both splits: its score would tell what was learnt by heart."""
-    # Folders may be links to one another. Files are not followed: under DVC, equal content may be a link to one file or not.
+    """Check that no image is in both splits: its score would measure memorisation.
+
+    Raises:
+        PecoError: an image is in both.
+    """
+    # Folders may be links to one another. Links of files are not followed: under DVC, equal files may or may not be links to one.
     folders = {record.path.parent for data in (train, val) for record in data.records}
     real = {folder: folder.resolve() for folder in folders}
-    learnt = {real[record.path.parent] / record.path.name for record in train.records}
-    both = [record.path for record in val.records if real[record.path.parent] / record.path.name in learnt]
+    of_train = {real[record.path.parent] / record.path.name for record in train.records}
+    both = [record.path for record in val.records if real[record.path.parent] / record.path.name in of_train]
     if both:
         raise PecoError(
             f"{val.origin}: images that are in train too: {len(both)} of {len(val)}, the first is {both[0]}; remove them "
@@ -241,34 +254,38 @@ def require_distinct(train: RecordedSet, val: RecordedSet) -> None:
         )
 
 
-def require_scored(val: RecordedSet) -> None:
-    """Raises PecoError where no image has an object that a detection could find; there is no score then."""
+def require_objects(val: RecordedSet) -> None:
+    """Check that an image has an object that can be detected: otherwise there is no score.
+
+    Raises:
+        PecoError: no image has one.
+    """
     if all(record.crowd.all() for record in val.records):
         raise PecoError(
             f"{val.origin}: no image has an object to score (crowds and difficult ones don't count); add annotations of val"
         )
 
 
-def all_or_none(annotations: Iterable[Annotation]) -> bool:
-    """Whether the objects of a split have masks.
+def have_masks(annotations: Iterable[Annotation]) -> bool:
+    """True if the objects of a split have masks.
 
     Raises:
-        PecoError: some have and some have not.
+        PecoError: some have a mask, others have none.
     """
     first: dict[bool, str] = {}
     for annotation in annotations:
-        first.setdefault(annotation.region is not None, annotation.where)
+        first.setdefault(annotation.region is not None, annotation.origin)
     if len(first) == 2:
         raise PecoError(f"{first[True]} has a mask, {first[False]} has none; expected masks for all or none")
     return True in first
 
 
 def rasterize(regions: Sequence[Region], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Regions as masks (N, H, W); polygons by COCO's own rules.
+    """Convert regions to masks (N, H, W); polygons by COCO's own rules.
 
     Args:
-        regions: of one image.
-        size: its width and height.
+        regions: regions of one image.
+        size: width and height of the image.
 
     Raises:
         PecoError: a panoptic PNG can't be read.
@@ -279,13 +296,13 @@ def rasterize(regions: Sequence[Region], size: tuple[int, int]) -> NDArray[np.bo
     masks = np.zeros((len(regions), height, width), dtype=np.bool_)
     maps: dict[Path, NDArray[np.int64]] = {}
     for number, region in enumerate(regions):
-        if isinstance(region, Part):
+        if isinstance(region, Segment):
             if region.png not in maps:
-                maps[region.png] = part_numbers(region.png)
+                maps[region.png] = segment_numbers(region.png)
             masks[number] = maps[region.png] == region.number
             continue
         if isinstance(region, Polygons):
-            outlines = [list(outline) for outline in region.outlines if len(outline) > 4]  # fewer points have no inside
+            outlines = [list(outline) for outline in region.outlines if len(outline) > 4]  # fewer points have no area
             if not outlines:
                 continue
             counts = run_lengths(coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))["counts"])
@@ -296,10 +313,10 @@ def rasterize(regions: Sequence[Region], size: tuple[int, int]) -> NDArray[np.bo
 
 
 def run_lengths(packed: bytes) -> tuple[int, ...]:
-    """Counts of COCO's compressed run lengths.
+    """Decode COCO's compressed run lengths.
 
     Each count, from the fourth on its difference to the one two before, is a signed number in groups of five bits, the lowest
-    first; a character from "0" on holds a group, and 32 more where another follows.
+    first. A character holds a group, offset by "0", plus 32 if another group follows.
 
     Raises:
         ValueError: the text ends within a number, or a count is negative.
@@ -320,8 +337,8 @@ def run_lengths(packed: bytes) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def part_numbers(png: Path) -> NDArray[np.int64]:
-    """The number of each pixel of a panoptic PNG, (H, W).
+def segment_numbers(png: Path) -> NDArray[np.int64]:
+    """Read the number of each pixel of a panoptic PNG, (H, W).
 
     Raises:
         PecoError: the file can't be read.
@@ -330,6 +347,6 @@ def part_numbers(png: Path) -> NDArray[np.int64]:
         with Image.open(png, formats=FORMATS) as image:
             rgb = np.asarray(image.convert("RGB"), dtype=np.int64)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise PecoError(f"{png}: can't be read ({error}); fetch or make it again") from None
+        raise PecoError(f"{png}: can't be read ({error}); fetch or create it again") from None
     numbers: NDArray[np.int64] = rgb @ np.array([1, 256, 65536])
     return numbers

@@ -1,14 +1,14 @@
-"""Objects annotated as in Pascal VOC: one XML file an image, boxes only.
+"""Reader of Pascal VOC's format: one XML file per image, boxes only.
 
 Layout:
 
-    ImageSets/Main/train.txt, val.txt    names of the images, one a line
-    Annotations/NAME.xml                 `size`, and an `object` with `name`, `bndbox` and perhaps `difficult`
+    ImageSets/Main/train.txt, val.txt    names of the images, one per line
+    Annotations/NAME.xml                 `size`, and for each object an `object` with `name`, `bndbox`, optionally `difficult`
     JPEGImages/NAME.jpg                  or another image format
 
 Boxes count pixels from 1 and include the last one: xmin ymin xmax ymax becomes x0 = xmin - 1, y0 = ymin - 1, x1 = xmax, y1 =
-ymax. An object marked difficult is a crowd: it is neither learnt nor missed, as in VOC's own score. Classes are the sorted names
-in train; val may lack some, not have others.
+ymax. A difficult object is a crowd: as in VOC's own score, it is neither trained on nor counted as missed. Classes are the
+sorted names in train; val may lack some but must have no others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Object:
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
-    where: str
+    origin: str
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class _Image:
 
 
 def open_voc(root: Path) -> tuple[RecordedSet, RecordedSet]:
-    """Train and val of a folder in Pascal VOC's layout.
+    """Open train and val of a folder in Pascal VOC's layout.
 
     Raises:
-        PecoError: naming the first offence with its file and value.
+        PecoError: the data is wrong; the message names the first problem with its file and value.
     """
     files = {path.stem: path for path in images_in(root / "JPEGImages")}
     lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in ("train", "val")}
@@ -49,7 +49,7 @@ def open_voc(root: Path) -> tuple[RecordedSet, RecordedSet]:
     classes = tuple(sorted({o.name for image in train for o in image.objects}))
     for o in (o for image in val for o in image.objects):
         if o.name not in classes:
-            raise PecoError(f"{o.where}: no object of train is a {o.name}; the splits must have the same classes")
+            raise PecoError(f"{o.origin}: no object of train is a {o.name}; the splits must have the same classes")
     return _as_set(str(lists["train"]), train, classes), _as_set(str(lists["val"]), val, classes)
 
 
@@ -79,23 +79,23 @@ def _read_object(entry: ElementTree.Element, path: Path) -> _Object:
     name = (entry.findtext("name") or "").strip()
     if not name:
         raise PecoError(f"{path}: an object without a name; add it or remove the object")
-    where = f"{path}: {name}"
-    x0, y0, x1, y1 = (_number(entry, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    return _Object(name, (x0 - 1, y0 - 1, x1, y1), (entry.findtext("difficult") or "0").strip() == "1", where)
+    origin = f"{path}: {name}"
+    x0, y0, x1, y1 = (_number(entry, f"bndbox/{side}", origin) for side in ("xmin", "ymin", "xmax", "ymax"))
+    return _Object(name, (x0 - 1, y0 - 1, x1, y1), (entry.findtext("difficult") or "0").strip() == "1", origin)
 
 
-def _number(entry: ElementTree.Element, tag: str, where: str) -> float:
+def _number(entry: ElementTree.Element, tag: str, origin: str) -> float:
     text = entry.findtext(tag)
     try:
         return float(text or "")
     except ValueError:
-        raise PecoError(f"{where}: {tag} is {text!r}; expected a number") from None
+        raise PecoError(f"{origin}: {tag} is {text!r}; expected a number") from None
 
 
 def _as_set(origin: str, images: list[_Image], classes: tuple[str, ...]) -> RecordedSet:
     skipped: Counter[str] = Counter()
     records = []
     for image in images:
-        objects = [Annotation(o.box, classes.index(o.name), o.difficult, None, o.where) for o in image.objects]
+        objects = [Annotation(o.box, classes.index(o.name), o.difficult, None, o.origin) for o in image.objects]
         records.append(make_record(image.path, image.size, objects, False, skipped))
     return RecordedSet(origin, classes, False, records, skipped)

@@ -1,4 +1,4 @@
-"""Objects annotated as for YOLO: one text file an image, one line an object.
+"""Reader of YOLO's format: one text file per image, one line per object.
 
 Layout:
 
@@ -7,8 +7,8 @@ Layout:
     labels/SPLIT/NAME.txt         the same with the last `images` replaced by `labels`
 
 A line is `class cx cy w h` or `class x y x y x y …` (a polygon), numbers as shares of the image's width and height; a split
-has one kind of lines. An image without a label file, or with an empty one, has no object; but the folder of label files must be
-there, or a wrong name would pass for a split without objects. Crowds are unknown to this format.
+has only one kind of lines. An image without a label file, or with an empty one, has no object. But the folder of label files must
+exist: otherwise a folder with a wrong name would look like a split without objects. The format has no crowds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from peco.evaluate.detection.records import (
     Annotation,
     Polygons,
     RecordedSet,
-    all_or_none,
+    have_masks,
     image_size,
     images_in,
     make_record,
@@ -36,10 +36,10 @@ _FILES = ("data.yaml", "data.yml", "config.yaml", "config.yml")
 
 
 def open_yolo(root: Path) -> tuple[RecordedSet, RecordedSet]:
-    """Train and val of a folder in YOLO's layout.
+    """Open train and val of a folder in YOLO's layout.
 
     Raises:
-        PecoError: naming the first offence with its file and value.
+        PecoError: the data is wrong; the message names the first problem with its file and value.
     """
     path = next((root / name for name in _FILES if (root / name).is_file()), None)
     if path is None:
@@ -57,7 +57,7 @@ def open_yolo(root: Path) -> tuple[RecordedSet, RecordedSet]:
 
 @dataclass(frozen=True)
 class _Names:
-    """Names of the classes, and their index by the number in label files."""
+    """Names of the classes, and the class index by number in label files."""
 
     classes: tuple[str, ...]
     index: dict[int, int]
@@ -82,7 +82,7 @@ def _image_folder(content: dict[str, Any], path: Path, split: str) -> Path:
     if not isinstance(entry, str):
         raise PecoError(f"{path}: {split} is {entry!r}; expected a folder of images below {path.parent}")
     base = content.get("path") or "."
-    for start in (str(base), "."):  # `path` may name a place on the machine where the set was made
+    for start in (str(base), "."):  # `path` may be a path from the machine where the set was created
         below = PurePosixPath(start) / entry
         inside = not below.is_absolute() and ".." not in below.parts
         if inside and (path.parent / below).is_dir():
@@ -94,7 +94,7 @@ def _label_folder(images: Path) -> Path:
     parts = list(images.parts)
     last = max((i for i, part in enumerate(parts) if part == "images"), default=None)
     if last is None:
-        raise PecoError(f"{images}: no folder `images` in this path; expected images/… beside labels/…")
+        raise PecoError(f"{images}: no folder `images` in this path; expected images/… next to labels/…")
     parts[last] = "labels"
     return Path(*parts)
 
@@ -112,7 +112,7 @@ def _read_split(folder: Path, names: _Names) -> RecordedSet:
             raise PecoError(f"{file}: there is no image {file.stem} in {folder}; add it or remove the labels")
     sizes = {image: image_size(image, str(image)) for image in images}
     objects = {image: _read_labels(labels / f"{image.stem}.txt", size, names) for image, size in sizes.items()}
-    has_masks = all_or_none(a for found in objects.values() for a in found)
+    has_masks = have_masks(a for found in objects.values() for a in found)
     skipped: Counter[str] = Counter()
     records = [make_record(image, sizes[image], objects[image], has_masks, skipped) for image in images]
     return RecordedSet(str(labels), names.classes, has_masks, records, skipped)
@@ -128,23 +128,23 @@ def _read_labels(file: Path, size: tuple[int, int], names: _Names) -> list[Annot
     return [_parse(line, f"{file}: line {n}", size, names) for n, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _parse(line: str, where: str, size: tuple[int, int], names: _Names) -> Annotation:
+def _parse(line: str, origin: str, size: tuple[int, int], names: _Names) -> Annotation:
     try:
         number, *values = map(float, line.split())
         finite = all(map(math.isfinite, values))
     except ValueError:
         finite = False
     if not finite:
-        raise PecoError(f"{where}: {line.strip()!r} holds something else than numbers; fix it")
+        raise PecoError(f"{origin}: {line.strip()!r} is not a line of numbers; fix it")
     if number not in names.index:
-        raise PecoError(f"{where}: class {number:g} is not among the names of {names.path}; add it there or fix it")
+        raise PecoError(f"{origin}: class {number:g} is not among the names of {names.path}; add it there or fix it")
     label, (width, height) = names.index[int(number)], size
     if len(values) == 4:
         cx, cy, w, h = values
         box = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        return Annotation(box, label, False, None, where)
+        return Annotation(box, label, False, None, origin)
     if len(values) < 6 or len(values) % 2:
-        raise PecoError(f"{where}: {len(values)} numbers after the class; expected 4, or x y of 3 points and more")
+        raise PecoError(f"{origin}: {len(values)} numbers after the class; expected 4, or x y of 3 points and more")
     xs, ys = [x * width for x in values[0::2]], [y * height for y in values[1::2]]
     outline = tuple(value for point in zip(xs, ys, strict=True) for value in point)
-    return Annotation((min(xs), min(ys), max(xs), max(ys)), label, False, Polygons((outline,)), where)
+    return Annotation((min(xs), min(ys), max(xs), max(ys)), label, False, Polygons((outline,)), origin)

@@ -1,1 +1,1 @@
-""""""
+"""Evaluation by fine-tuning for classification."""

@@ -1,6 +1,6 @@
 """Fine-tuning of a whole backbone for classification with BEiT's recipe (arXiv 2106.08254).
 
-One path for pre-trained and for random weights. Augmentation of a training image: random resized crop, flip, RandAugment, random
+Pre-trained and random weights share one code path. Augmentation of a training image: random resized crop, flip, RandAugment, random
 erasing, all drawn from a key.
 
 Legend: B batch, C channels, H W pixels, K classes.
@@ -32,20 +32,20 @@ from peco.training.loop import Task
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED_AREA = (0.02, 1 / 3)  # shares of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)
-FILL = (128, 128, 128)  # what RandAugment shows beyond the border: the mean that the backbone normalises by
+FILL = (128, 128, 128)  # RandAugment's colour beyond the border: the mean that the backbone normalises by
 
 
 def build_classifier(
     directory: str | Path, classes: int, cfg: config.Finetune, *, pretrained: bool, seed: int
 ) -> nn.Module:
-    """A backbone with a new linear head on the mean of its patch tokens.
+    """Build a backbone with a new linear head on the mean of its patch tokens.
 
     Args:
         directory: folder of a backbone.
         classes: outputs K.
-        cfg: for its drop path rate.
-        pretrained: weights of the folder; otherwise all are random, the baseline.
-        seed: of what is random. The head starts equal in both cases.
+        cfg: its drop path rate is used.
+        pretrained: True for the weights of the folder, False for random ones, the baseline.
+        seed: seed of random weights. The initial head is the same in both cases.
 
     Raises:
         PecoError: the folder is missing or damaged.
@@ -57,7 +57,7 @@ def build_classifier(
 class FinetuneTask(Task):
     """Train a timm classifier with mixup, CutMix and label smoothing.
 
-    The parameter groups are those of the base class, which knows timm's layers: `optim.layer_decay` applies. Mixing draws
+    The parameter groups are those of the base class, which knows timm's layers, so `optim.layer_decay` applies. Mixing draws
     from numpy's global generator, which the loop seeds in each step.
 
     Args:
@@ -91,34 +91,34 @@ class FinetuneTask(Task):
         loss = F.cross_entropy(logits_BK.float(), target_BK)
         return loss, {}
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled, numpy's random numbers would be others
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # compilation would change numpy's random numbers
     def _mixed(self, x_BCHW: Tensor, label_B: Tensor) -> tuple[Tensor, Tensor]:
         if self.mixup is None:
             return x_BCHW, mixup_target(label_B, self.classes, smoothing=self.smoothing)
         if len(x_BCHW) % 2:
             raise PecoError(
                 f"evaluate.finetune.optim.batch_size: {len(x_BCHW)} images at a time can't be mixed in pairs; "
-                "expected an even number a process"
+                "expected an even number per process"
             )
         mixed: tuple[Tensor, Tensor] = self.mixup(x_BCHW.clone(), label_B)  # timm mixes in place
         return mixed
 
 
 @torch.no_grad()
-def evaluate(
+def evaluate_classifier(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> tuple[float, list[float | None]]:
-    """Top-1 accuracy.
+    """Compute the top-1 accuracy.
 
     Args:
         model: timm classifier; it is put into eval mode. Batches go to its device.
         batches: this process's share of the split, with "image" and "label".
-        all_reduce: sum over processes; with one process the identity.
+        all_reduce: sum over processes; the identity for one process.
 
     Returns:
-        the share of images that are classified right, 0 to 1, and that of each class, None where no image is of it.
+        the share of correctly classified images, 0 to 1, and the same by class, None for a class without images.
 
     Raises:
         PecoError: there is no image.
@@ -127,7 +127,7 @@ def evaluate(
     parameter = next(model.parameters())
     mean_C11, std_C11 = (t.to(parameter.device) for t in artifacts.normalization(model))
     classes = int(model.num_classes)  # type: ignore[arg-type]
-    counts_2K = torch.zeros(2, classes, dtype=torch.float64, device=parameter.device)  # right, all
+    counts_2K = torch.zeros(2, classes, dtype=torch.float64, device=parameter.device)  # correct, all
     for batch in batches:
         label_B = batch["label"].to(parameter.device)
         predicted_B = model((batch["image"].to(parameter.device) - mean_C11) / std_C11).argmax(dim=1)
@@ -141,7 +141,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def seeded(key: Sequence[int]) -> Iterator[None]:
-    """Let the global generators of `random` and numpy, which timm draws from, start from `key`; put them back afterwards.
+    """Seed the global generators of `random` and numpy, from which timm draws, with `key`; restore them afterwards.
 
     Args:
         key: non-negative integers, such as (seed, epoch, sample, purpose).
@@ -158,13 +158,13 @@ def seeded(key: Sequence[int]) -> Iterator[None]:
 
 
 def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finetune) -> np.ndarray:
-    """Draw one training view of an image.
+    """Draw a training view of an image.
 
     Args:
         image: upright RGB.
-        key: non-negative integers that decide everything, such as (seed, epoch, sample, purpose).
+        key: non-negative integers from which all random numbers follow, such as (seed, epoch, sample, purpose).
         size: side in pixels.
-        cfg: `crop_scale`, `rand_augment` (timm's notation; None for none) and `random_erase` (probability).
+        cfg: `crop_scale`, `rand_augment` (timm's notation; None to disable) and `random_erase` (probability).
 
     Returns:
         uint8 (size, size, 3).
@@ -183,19 +183,19 @@ def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finet
     pixels = views.apply(image, views.draw(rng, distribution, image.width, image.height), size)
     if cfg.rand_augment is not None:
         with seeded(key):
-            pixels = np.asarray(policy(cfg.rand_augment, size)(Image.fromarray(pixels)))
+            pixels = np.asarray(rand_augment(cfg.rand_augment, size)(Image.fromarray(pixels)))
     return _erase(pixels, rng) if rng.random() < cfg.random_erase else pixels
 
 
 @functools.lru_cache
-def policy(name: str, size: int) -> Any:
-    """RandAugment (arXiv 1909.13719) by timm's notation, for images of `size` pixels a side.
+def rand_augment(name: str, size: int) -> Any:
+    """Make RandAugment (arXiv 1909.13719) from timm's notation, for images of `size` pixels a side.
 
     Returns:
-        PIL image to PIL image; it draws from the global generators.
+        a function of PIL image to PIL image; it draws from the global generators.
 
     Raises:
-        PecoError: no such policy.
+        PecoError: the notation is wrong.
     """
     try:
         # Shifts of at most 45 % of the side, as in timm's own training transform.
@@ -213,7 +213,7 @@ def policy(name: str, size: int) -> Any:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    # The strongest magnitudes ask for 0 bits, at which Pillow 13 raises an error and earlier ones gave black.
+    # The strongest magnitudes give 0 bits. Pillow 13 raises an error then; earlier versions gave black.
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new("RGB", image.size)
 
 
@@ -225,7 +225,7 @@ def _erase(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rows = min(max(round(math.sqrt(area * aspect)), 1), height)
     columns = min(max(round(math.sqrt(area / aspect)), 1), width)
     top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
-    noise = rng.normal(0.5, 0.5, (rows, columns, channels))  # normal of deviation 1 after normalisation
+    noise = rng.normal(0.5, 0.5, (rows, columns, channels))  # standard normal after normalisation
     erased = pixels.copy()
     erased[top : top + rows, left : left + columns] = np.rint(noise.clip(0, 1) * 255).astype(np.uint8)
     return erased

@@ -1,6 +1,6 @@
-"""Stage `evaluate@finetune`: fine-tune the whole backbone by BEiT's recipe, from its pre-trained and from random weights, alike.
+"""Stage `evaluate@finetune`: fine-tune the whole backbone with BEiT's recipe, from pre-trained and from random weights.
 
-The score is that of the last step: no choice is made, so none has to be made on a third split.
+The score is that of the last step: nothing is chosen, so no third split is needed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from peco.data.loader import Fields, eval_batches
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample
-from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate, policy
+from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate_classifier, rand_augment
 from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
+from peco.runtime.fit import train_loader
 from peco.runtime.stage import StageRun, run_stage
-from peco.runtime.training import train_loader
 from peco.training.distributed import Dist
 from peco.training.loop import train
 
 PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
 PICTURES = paths.PICTURES / "finetune"
-SCAN_BATCH = 128
+EVAL_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def main(run: StageRun) -> None:
     size = artifacts.input_size(paths.BACKBONE)
     transform = AugmentedView(seed, size, cfg)
     if cfg.rand_augment is not None:
-        policy(cfg.rand_augment, size)  # a wrong one is to be told here, not by a loader process
+        rand_augment(cfg.rand_augment, size)  # a wrong notation is reported here, not by a loader process
     metrics: dict[str, Any] = {}
-    details: dict[str, Any] = {}  # by class
+    details: dict[str, Any] = {}  # accuracy by class
     work = run.work([paths.SHARDS, paths.BACKBONE], dist.share)
     loader = train_loader(run, train_split, transform, cfg.optim, dist)
     for start in STARTS:
@@ -65,13 +65,13 @@ def main(run: StageRun) -> None:
         batches = eval_batches(
             val,
             CenterView(size),
-            batch_size=SCAN_BATCH,
+            batch_size=EVAL_BATCH,
             rank=dist.rank,
             world=dist.world,
             workers=run.workers,
             device=dist.device,
         )
-        metrics[f"{start.prefix}accuracy"], by_class = evaluate(model, batches, dist.all_reduce_sum)
+        metrics[f"{start.prefix}accuracy"], by_class = evaluate_classifier(model, batches, dist.all_reduce_sum)
         details[f"{start.prefix}accuracy"] = dict(zip(train_split.classes, by_class, strict=True))
         logs.close()
     if dist.rank == 0:
@@ -82,10 +82,10 @@ def main(run: StageRun) -> None:
 
 
 def require_pairs(cfg: config.Finetune, world: int) -> None:
-    """Check that the images of a step, shared out over processes and accumulated parts, can be mixed in pairs.
+    """Check that the images of a step, divided among processes and accumulated parts, can be mixed in pairs.
 
     Raises:
-        PecoError: they can't.
+        PecoError: the number of images in a part is odd.
     """
     batch, parts = cfg.optim.batch_size, world * cfg.optim.accumulate
     if (cfg.mixup or cfg.cutmix) and batch % (2 * parts):

@@ -1,1 +1,1 @@
-""""""
+"""Evaluation by nearest neighbours."""

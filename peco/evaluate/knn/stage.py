@@ -1,4 +1,4 @@
-"""Stage `evaluate@knn`: nearest-neighbour accuracy of the frozen backbone and of its random initialisation, measured alike."""
+"""Stage `evaluate@knn`: nearest-neighbour accuracy of the frozen backbone and of its random initialisation."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from peco.core import device
 from peco.core.publishing import staging
-from peco.probes import knn
-from peco.probes.inputs import backbones, features
+from peco.probes.inputs import backbone_features, backbones
+from peco.probes.knn import probe_knn
 from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
@@ -21,14 +21,14 @@ def main(run: StageRun) -> None:
     require_task(run, "knn")
     train, val = labeled_splits()
     metrics: dict[str, Any] = {}
-    tried: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and number of neighbours
+    tried: dict[str, Any] = {}  # holdout accuracy by block and number of neighbours
     for prefix, model in backbones(run.config.seed):
-        result = knn.evaluate(
-            features(model, train, run.workers),
-            features(model, val, run.workers),
+        result = probe_knn(
+            backbone_features(model, train, run.workers),
+            backbone_features(model, val, run.workers),
             run.config.evaluate.knn,
             run.config.evaluate.holdout,
-            device.choose(),
+            device.select_device(),
         )
         tried[f"{prefix}holdout_accuracy"] = result.tried
         metrics |= {

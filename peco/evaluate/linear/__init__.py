@@ -1,1 +1,1 @@
-""""""
+"""Evaluation by a linear probe."""

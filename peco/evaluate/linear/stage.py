@@ -1,4 +1,4 @@
-"""Stage `evaluate@linear`: linear probe of the frozen backbone, of its random initialisation, and of plain image statistics."""
+"""Stage `evaluate@linear`: linear probe of the frozen backbone, of its random initialisation, and of simple image features."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from peco.core.publishing import staging
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
-from peco.probes import linear
-from peco.probes.inputs import SCAN_BATCH, Features, backbones, features
+from peco.probes.inputs import EVAL_BATCH, Features, backbone_features, backbones
 from peco.probes.labeled import labeled_splits
+from peco.probes.linear import color_histogram, probe_linear, raw_pixels
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
@@ -25,19 +25,23 @@ PICTURES = paths.PICTURES / "linear"
 def main(run: StageRun) -> None:
     require_task(run, "linear")
     train, val = labeled_splits()
-    cfg, holdout, where = run.config.evaluate.linear, run.config.evaluate.holdout, device.choose()
+    cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
     metrics: dict[str, Any] = {}
-    details: dict[str, Any] = {}  # what the choice was made by: accuracy on the holdout by block and strength
+    details: dict[str, Any] = {}  # holdout accuracy by block and strength; convergence
     for prefix, model in backbones(run.config.seed):
-        result = linear.evaluate(
-            features(model, train, run.workers), features(model, val, run.workers), cfg, holdout, where
+        result = probe_linear(
+            backbone_features(model, train, run.workers),
+            backbone_features(model, val, run.workers),
+            cfg,
+            holdout,
+            device.select_device(),
         )
         details |= {f"{prefix}holdout_accuracy": result.tried, f"{prefix}converged": result.converged}
         metrics |= {f"{prefix}accuracy": result.accuracy, f"{prefix}block": result.block, f"{prefix}l2": result.l2}
-    simple = [image_statistics(split, run.workers) for split in (train, val)]
+    baselines = [baseline_features(split, run.workers) for split in (train, val)]
     for name in ("pixels", "histogram"):
-        ours, theirs = (({name: found[name]}, labels) for found, labels in simple)
-        result = linear.evaluate(ours, theirs, cfg, holdout, where)
+        named_train, named_val = (({name: features[name]}, labels) for features, labels in baselines)
+        result = probe_linear(named_train, named_val, cfg, holdout, device.select_device())
         metrics[f"{name}_accuracy"] = result.accuracy
         details[f"{name}_converged"] = result.converged
     with staging(PICTURES) as folder:
@@ -45,18 +49,18 @@ def main(run: StageRun) -> None:
     run.metrics(metrics)
 
 
-def image_statistics(split: ShardSet, workers: int) -> Features:
-    """Raw pixels and colour histogram of the evaluation views: what a representation has to beat."""
-    found: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
+def baseline_features(split: ShardSet, workers: int) -> Features:
+    """Compute raw pixels and colour histograms of the evaluation views: baselines for a representation."""
+    features: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
     labels = []
     for batch in eval_batches(
-        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=SCAN_BATCH, workers=workers
+        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=EVAL_BATCH, workers=workers
     ):
         pixels = batch["image"].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        found["pixels"].append(torch.as_tensor(linear.raw_pixels(pixels)))
-        found["histogram"].append(torch.as_tensor(linear.color_histogram(pixels)))
+        features["pixels"].append(raw_pixels(pixels))
+        features["histogram"].append(color_histogram(pixels))
         labels.append(batch["label"])
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
+    return {name: torch.cat(parts) for name, parts in features.items()}, torch.cat(labels)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-""""""
+"""Evaluation by semantic segmentation: folders of masks, UPerNet, scores."""

@@ -1,6 +1,6 @@
-"""Folders of images and index masks, and the random crops that segmentation is trained on.
+"""Reader of folders of images and index masks, and the random crops for training.
 
-Layouts, `SPLIT` being `train` or `training` and `val`, `validation`, else `test`:
+Layouts, where `SPLIT` is `train` or `training`, and `val`, `validation` or else `test`:
 
 | images | masks | known from |
 |---|---|---|
@@ -9,14 +9,14 @@ Layouts, `SPLIT` being `train` or `training` and `val`, `validation`, else `test
 | `SPLIT` | `SPLITannot` | CamVid |
 | `SPLIT` | `SPLIT_labels` | CamVid |
 
-A mask belongs to the image of the same path below its folder, but for the extension (and an `_L` before it). It holds in each pixel
-the index of a class, as grey or palette image of 8 bits or grey image of 16.
+A mask has the same path below its folder as its image, apart from the extension (and an `_L` before it). Each pixel holds the index
+of a class; a mask is a grey or palette image of 8 bits or a grey image of 16 bits.
 
-Names of the classes, if there are any, come from `classes.txt` (line n, from 0, names index n) or from ADE20K's
-`objectInfo150.txt`, at the top or the same in the folder of each split. Without names the classes are the indices 0 to the highest
-in the training masks.
+Names of the classes, if any, come from `classes.txt` (line n, from 0, names index n) or from ADE20K's `objectInfo150.txt`, in the
+root folder or with the same content in the folder of each split. Without names, the classes are the indices 0 to the highest in the
+training masks.
 
-Left out and counted: images all of whose pixels are to be ignored. Anything else that is odd is an error.
+Images with only ignored pixels are left out and counted. All other irregularities are errors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _EXPECTED = (
 
 
 class MaskFolder:
-    """A `SegmentationSet` over files. Made by `open_folder`."""
+    """A `SegmentationSet` over files, opened by `open_folder`."""
 
     def __init__(
         self, pairs: list[tuple[Path, Path]], names: dict[int, str], ignore: int | None, skipped: Counter[str]
@@ -84,15 +84,15 @@ class MaskFolder:
 
 
 def open_folder(root: Path, ignore: int | None) -> tuple[MaskFolder, MaskFolder]:
-    """Training and validation split of a folder. Every mask is read once as a check.
+    """Open the training and validation split of a folder. Every mask is read once as a check.
 
     Args:
         root: folder in one of the layouts above.
-        ignore: index in the masks that is neither learnt nor scored, besides which each must be a class.
+        ignore: index in the masks that is neither trained on nor scored; all other indices must be classes.
 
     Raises:
         PecoError: the layout is unknown; a split is empty; an image lacks its mask or a mask its image; they differ in size; a
-            mask can't be read, is no index mask, or holds an index without a class; the splits differ in their classes.
+            mask can't be read, isn't an index mask, or holds an index without a class; the splits differ in their classes.
     """
     if not root.is_dir():
         raise PecoError(f"{root}: no such folder; {_EXPECTED}")
@@ -115,14 +115,16 @@ def open_folder(root: Path, ignore: int | None) -> tuple[MaskFolder, MaskFolder]
                     "evaluate.segmentation.ignore to an index that means no class"
                 )
     if not set(names) - {ignore}:
-        raise PecoError(f"{root}: no class is left beside the ignored index {ignore}; fix evaluate.segmentation.ignore")
+        raise PecoError(
+            f"{root}: no class is left besides the ignored index {ignore}; fix evaluate.segmentation.ignore"
+        )
     train, val = (_keep(pairs[split], used[split], names, ignore, folders[split][1]) for split in SPLITS)
     return train, val
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One training view in numbers: the image is resized to `width` x `height` pixels, cropped from (left, top), and mirrored."""
+    """Parameters of a training view: resize to `width` x `height` pixels, crop from (left, top), mirror if `flip`."""
 
     width: int
     height: int
@@ -132,12 +134,12 @@ class Crop:
 
 
 def draw(rng: np.random.Generator, scale: tuple[float, float], width: int, height: int, size: int) -> Crop:
-    """Draw a view: a scale, a place, a flip.
+    """Draw scale, position and flip of a training view.
 
     Args:
-        rng: of the sample in its epoch.
+        rng: generator of the sample and epoch.
         scale: range of the short side after resizing, in units of `size`.
-        width, height: of the image in pixels.
+        width, height: size of the image in pixels.
         size: side of the view in pixels.
     """
     factor, x, y, flip = rng.uniform(*scale), *rng.random(3)
@@ -149,9 +151,9 @@ def draw(rng: np.random.Generator, scale: tuple[float, float], width: int, heigh
 def apply(
     image: Image.Image, mask: NDArray[np.int32], crop: Crop, size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """A view of an image and its mask (H, W): uint8 (size, size, 3) and int32 (size, size).
+    """Apply a crop to an image and its mask (H, W): uint8 (size, size, 3) and int32 (size, size).
 
-    What lies beyond the right and the lower border is grey and ignored.
+    Pixels beyond the right and the lower border are grey and ignored.
     """
     seen = (min(size, crop.width - crop.left), min(size, crop.height - crop.top))
     per_x, per_y = image.width / crop.width, image.height / crop.height
@@ -170,38 +172,38 @@ def apply(
 
 
 def resized(width: int, height: int, short: float) -> tuple[int, int]:
-    """Width and height in pixels of an image resized, at equal aspect, to this short side."""
+    """Width and height in pixels of an image after resizing its short side to `short`, aspect kept."""
     factor = short / min(width, height)
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, Path]:
-    half = ""
+    hint = ""
     for name in SPLITS[split]:
         for images, masks in LAYOUTS:
             pair = root / images.format(name), root / masks.format(name)
             if all(folder.is_dir() for folder in pair):
                 return pair
-            if pair[1].is_dir() and not half:
-                half = f"{pair[1]} has masks, but there is no {pair[0]}; "
-    raise PecoError(f"{root}: no split {split}; {half}{_EXPECTED}, and the same for val")
+            if pair[1].is_dir() and not hint:
+                hint = f"{pair[1]} has masks, but there is no {pair[0]}; "
+    raise PecoError(f"{root}: no split {split}; {hint}{_EXPECTED}, and the same for val")
 
 
 def _pair(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Images and their masks, sorted by name."""
     found = _files(images, IMAGE_EXTENSIONS)
-    belonging = _files(masks, MASK_EXTENSIONS)
-    for key in [key for key in belonging if key not in found and key.endswith(MASK_SUFFIX)]:
-        belonging.setdefault(key.removesuffix(MASK_SUFFIX), belonging.pop(key))
+    mask_of = _files(masks, MASK_EXTENSIONS)
+    for key in [key for key in mask_of if key not in found and key.endswith(MASK_SUFFIX)]:
+        mask_of.setdefault(key.removesuffix(MASK_SUFFIX), mask_of.pop(key))
     if not found:
         raise PecoError(f"{images}: no image; the split is empty")
     for key, image in found.items():
-        if key not in belonging:
+        if key not in mask_of:
             raise PecoError(f"{image}: no mask {masks / key}.png; add it or remove the image")
-    for key, mask in belonging.items():
+    for key, mask in mask_of.items():
         if key not in found:
             raise PecoError(f"{mask}: a mask for a missing image {images / key}; add the image or remove the mask")
-    return [(image, belonging[key]) for key, image in found.items()]
+    return [(image, mask_of[key]) for key, image in found.items()]
 
 
 def _files(folder: Path, extensions: tuple[str, ...]) -> dict[str, Path]:
@@ -219,7 +221,7 @@ def _files(folder: Path, extensions: tuple[str, ...]) -> dict[str, Path]:
 
 
 def _check(image: Path, mask: Path) -> NDArray[np.int64]:
-    """The indices that occur in a mask, which must have the size of its image."""
+    """Indices that occur in a mask; its size is compared with that of the image."""
     size, labels = upright_size(image), _read_mask(mask)
     if size != labels.shape[::-1]:
         raise PecoError(
@@ -248,7 +250,7 @@ def _read_mask(path: Path) -> NDArray[np.int64]:
 
 
 def _read_names(root: Path, folders: list[Path]) -> dict[int, str] | None:
-    """Names of the classes by index, from the only list there is or from several equal ones; None where there is none."""
+    """Names of the classes by index, from one list or several equal ones; None if there is no list."""
     places = dict.fromkeys([root, *(parent for folder in folders for parent in (folder, folder.parent))])
     lists = {
         place / file: _read_list(place / file)
@@ -286,7 +288,7 @@ def _read_list(path: Path) -> dict[int, str]:
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if not names or "" in names.values() or twice or max(names) > MAX_INDEX:
         what = f"the name {twice[0]!r} twice" if twice else "no names, or a line without one"
-        raise PecoError(f"{path}: {what}; expected one name a line, each once")
+        raise PecoError(f"{path}: {what}; expected one name per line, each once")
     return names
 
 

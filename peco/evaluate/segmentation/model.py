@@ -1,7 +1,7 @@
-"""Semantic segmentation with UPerNet (arXiv 1807.10221) on a plain vision transformer, by BEiT's recipe (arXiv 2106.08254).
+"""Semantic segmentation with UPerNet (arXiv 1807.10221) on a plain vision transformer, with BEiT's recipe (arXiv 2106.08254).
 
-Differences from BEiT's code: group instead of synchronised batch normalisation, so that neither the number of processes nor the
-size of a batch matters; no auxiliary head; no photometric distortion.
+Differences from BEiT's code: group normalisation instead of synchronised batch normalisation, so that results depend neither on the
+number of processes nor on the batch size; no auxiliary head; no photometric distortion.
 
 Legend: B batch, C channels, H W pixels, D width of the backbone, h w its grid, K classes.
 """
@@ -31,23 +31,23 @@ from peco.training.loop import Task
 from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
-DROPOUT = 0.1  # of whole channels before the last layer
+DROPOUT = 0.1  # probability, of whole channels before the last layer
 GROUP = 16  # channels in a group of the group normalisation (Wu and He, arXiv 1803.08494)
-STEP = 2 / 3  # of two neighbouring windows of the test, in windows; BEiT's 341 of 512 pixels
-AT_ONCE = 8  # images of the test, and windows
+STEP = 2 / 3  # between neighbouring windows at test time, as a share of a window; BEiT's 341 of 512 pixels
+EVAL_BATCH = 8  # images, and windows
 
 
 class UperNet(nn.Module):
     """UPerNet over four blocks of a vision transformer.
 
-    Features of the blocks have one resolution; transposed convolutions and max pooling make a pyramid of strides 4, 8, 16 and 32 of
-    them, as nearly as the patch size allows by factors of two.
+    All blocks have features of the same resolution. Transposed convolutions and max pooling turn them into a pyramid of strides 4,
+    8, 16 and 32, as closely as the patch size allows with factors of two.
 
     Args:
-        backbone: timm ViT or BEiT for the size of the crops; what lies above the last of the blocks is cut off.
-        blocks: numbers from 1, one for each level from the finest; a block may serve several.
+        backbone: timm ViT or BEiT for the size of the crops; its layers after the last of the blocks are removed.
+        blocks: block numbers from 1, one for each level from the finest; levels may share a block.
         classes: outputs K.
-        channels: of the decoder.
+        channels: channels of the decoder.
     """
 
     mean_C11: Tensor
@@ -57,13 +57,13 @@ class UperNet(nn.Module):
         super().__init__()
         vit = cast(Any, backbone)
         width, patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
-        self.taken = [block - 1 for block in sorted(set(blocks))]
-        self.levels = [self.taken.index(block - 1) for block in blocks]
-        # What takes no part in the loss must go: the loop wants a gradient for every parameter.
-        vit.prune_intermediate_layers(self.taken, prune_norm=True, prune_head=True)
+        self.block_indices = [block - 1 for block in sorted(set(blocks))]
+        self.levels = [self.block_indices.index(block - 1) for block in blocks]
+        # The training loop requires a gradient for every parameter, so unused layers are removed.
+        vit.prune_intermediate_layers(self.block_indices, prune_norm=True, prune_head=True)
         self.backbone = backbone
         self.pyramid = nn.ModuleList(_rescale(width, round(math.log2(patch / stride))) for stride in STRIDES)
-        # The decoder passes over its first two inputs, which a convolutional encoder has at strides 1 and 2.
+        # The decoder ignores its first two inputs, which a convolutional encoder has at strides 1 and 2.
         self.decoder = _group_normalized(UPerNetDecoder([0, 0, *[width] * len(STRIDES)], decoder_channels=channels))
         self.head = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
         mean_C11, std_C11 = artifacts.normalization(backbone)
@@ -78,30 +78,32 @@ class UperNet(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images in [0, 1] of the backbone's size."""
         features = cast(Any, self.backbone).forward_intermediates(
-            (x_BCHW - self.mean_C11) / self.std_C11, indices=self.taken, intermediates_only=True
+            (x_BCHW - self.mean_C11) / self.std_C11, indices=self.block_indices, intermediates_only=True
         )
         levels = [level(features[i]) for level, i in zip(self.pyramid, self.levels, strict=True)]
         logits_BKhw = self.head(self.decoder([None, None, *levels]))
         return F.interpolate(logits_BKhw.float(), size=x_BCHW.shape[2:], mode="bilinear")
 
 
-def build(directory: str | Path, classes: int, cfg: config.Segmentation, *, pretrained: bool, seed: int) -> UperNet:
-    """UPerNet on the backbone of a folder, its position bias (or embedding) resampled to `cfg.image_size`.
+def build_segmenter(
+    directory: str | Path, classes: int, cfg: config.Segmentation, *, pretrained: bool, seed: int
+) -> UperNet:
+    """Build UPerNet on the backbone of a folder, its position bias (or embedding) resampled to `cfg.image_size`.
 
     Args:
         directory: folder of a backbone.
         classes: outputs K.
         cfg: crop size, blocks, channels, drop path rate.
-        pretrained: weights of the folder; otherwise all are random, the baseline.
-        seed: of what is random. The head starts equal in both cases.
+        pretrained: True for the weights of the folder, False for random ones, the baseline.
+        seed: seed of random weights. The initial head is the same in both cases.
 
     Raises:
         PecoError: the folder is missing or damaged, or the backbone has too few blocks.
     """
-    transform = artifacts.load_timm if pretrained else artifacts.random_like
+    build = artifacts.load_timm if pretrained else artifacts.random_like
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="timm.layers.interpolate")  # about the speed of resampling
-        backbone = transform(directory, seed=seed, num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
+        backbone = build(directory, seed=seed, num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
     depth = len(cast(Any, backbone).blocks)
     if max(cfg.blocks) > depth:
         raise PecoError(
@@ -113,7 +115,7 @@ def build(directory: str | Path, classes: int, cfg: config.Segmentation, *, pret
 
 
 class SegmentationTask(Task):
-    """Train a `UperNet` by cross entropy."""
+    """Train a `UperNet` with cross entropy."""
 
     def __init__(self, model: UperNet) -> None:
         super().__init__()
@@ -122,30 +124,30 @@ class SegmentationTask(Task):
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross entropy (nats) of a batch with "image" (B, C, H, W) in [0, 1] and "mask" int (B, H, W), class or `IGNORE`.
 
-        It is the mean over all pixels, ignored ones counting 0: then that of a batch is the mean over its parts.
+        It is the mean over all pixels with 0 for ignored ones, so that the loss of a batch is the mean over its parts.
         """
         logits_BKHW = self.model(batch["image"])
         losses_BHW = F.cross_entropy(logits_BKHW, batch["mask"].long(), ignore_index=IGNORE, reduction="none")
         return losses_BHW.mean(), {}
 
     def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
-        """As of the base class, with the last block a layer below the decoder."""
+        """Parameter groups as in the base class, with the last block as the layer below the decoder."""
         return param_groups(self, optim, below=self.model.backbone)
 
 
 @torch.no_grad()
 def predict(model: UperNet, images: Sequence[Image.Image]) -> list[NDArray[np.int32]]:
-    """Class of each pixel (H, W) of RGB images of any size.
+    """Predict the class of each pixel (H, W) of RGB images of any size.
 
-    An image is resized so that its short side is the model's size; windows of that size slide over it, their logits are averaged
-    where they overlap, and resized to the image's own size before the best class is taken.
+    The short side of an image is resized to the model's size and windows of that size slide over it. Logits are averaged where
+    windows overlap, and resized to the image's own size before the best class is taken.
 
     Args:
         model: in eval mode.
-        images: few enough for the logits of all to be held at a time.
+        images: the logits of all of them must fit into memory.
     """
     size, device = model.size, model.mean_C11.device
-    views_CHW = [_shrunk(image, size).to(device) for image in images]
+    views_CHW = [_resize_short_side(image, size).to(device) for image in images]
     windows = [
         (n, y, x)
         for n, view_CHW in enumerate(views_CHW)
@@ -154,8 +156,8 @@ def predict(model: UperNet, images: Sequence[Image.Image]) -> list[NDArray[np.in
     ]
     sums_KHW: list[Tensor] = []
     seen_HW = [torch.zeros(view_CHW.shape[1:], device=device) for view_CHW in views_CHW]
-    for first in range(0, len(windows), AT_ONCE):
-        some = windows[first : first + AT_ONCE]
+    for first in range(0, len(windows), EVAL_BATCH):
+        some = windows[first : first + EVAL_BATCH]
         logits_BKHW = model(torch.stack([views_CHW[n][:, y : y + size, x : x + size] for n, y, x in some]))
         sums_KHW = sums_KHW or [logits_BKHW.new_zeros(logits_BKHW.shape[1], *seen.shape) for seen in seen_HW]
         for (n, y, x), logits_KHW in zip(some, logits_BKHW, strict=True):
@@ -167,8 +169,8 @@ def predict(model: UperNet, images: Sequence[Image.Image]) -> list[NDArray[np.in
     ]
 
 
-def _shrunk(image: Image.Image, size: int) -> Tensor:
-    """The image with a short side of `size`: (C, H, W) in [0, 1]."""
+def _resize_short_side(image: Image.Image, size: int) -> Tensor:
+    """Resize the short side to `size`: (C, H, W) in [0, 1]."""
     pixels = image.resize(resized(image.width, image.height, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float().div_(255)
 
@@ -180,35 +182,35 @@ def _best(logits_KHW: Tensor, height: int, width: int) -> NDArray[np.int32]:
 
 
 def _starts(length: int, size: int) -> list[int]:
-    """Where windows of `size` begin that cover `length` >= `size`: a step apart, the last one flush with the end."""
+    """Starts of the windows of `size` that cover `length` >= `size`: a step apart, the last one flush with the end."""
     step = int(size * STEP)
     return [*range(0, length - size, step), length - size]
 
 
 def confusion(truth_HW: NDArray[np.int32], predicted_HW: NDArray[np.int32], classes: int) -> NDArray[np.int64]:
-    """Pixels by true class (rows) and predicted class (columns): int64 (K, K); pixels whose truth is `IGNORE` are left out."""
+    """Confusion matrix int64 (K, K): pixels by true class (rows) and predicted class (columns), without ignored ones."""
     known = truth_HW != IGNORE
     cells = truth_HW[known].astype(np.int64) * classes + predicted_HW[known]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def evaluate(
+def evaluate_segmenter(
     model: UperNet, data: SegmentationSet, rank: int = 0, world: int = 1, all_reduce: Collective = identity
 ) -> NDArray[np.int64]:
-    """Confusion matrix (K, K) of a whole split, of which each process takes a part.
+    """Compute the confusion matrix (K, K) of a whole split; each process predicts a part of it.
 
     Args:
-        model: put into eval mode.
+        model: it is put into eval mode.
         data: the split.
-        rank, world: this process among all.
+        rank, world: this process and the number of processes.
         all_reduce: sum over processes.
     """
     model.eval()
     classes = len(data.classes)
     matrix_KK = np.zeros((classes, classes), dtype=np.int64)
     mine = range(rank, len(data), world)
-    for first in range(0, len(mine), AT_ONCE):
-        some = mine[first : first + AT_ONCE]
+    for first in range(0, len(mine), EVAL_BATCH):
+        some = mine[first : first + EVAL_BATCH]
         for i, predicted_HW in zip(some, predict(model, [data.image(i) for i in some]), strict=True):
             matrix_KK += confusion(data.mask(i), predicted_HW, classes)
     total_KK = all_reduce(torch.from_numpy(matrix_KK).to(model.mean_C11.device))
@@ -216,11 +218,11 @@ def evaluate(
 
 
 def scores(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> dict[str, Any]:
-    """Scores of a confusion matrix, all from 0 to 1.
+    """Compute the scores of a confusion matrix, all from 0 to 1.
 
     Returns:
-        `miou`, the mean of the classes' intersections over unions; `pixel_accuracy`; `iou` by class. Classes that occur neither in
-        the truth nor in the prediction have none and are left out; one that is only predicted has 0.
+        `miou`, the mean of the classes' intersections over unions; `pixel_accuracy`; `iou` by class. A class that occurs neither in
+        the truth nor in the prediction is left out; one that is only predicted has 0.
     """
     right_K = np.diag(matrix_KK)
     union_K = matrix_KK.sum(0) + matrix_KK.sum(1) - right_K
@@ -233,7 +235,7 @@ def scores(matrix_KK: NDArray[np.int64], classes: Sequence[str]) -> dict[str, An
 
 
 def _rescale(width: int, octaves: int) -> nn.Module:
-    """From (B, D, h, w) to (B, D, h * 2**octaves, w * 2**octaves), rounded up."""
+    """Layer from (B, D, h, w) to (B, D, h * 2**octaves, w * 2**octaves), rounded up."""
     if octaves <= 0:
         return nn.MaxPool2d(2**-octaves, ceil_mode=True) if octaves else nn.Identity()
     layers: list[nn.Module] = []
@@ -248,7 +250,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 def _group_normalized(module: nn.Module) -> nn.Module:
-    """The module with group in place of batch normalisation."""
+    """Replace batch by group normalisation in a module."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, _group_norm(child.num_features))
@@ -257,10 +259,10 @@ def _group_normalized(module: nn.Module) -> nn.Module:
     return module
 
 
-def colors(classes_HW: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """A picture (H, W, 3) of a mask by a fixed colour map: class 0 is black, what is ignored white.
+def colorize(classes_HW: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Draw a mask as a picture (H, W, 3) with a fixed colour map: class 0 is black, ignored pixels are white.
 
-    The bits of the class number are dealt out to red, green and blue in turn, the lowest to the highest, as PASCAL VOC does.
+    As in PASCAL VOC, the bits of the class number go to red, green and blue in turn, the lowest one to the highest bit.
     """
     numbers = np.arange(256)
     table = np.zeros((257, 3), dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""Stage `evaluate@segmentation`: UPerNet on the backbone, from its pre-trained and from random weights, alike.
+"""Stage `evaluate@segmentation`: UPerNet on the backbone, from pre-trained and from random weights.
 
-The scores are those of the last step on val: no choice is made, so none has to be made on a third split.
+The scores are those of the last step on val: nothing is chosen, so no third split is needed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from peco.core import config, workfiles
@@ -17,8 +18,8 @@ from peco.core.publishing import staging
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
 from peco.evaluate.annotated import scenes as annotated_scenes
-from peco.evaluate.annotated.loader import IndexLoader
 from peco.evaluate.annotated.sets import SegmentationSet
+from peco.evaluate.annotated.stages import count_images, index_loader, save_pictures, shown_indices
 from peco.evaluate.segmentation import data as segmentation_data
 from peco.evaluate.segmentation import model as segmentation
 from peco.runtime import paths
@@ -28,8 +29,7 @@ from peco.training.distributed import Dist
 from peco.training.loop import train
 
 PARAMS = ("seed", "evaluate.tasks.segmentation", "evaluate.segmentation")
-PICTURES = paths.METRICS / "pictures" / "segmentation"
-SHOWN = 6  # images of val
+PICTURES = paths.PICTURES / "segmentation"
 PICTURE_SIDES = (128, 320)  # pixels; smaller pictures are enlarged by whole factors, larger ones reduced
 
 
@@ -55,44 +55,41 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.evaluate.segmentation, run.config.seed
     dist = Dist.init()
     train_split, val = open_splits(cfg)
-    transform = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
-    shown = [k * len(val) // min(SHOWN, len(val)) for k in range(min(SHOWN, len(val)))]
+    metrics = count_images(train_split, val)
+    shown = shown_indices(val)
     images = [val.image(i) for i in shown]
-    pictures = {"image": [np.asarray(image) for image in images]}
-    pictures["truth"] = [segmentation.colors(val.mask(i)) for i in shown]
-    metrics: dict[str, Any] = {"train_images": len(train_split), "images": len(val)}
-    if left_out := train_split.skipped + val.skipped:
-        metrics["left_out"] = dict(left_out)
+    pictures = {
+        "image": [_resize(Image.fromarray(np.asarray(image)), Image.Resampling.BICUBIC) for image in images],
+        "truth": [_draw_mask(val.mask(i)) for i in shown],
+    }
     details: dict[str, Any] = {}
     work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
-    loader = IndexLoader(
-        len(train_split), transform, batch_size=cfg.optim.batch_size, seed=seed, rank=dist.rank, world=dist.world,
-        workers=run.workers, device=dist.device,
-    )  # fmt: skip
+    transform = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
+    loader = index_loader(run, train_split, transform, cfg.optim, dist)
     for start in STARTS:
-        model = segmentation.build(
+        model = segmentation.build_segmenter(
             paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed
         )
         task = segmentation.SegmentationTask(model)
         name = f"segmentation_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
-        matrix = segmentation.evaluate(model, val, dist.rank, dist.world, dist.all_reduce_sum)
+        matrix = segmentation.evaluate_segmenter(model, val, dist.rank, dist.world, dist.all_reduce_sum)
         scores = segmentation.scores(matrix, val.classes)
         details[f"{start.prefix}iou"] = scores.pop("iou")
         metrics |= {f"{start.prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
-            pictures[start.name] = [segmentation.colors(mask) for mask in segmentation.predict(model, images)]
+            pictures[start.name] = [_draw_mask(mask) for mask in segmentation.predict(model, images)]
         logs.close()
     if dist.rank == 0:
         with staging(PICTURES) as folder:
-            write_pictures(folder, pictures)
+            save_pictures(folder, pictures)
             write_details(folder, details)
         run.metrics(metrics)
         workfiles.mark_finished(work)
 
 
 def open_splits(cfg: config.Segmentation) -> tuple[SegmentationSet, SegmentationSet]:
-    """Training and validation split that the parameters name.
+    """Open the training and validation split that the parameters name.
 
     Raises:
         PecoError: the data is missing or wrong.
@@ -104,20 +101,20 @@ def open_splits(cfg: config.Segmentation) -> tuple[SegmentationSet, Segmentation
     return train, val
 
 
-def write_pictures(folder: Path, pictures: dict[str, list[np.ndarray]]) -> None:
-    """Write `NN-KIND.png` for each picture (H, W, 3) of each kind."""
+def _draw_mask(mask_HW: NDArray[np.int32]) -> Image.Image:
+    return _resize(Image.fromarray(segmentation.colorize(mask_HW)), Image.Resampling.NEAREST)
+
+
+def _resize(picture: Image.Image, reduce_by: Image.Resampling) -> Image.Image:
+    """Bring the longer side of a picture into `PICTURE_SIDES`; `reduce_by` is the filter for larger pictures."""
     least, most = PICTURE_SIDES
-    for kind, images in pictures.items():
-        for number, pixels in enumerate(images):
-            picture = Image.fromarray(pixels)
-            grow = -(-least // max(picture.size))
-            filter_ = Image.Resampling.BICUBIC if kind == "image" else Image.Resampling.NEAREST
-            if grow > 1:
-                picture = picture.resize((picture.width * grow, picture.height * grow), Image.Resampling.NEAREST)
-            elif max(picture.size) > most:
-                size = segmentation_data.resized(*picture.size, most * min(picture.size) / max(picture.size))
-                picture = picture.resize(size, filter_)
-            picture.save(folder / f"{number:02d}-{kind}.png", "PNG")
+    factor = -(-least // max(picture.size))
+    if factor > 1:
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if max(picture.size) > most:
+        size = segmentation_data.resized(*picture.size, most * min(picture.size) / max(picture.size))
+        return picture.resize(size, reduce_by)
+    return picture
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The report's sections on segmentation, detection, perceptual agreement and the codebook: one table a task, and its pictures."""
+"""The report's sections on segmentation, detection, perceptual agreement and the codebook: a table and pictures each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from peco.report.page import DASH, Metrics, percent, picture
+from peco.report.page import DASH, MetricsByFile, percent, picture
 
 Values = Mapping[str, Any]
 PICTURES_SHOWN = 8
@@ -26,35 +26,35 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class TaskRow:
-    """A row of a task's table; its cells are text."""
+class SectionRow:
+    """A row of a section's table; its cells are text."""
 
     name: str
     cells: tuple[str, ...]
-    ours: bool = False
+    emphasized: bool = False
 
 
 @dataclass(frozen=True)
-class Task:
-    """What the report says of one evaluation."""
+class Section:
+    """The section on one evaluation."""
 
     key: str
     title: str
     note: str
     columns: tuple[str, ...]
-    rows: tuple[TaskRow, ...]
+    rows: tuple[SectionRow, ...]
     pictures: tuple[tuple[str, Markup], ...]  # caption and picture
 
 
-def tasks(metrics: Metrics, pictures: Path, backbone: str) -> list[Task]:
-    """The sections, each with a table where its evaluation ran, and the reason where it didn't.
+def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbone: str) -> list[Section]:
+    """Make the sections, each with a table, or with the reason why its evaluation has no result.
 
     Args:
         metrics: all metrics files (`page.read_metrics`).
         pictures: folder with a folder of PNG files for each evaluation.
-        backbone: what the pre-trained backbone is called.
+        backbone: name of the pre-trained backbone.
     """
-    kinds: tuple[tuple[str, str, Callable[[Values, str], tuple[str, tuple[str, ...], list[TaskRow]]]], ...] = (
+    kinds: tuple[tuple[str, str, Callable[[Values, str], tuple[str, tuple[str, ...], list[SectionRow]]]], ...] = (
         ("segmentation", "Semantic segmentation", _segmentation),
         ("detection", "Detection and instance segmentation", _detection),
         ("agreement", "Perceptual agreement", _agreement),
@@ -65,14 +65,14 @@ def tasks(metrics: Metrics, pictures: Path, backbone: str) -> list[Task]:
         values = metrics.get(f"evaluate/{key}")
         if values is None or "skipped" in values:
             reason = "it has not run" if values is None else str(values["skipped"])
-            found.append(Task(key, title, f"No result: {reason}.", (), (), ()))
+            found.append(Section(key, title, f"No result: {reason}.", (), (), ()))
             continue
         note, columns, rows = describe(values, backbone)
-        found.append(Task(key, title, note, columns, tuple(rows), tuple(_pictures(pictures / key))))
+        found.append(Section(key, title, note, columns, tuple(rows), tuple(_pictures(pictures / key))))
     return found
 
 
-def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     scores = ("miou", "pixel_accuracy")
     note = (
         f"UPerNet on the whole backbone, fine-tuned; {values['images']:,} images of val. "
@@ -81,7 +81,7 @@ def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], 
     return note, ("mIoU", "pixel accuracy"), _both(values, backbone, scores)
 
 
-def _detection(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+def _detection(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     names = {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"}
     scores = tuple(name for name in names if values["masks"] or name.startswith("box"))
     kind = "Mask R-CNN" if values["masks"] else "Faster R-CNN"
@@ -92,24 +92,24 @@ def _detection(values: Values, backbone: str) -> tuple[str, tuple[str, ...], lis
     return note, tuple(names[score] for score in scores), _both(values, backbone, scores)
 
 
-def _both(values: Values, backbone: str, scores: Sequence[str]) -> list[TaskRow]:
-    """The backbone and its random initialisation."""
+def _both(values: Values, backbone: str, scores: Sequence[str]) -> list[SectionRow]:
+    """Rows of the backbone and of its random initialisation."""
     return [
-        TaskRow(name, tuple(_share(values.get(f"{prefix}{score}")) for score in scores), ours=not prefix)
+        SectionRow(name, tuple(_share(values.get(f"{prefix}{score}")) for score in scores), emphasized=not prefix)
         for name, prefix in ((backbone, ""), ("Random initialisation", "random_"))
     ]
 
 
-def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     note = (
         "Which of two views is closer to the reference: a small movement, or damage with the same error in pixels? "
         f"{values['triplets']:,} triplets of {values['references']:,} images; the moved view counts as right, guessing gets 50 %."
     )
     rows = [
-        TaskRow(
+        SectionRow(
             name,
             (_share(values[f"{key}_accuracy"]), f"{_share(values[f'{key}_low'])} to {_share(values[f'{key}_high'])}"),
-            ours=key.startswith("tokens"),
+            emphasized=key.startswith("tokens"),
         )
         for key, name in METHODS.items()
         if f"{key}_accuracy" in values
@@ -117,10 +117,10 @@ def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], lis
     if people := values.get("two_afc"):
         note += f" BAPPS: {people['judged']:,} judged items."
         rows += [
-            TaskRow(
+            SectionRow(
                 f"{name}, 2AFC score",
                 (_share(people[f"{key}_score"]), f"{_share(people[f'{key}_low'])} to {_share(people[f'{key}_high'])}"),
-                ours=key.startswith("tokens"),
+                emphasized=key.startswith("tokens"),
             )
             for key, name in METHODS.items()
             if f"{key}_score" in people
@@ -128,27 +128,27 @@ def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], lis
     return note, ("right", "95 % interval"), rows
 
 
-def _codebook(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[TaskRow]]:
+def _codebook(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     rows = [
         ("Linear probe on token histograms", "token_histogram_accuracy", _share),
         ("Linear probe on the mean code", "token_mean_accuracy", _share),
         ("Linear probe on the grid of codes", "token_grid_accuracy", _share),
         ("Codes used", "usage", _share),
         ("Perplexity", "perplexity", "{:.0f}".format),
-        ("Codes that carry a class", "telling_codes", "{:.0f}".format),
+        ("Class-specific codes", "telling_codes", "{:.0f}".format),
         ("PSNR, dB", "psnr", "{:.2f}".format),
         ("SSIM", "ssim", "{:.3f}".format),
         ("Fréchet distance", "frechet", "{:.2f}".format),
     ]
     note = (
-        f"On {values['images']:,} images of {values['split']}, beside k-means codes of raw pixel patches: "
+        f"On {values['images']:,} images of {values['split']}, compared with k-means codes of raw pixel patches: "
         "the same number of codes on the same grid. Pictures: patches that share a code, of the most used codes and of "
-        "those that carry a class."
+        "the class-specific ones."
     )
     if "linear_skipped" in values:
         note += f" Without linear probes: {values['linear_skipped']}."
     cells = [
-        TaskRow(
+        SectionRow(
             name,
             tuple(
                 form(values[f"{prefix}{key}"]) if f"{prefix}{key}" in values else DASH for prefix in ("", "patches_")
@@ -165,7 +165,7 @@ def _share(value: float | None) -> str:
 
 
 def _pictures(folder: Path) -> list[tuple[str, Markup]]:
-    """The PNG files of a folder; those named `NN-KIND` stand side by side by their number."""
+    """Captions and pictures of the PNG files of a folder; files named `NN-KIND` of the same number are put side by side."""
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.png")):
         groups.setdefault(file.stem[:2] if re.match(r"\d\d-", file.stem) else file.stem, []).append(file)

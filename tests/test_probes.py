@@ -1,9 +1,6 @@
-"""Evaluation: every score agrees with an independent computation, every choice is made without val."""
+"""Probes on frozen features: every score agrees with an independent computation, every choice is made without val."""
 
-import dataclasses
-import itertools
 import math
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,26 +9,16 @@ import pytest
 import scipy.optimize
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
-from peco.evaluate.finetune import model as finetune
 from peco.mim.model import build_backbone
 from peco.probes import features, knn, linear
-from peco.probes.holdout import holdout_split, why_skipped
+from peco.probes.holdout import holdout_split, skip_reason
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
-OPTIM = config.Optim(
-    epochs=1, batch_size=8, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.05, betas=(0.9, 0.999), clip_grad=None,
-    layer_decay=0.5, ema=None, accumulate=1, precision="fp32", compile=False,
-)  # fmt: skip
-FINETUNE = config.Finetune(
-    drop_path=0.1, mixup=0.8, cutmix=1.0, label_smoothing=0.1, rand_augment="rand-m9-mstd0.5-inc1", crop_scale=(0.3, 1.0),
-    random_erase=0.25, optim=OPTIM,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def blobs(n: int, classes: int, dim: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points around one centre a class; the centres are the same for every seed."""
+    """Points around one centre per class; the centres are the same for every seed."""
     centers = torch.randn(classes, dim, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (n,), generator=generator)
@@ -54,7 +41,7 @@ def blobs(n: int, classes: int, dim: int, spread: float, seed: int) -> tuple[tor
 
 
 @given(st.integers(2, 500), st.floats(0.01, 0.5))
-def test_holdout_is_the_end_and_the_rest_is_fitted(n: int, fraction: float) -> None:
+def test_the_holdout_is_the_end_of_train(n: int, fraction: float) -> None:
     fit, held = holdout_split(np.zeros(n, np.int64), fraction)
     assert np.concatenate([fit, held]).tolist() == list(range(n))
     assert len(fit) and len(held)
@@ -62,7 +49,7 @@ def test_holdout_is_the_end_and_the_rest_is_fitted(n: int, fraction: float) -> N
 
 
 @given(st.integers(2, 10), st.integers(10, 30))
-def test_a_holdout_has_all_classes_where_the_samples_come_class_by_class(classes: int, each: int) -> None:
+def test_the_holdout_has_all_classes_when_samples_are_sorted_by_class(classes: int, each: int) -> None:
     labels = np.repeat(np.arange(classes), each)
     fit, held = holdout_split(labels, 0.2)
     assert set(labels[held]) == set(labels[fit]) == set(range(classes))
@@ -95,15 +82,15 @@ class Split:
         ([0, 1], [0], "only 2 images"),
     ],
 )
-def test_reasons_to_skip(train: list[int], val: list[int], reason: str | None) -> None:
-    given_reason = why_skipped(Split(np.array(train, dtype=np.int64)), Split(np.array(val, dtype=np.int64)))
-    assert given_reason is None if reason is None else given_reason is not None and reason in given_reason
+def test_an_impossible_labeled_evaluation_has_a_reason(train: list[int], val: list[int], reason: str | None) -> None:
+    found = skip_reason(Split(np.array(train, dtype=np.int64)), Split(np.array(val, dtype=np.int64)))
+    assert found is None if reason is None else found is not None and reason in found
 
 
 def test_classes_are_compared_by_name() -> None:
     train = Split(np.array([0, 1, 0, 1]), ("cat", "dog"))
-    assert why_skipped(train, Split(np.array([0]), ("eel",))) == "train and val share no class"
-    assert why_skipped(train, Split(np.array([0]), ("dog",))) is None
+    assert skip_reason(train, Split(np.array([0]), ("eel",))) == "train and val share no class"
+    assert skip_reason(train, Split(np.array([0]), ("dog",))) is None
 
 
 # --- features
@@ -113,7 +100,7 @@ def test_features_are_means_over_the_patches_of_each_block(folder: Path) -> None
     model = artifacts.load_timm(folder)
     images, labels = torch.rand(5, 3, 32, 32), torch.arange(5)
     batches = [{"image": images[:3], "label": labels[:3]}, {"image": images[3:], "label": labels[3:]}]
-    model.train()  # to be put back into eval mode by extract
+    model.train()  # extract switches it back to eval mode
     found, found_labels = features.extract(model, batches, (3, 1))
     assert list(found) == ["1", "3", features.NORM] and torch.equal(found_labels, labels)
     captured: dict[str, torch.Tensor] = {}
@@ -142,7 +129,7 @@ def test_features_of_a_plain_vit_and_wrong_blocks() -> None:
 
 
 def vote(train: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int, temperature: float) -> int:
-    """The definition, for one query."""
+    """kNN by its definition, for one query."""
     similarity = [float(query @ x / np.linalg.norm(query) / np.linalg.norm(x)) for x in train]
     votes = np.zeros(labels.max() + 1)
     for i in sorted(range(len(train)), key=lambda i: -similarity[i])[:k]:
@@ -165,15 +152,15 @@ def test_knn_weights_do_not_overflow() -> None:
 
 
 def two_blocks(n: int, seed: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """One block that tells the classes, one of noise."""
+    """Features of two blocks: noise, and one that separates the classes."""
     good, labels = blobs(n, 3, 8, 0.8, seed)
     noise = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed + 100))
     return {"1": noise, "2": good}, labels
 
 
-def test_knn_chooses_the_block_that_tells_the_classes() -> None:
+def test_knn_chooses_the_block_that_separates_the_classes() -> None:
     train, val = two_blocks(200, 0), two_blocks(100, 1)
-    result = knn.evaluate(train, val, config.Knn((1, 10), 0.07), 0.2)
+    result = knn.probe_knn(train, val, config.Knn((1, 10), 0.07), 0.2)
     assert result.block == "2" and result.accuracy > 0.9
     assert result.holdout_accuracy == max(max(row.values()) for row in result.tried.values())
     # The score is that of the choice, with all of train as neighbours.
@@ -184,8 +171,8 @@ def test_knn_chooses_the_block_that_tells_the_classes() -> None:
 @pytest.mark.parametrize(
     "evaluate",
     [
-        lambda train, val: knn.evaluate(train, val, config.Knn((1, 10), 0.07), 0.2),
-        lambda train, val: linear.evaluate(train, val, config.Linear((0.1, 0.001), 50), 0.2),
+        lambda train, val: knn.probe_knn(train, val, config.Knn((1, 10), 0.07), 0.2),
+        lambda train, val: linear.probe_linear(train, val, config.Linear((0.1, 0.001), 50), 0.2),
     ],
 )
 def test_choices_never_touch_val(evaluate: object) -> None:
@@ -202,7 +189,7 @@ def test_choices_never_touch_val(evaluate: object) -> None:
 
 
 def reference(x: np.ndarray, y: np.ndarray, classes: int, l2: float) -> np.ndarray:
-    """Class probabilities of the same objective, minimised by scipy with numerical care but no shared code."""
+    """Class probabilities at the minimum of the same objective, found by scipy without shared code."""
     x = (x - x.mean(0)) / x.std(0)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -227,8 +214,8 @@ def test_logistic_regression_agrees_with_scipy(l2: float) -> None:
     x, y = blobs(150, 4, 5, 1.5, 3)
     x = x * torch.tensor([1.0, 100.0, 0.01, 1.0, 1.0]) + 7  # standardisation makes scale and place irrelevant
     model = linear.fit(x, y, 4, l2, 500)
-    ours = (((x.double() - model.mean) * model.scale) @ model.weight + model.bias).softmax(1)
-    np.testing.assert_allclose(ours.numpy(), reference(x.double().numpy(), y.numpy(), 4, l2), atol=2e-4)
+    probabilities = (((x.double() - model.mean) * model.scale) @ model.weight + model.bias).softmax(1)
+    np.testing.assert_allclose(probabilities.numpy(), reference(x.double().numpy(), y.numpy(), 4, l2), atol=2e-4)
 
 
 def test_slices_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +227,7 @@ def test_slices_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(sliced.predict(x), whole.predict(x))
 
 
-def test_constant_columns_and_absent_classes_do_no_harm() -> None:
+def test_constant_columns_and_absent_classes_are_harmless() -> None:
     x, y = blobs(60, 2, 3, 0.3, 0)
     x = torch.cat([x, torch.full((60, 1), 5.0)], dim=1)
     model = linear.fit(x, y, 7, 1e-3, 200)
@@ -248,7 +235,7 @@ def test_constant_columns_and_absent_classes_do_no_harm() -> None:
     assert torch.isfinite(model.weight).all() and model.weight[3].abs().max() == 0
 
 
-def test_regularisation_is_chosen_on_the_holdout_and_the_score_is_of_a_refit() -> None:
+def test_regularization_is_chosen_on_the_holdout_and_the_score_is_that_of_a_refit() -> None:
     noise = torch.randn(60, 100, generator=torch.Generator().manual_seed(5))
     signal, labels = blobs(60, 2, 2, 1.0, 0)
     train = ({"1": torch.cat([signal, noise], 1)}, labels)
@@ -258,14 +245,14 @@ def test_regularisation_is_chosen_on_the_holdout_and_the_score_is_of_a_refit() -
         val_labels,
     )
     cfg = config.Linear((1e-6, 1e-2, 1.0, 1e5), 200)
-    result = linear.evaluate(train, val, cfg, 0.3)
+    result = linear.probe_linear(train, val, cfg, 0.3)
     assert set(result.tried["1"]) == set(cfg.l2)
     assert result.tried["1"][result.l2] == max(result.tried["1"].values())
     refit = linear.fit(train[0]["1"], labels, 2, result.l2, 200)
     assert result.accuracy == refit.accuracy(val[0]["1"], val_labels)
 
 
-def test_of_many_rows_some_are_fitted_to_choose_and_all_for_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_choice_uses_some_of_many_rows_and_the_score_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = (blobs(n, 3, 6, 1.5, seed) for n, seed in ((100, 1), (40, 2)))
     named = [({"1": features}, labels) for features, labels in (train, val)]
     rows = []
@@ -273,13 +260,15 @@ def test_of_many_rows_some_are_fitted_to_choose_and_all_for_the_score(monkeypatc
     monkeypatch.setattr(
         linear, "fit", lambda x, y, *more, fit=linear.fit, **named: (rows.append(x), fit(x, y, *more, **named))[1]
     )
-    result = linear.evaluate(*named, config.Linear((0.1, 0.01), 50), 0.1)
-    assert all(torch.equal(x, train[0][:90:3]) for x in rows[:2])  # from all of the split, which may be sorted by class
+    result = linear.probe_linear(*named, config.Linear((0.1, 0.01), 50), 0.1)
+    assert all(
+        torch.equal(x, train[0][:90:3]) for x in rows[:2]
+    )  # spread over the whole split, which may be sorted by class
     assert torch.equal(rows[2], train[0])
     assert result.accuracy == linear.fit(*train, 3, result.l2, 50).accuracy(*val)
 
 
-def test_colour_histogram_counts_joint_colours() -> None:
+def test_color_histogram_counts_joint_colors() -> None:
     images = np.zeros((2, 4, 4, 3), dtype=np.uint8)
     images[0, :2] = (255, 0, 0)
     histogram = linear.color_histogram(images, bins=2)
@@ -295,138 +284,3 @@ def test_raw_pixels_are_block_means() -> None:
     assert pixels[1, 0].item() == pytest.approx(images[1, :4, :4, 0].mean() / 255)
     assert pixels[1, -1].item() == pytest.approx(images[1, 4:, 4:, 2].mean() / 255)
     assert linear.raw_pixels(images, side=32).shape == (3, 192)
-
-
-# --- fine-tuning
-
-
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
-def test_augmentation_is_a_function_of_its_key(width: int, height: int, sample: int) -> None:
-    image = photo(width, height)
-    first = finetune.augment(image, (0, 1, sample, 3), 32, FINETUNE)
-    random.seed(5)
-    np.random.seed(5)
-    state = random.getstate(), np.random.get_state()[1].tolist()
-    again = finetune.augment(image, (0, 1, sample, 3), 32, FINETUNE)
-    assert first.shape == (32, 32, 3) and first.dtype == np.uint8
-    assert (first == again).all()
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == state
-
-
-def test_augmentations_vary_with_epoch_and_can_be_switched_off() -> None:
-    views = [finetune.augment(photo(), (0, epoch, 7, 3), 32, FINETUNE).tobytes() for epoch in range(8)]
-    assert len(set(views)) == 8
-    plain = dataclasses.replace(FINETUNE, rand_augment=None, random_erase=0.0, crop_scale=(1.0, 1.0))
-    flat = Image.new("RGB", (50, 40), (10, 200, 30))
-    assert (finetune.augment(flat, (0, 1, 7, 3), 32, plain) == np.array([10, 200, 30])).all()
-    assert (
-        len({finetune.augment(photo(), (0, epoch, 7, 3), 32, plain).tobytes() for epoch in range(8)}) > 1
-    )  # crop and flip
-
-
-def test_every_operation_of_rand_augment_runs_at_every_strength() -> None:
-    for strength in ("rand-m10-mstd0.5-inc1", "rand-m9-mstd0.5-inc1", "rand-m0", "rand-m10"):
-        for op in finetune.policy(strength, 32).ops:  # type: ignore[attr-defined]
-            op.prob = 1.0
-            for _ in range(5):
-                assert op(photo(32, 32)).size == (32, 32)
-    finetune.policy.cache_clear()
-
-
-def test_an_unknown_policy_is_one_line() -> None:
-    with pytest.raises(PecoError, match=r"evaluate\.finetune\.rand_augment: 'augmix-m3' is not allowed"):
-        finetune.policy("augmix-m3", 32)
-
-
-def test_erasing_changes_one_rectangle() -> None:
-    pixels = np.full((32, 32, 3), 7, dtype=np.uint8)
-    for seed in range(20):
-        changed = (finetune._erase(pixels, np.random.default_rng(seed)) != 7).any(axis=2)
-        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
-        area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-        assert changed.sum() > 0.95 * area  # noise is 7 by chance here and there
-        assert 0.01 * 1024 < area < 0.45 * 1024
-
-
-def test_classifier_from_pretrained_and_from_random_weights_share_their_path(folder: Path) -> None:
-    trained, scratch = (finetune.build_classifier(folder, 5, FINETUNE, pretrained=p, seed=3) for p in (True, False))
-    stored = artifacts.load_tensors(folder / artifacts.WEIGHTS)["blocks.0.attn.qkv.weight"]
-    assert torch.equal(trained.blocks[0].attn.qkv.weight, stored)
-    assert not torch.equal(scratch.blocks[0].attn.qkv.weight, stored)
-    assert torch.equal(trained.head.weight, scratch.head.weight)
-    x = torch.rand(2, 3, 32, 32)
-    tokens = trained.forward_features(x)
-    torch.testing.assert_close(trained(x), trained.head(tokens[:, 1:].mean(1)))
-    assert trained.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
-
-
-def task(folder: Path, **changes: float) -> finetune.FinetuneTask:
-    cfg = dataclasses.replace(FINETUNE, drop_path=0.0, **changes)
-    return finetune.FinetuneTask(finetune.build_classifier(folder, 4, cfg, pretrained=True, seed=0), 4, cfg)
-
-
-def test_loss_without_mixing_is_smoothed_cross_entropy(folder: Path) -> None:
-    tuned = task(folder, mixup=0.0, cutmix=0.0)
-    batch = {"image": torch.rand(3, 3, 32, 32), "label": torch.tensor([0, 3, 1])}
-    loss, _ = tuned(batch, 0, 10)
-    logits = tuned.model(2 * batch["image"] - 1)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, batch["label"], label_smoothing=0.1))
-
-
-def test_mixing_follows_numpys_seed_and_leaves_the_batch_alone(folder: Path) -> None:
-    tuned = task(folder)
-    batch = {"image": torch.rand(4, 3, 32, 32), "label": torch.tensor([0, 3, 1, 2])}
-    before = batch["image"].clone()
-    losses = []
-    for seed in (1, 1, 2):
-        np.random.seed(seed)
-        losses.append(tuned(batch, 0, 10)[0].item())
-    assert losses[0] == losses[1] != losses[2]
-    assert torch.equal(batch["image"], before)
-    with pytest.raises(PecoError, match="pairs"):
-        tuned({key: value[:3] for key, value in batch.items()}, 0, 10)
-
-
-def test_learning_rates_fall_from_head_to_stem(folder: Path) -> None:
-    tuned = task(folder)
-    scale = {id(p): group.get("lr_scale", 1.0) for group in tuned.param_groups(OPTIM) for p in group["params"]}
-    model = tuned.model
-    assert set(scale) == {id(p) for p in tuned.parameters()}
-    ordered = [
-        model.head.weight,
-        *(block.mlp.fc1.weight for block in reversed(model.blocks)),
-        model.patch_embed.proj.weight,
-    ]
-    scales = [scale[id(p)] for p in ordered]
-    assert scales[0] == 1.0
-    assert all(b <= 0.5 * a for a, b in itertools.pairwise(scales))
-
-
-def test_fine_tuning_learns_and_is_scored(folder: Path) -> None:
-    """Dark and bright images."""
-    cfg = dataclasses.replace(FINETUNE, drop_path=0.0)
-    tuned = finetune.FinetuneTask(finetune.build_classifier(folder, 2, cfg, pretrained=True, seed=0), 2, cfg).train()
-    optimizer = torch.optim.AdamW(tuned.param_groups(dataclasses.replace(OPTIM, layer_decay=1.0)), lr=2e-3)
-    torch.manual_seed(0)
-    label = torch.tensor([0, 1] * 8)
-    image = (0.3 + 0.4 * label[:, None, None, None] + 0.2 * torch.rand(16, 3, 32, 32)).clamp(0, 1)
-    for step in range(40):
-        np.random.seed(step)
-        loss, _ = tuned({"image": image, "label": label}, step, 40)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    batches = [{"image": image[:10], "label": label[:10]}, {"image": image[10:], "label": label[10:]}]
-    assert finetune.evaluate(tuned.model, batches) == (1.0, [1.0, 1.0])
-    wrong = [{"image": image, "label": torch.where(torch.arange(16) < 4, 1 - label, label)}]
-    assert finetune.evaluate(tuned.model, wrong) == (0.75, [0.75, 0.75])
-    assert finetune.evaluate(tuned.model, [{"image": image[:1], "label": label[:1]}]) == (1.0, [1.0, None])
-    other = torch.tensor([[0.0, 4.0], [8.0, 8.0]])  # what another process counted
-    assert finetune.evaluate(tuned.model, wrong, lambda counts: counts + other) == (0.5, [6 / 16, 10 / 16])
-    with pytest.raises(PecoError, match="no image"):
-        finetune.evaluate(tuned.model, [])

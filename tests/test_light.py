@@ -1,0 +1,112 @@
+"""The models and the command `peco` without the extras: an installation by `pip install .` is enough to use results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from PIL import Image
+
+from peco.core.params import parse_params
+from peco.mim import storage as mim_storage
+from peco.mim.model import MaskedImageModel, build_backbone
+from peco.tokenizer import storage as tokenizer_storage
+from peco.tokenizer.model import PerceptualTokenizer
+from pipelines.workflow.compose import compose_params
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Import names that differ from the names of the packages; a package of several is named by one of its modules.
+MODULES = {
+    "huggingface-hub": None,  # comes with timm
+    "pyyaml": None,  # the same
+    "torchvision": None,  # the same
+    "kfp-kubernetes": "kfp.kubernetes",
+    "prometheus-client": "prometheus_client",
+    "ruamel.yaml": "ruamel",
+    "hydra-core": "hydra",
+    "torchx-nightly": "torchx",
+    "segmentation-models-pytorch": "segmentation_models_pytorch",
+}
+BLOCKED = [
+    module
+    for extra in ("workflow", "kubernetes")
+    for name in (Requirement(line).name for line in PROJECT["optional-dependencies"][extra])
+    if (module := MODULES.get(name, name)) is not None
+]
+# Runs `main` with an import hook that refuses the extras.
+WITHOUT_EXTRAS = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in {BLOCKED!r}):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, a backbone and a photo."""
+    root = tmp_path_factory.mktemp("light")
+    cfg = parse_params(compose_params("smoke", []))
+    tokenizer = PerceptualTokenizer(cfg.tokenizer.autoencoder, cfg.tokenizer.quantizer)
+    tokenizer_storage.save(
+        root / "tokenizer", tokenizer, cfg.tokenizer.autoencoder, cfg.tokenizer.quantizer,
+        {"image_size": cfg.tokenizer.image_size},
+    )  # fmt: skip
+    pretrain = cfg.pretrain
+    backbone, arch, args = build_backbone(pretrain.vit, cfg.loader.image_size, pretrain.layer_scale, pretrain.drop_path)
+    model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
+    mim_storage.save(root / "backbone", model, target="tokens", arch=arch, model_args=args)
+    Image.new("RGB", (80, 60), "teal").save(root / "photo.png")
+    return root
+
+
+def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_import_hook_of_these_tests_blocks_the_extras(folder: Path) -> None:
+    for module in BLOCKED:
+        assert "ModuleNotFoundError" in python(folder, f"import {module}").stderr
+
+
+def test_models_load_without_the_extras(folder: Path) -> None:
+    done = python(
+        folder,
+        "import peco, torch\n"
+        "tokenizer, backbone = peco.load_tokenizer('tokenizer'), peco.load_backbone('backbone')\n"
+        "x = torch.rand(1, 3, 32, 32)\n"
+        "print(list(tokenizer.tokenize(x).shape), backbone(2 * x - 1).shape[0])\n",
+    )
+    assert done.stderr == ""
+    assert done.stdout == "[1, 4, 4] 1\n"
+
+
+@pytest.mark.parametrize("command", ["info", "tokenize", "reconstruct", "embed"])
+def test_the_command_peco_works_without_the_extras(folder: Path, command: str) -> None:
+    arguments = {
+        "info": ["info", "backbone"],
+        "tokenize": ["tokenize", "--model", "tokenizer", "photo.png"],
+        "reconstruct": ["reconstruct", "--model", "tokenizer", "-o", "out", "photo.png"],
+        "embed": ["embed", "--model", "backbone", "photo.png"],
+    }
+    done = python(folder, f"from peco.cli import main\nsys.exit(main({arguments[command]!r}))")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "photo.png" in done.stdout or "backbone" in done.stdout or "out/" in done.stdout
+    if command in ("tokenize", "embed"):
+        assert json.loads(done.stdout)["image"] == "photo.png"
+
+
+def test_the_image_installs_the_workflow_and_kubernetes() -> None:
+    assert "pip install '.[workflow,kubernetes]'" in (ROOT / "k8s/Dockerfile").read_text()
+    assert "-e '.[workflow,kubernetes,dev]'" in (ROOT / "Makefile").read_text()
