@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from markupsafe import Markup
@@ -19,7 +18,7 @@ from peco.core.errors import PecoError
 from peco.data.shards import ShardSet
 from peco.report import charts
 from peco.report.figures import Codes, data_uri, strip
-from peco.report.style import STYLE
+from peco.report.style import STYLE, page_environment
 
 MetricsByFile = Mapping[str, Mapping[str, Any]]  # by name of the metrics file without suffix, `evaluate/knn`
 
@@ -238,13 +237,7 @@ def params_text(params: Mapping[str, Any]) -> str:
 
 def render(**context: Any) -> str:
     """Render the page. Everything except `Markup` is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(TEMPLATE.parent)
     environment.filters |= {"percent": percent, "number": number, "points": points}
     return environment.get_template(TEMPLATE.name).render(style=Markup(STYLE), **context)
 

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from peco.core.config import Config
 from peco.core.errors import PecoError
 from peco.core.publishing import write_file
-from peco.report.style import STYLE
+from peco.report.style import STYLE, page_environment
 from pipelines.experiments import tables
 from pipelines.experiments.dot_plot import dot_plot
 from pipelines.experiments.grids import Variant
@@ -119,15 +118,8 @@ def markdown(comparison: Comparison) -> str:
 
 def html(comparison: Comparison) -> str:
     """The page. Everything but `Markup` is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sections = [(table, _plots(table)) for table in comparison.tables]
-    template = environment.get_template(TEMPLATE.name)
+    template = page_environment(TEMPLATE.parent).get_template(TEMPLATE.name)
     return template.render(style=Markup(STYLE), heading=comparison.heading, found=comparison, sections=sections)
 
 
