@@ -13,7 +13,7 @@ NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test test-extended lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check
+.PHONY: help setup params repro test test-extended test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,16 @@ test-extended: setup ## run the tests of the wheel and with Prometheus; as root,
 	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
 	@python -m pytest tests/extended
 
+test-cluster: setup ## test on the cluster of KUBECONFIG, with Volcano: PECO_IMAGE=… NS=peco-test STORAGE_CLASS=… ALL=1 DISPOSABLE=1
+	@NS='$(NS)' STORAGE_CLASS='$(STORAGE_CLASS)' python -m pytest tests/cluster --durations=0 -m '$(if $(ALL),$(if $(DISPOSABLE),,not disposable),core)'
+
+test-kubeflow: setup ## test on Kubeflow Pipelines at KFP_HOST, as for pipeline-submit
+	@python -m pytest tests/kubeflow --durations=0
+
+test-slurm: setup ## test on the Slurm of this machine: PECO_QUEUE=… URGENT=partition-that-preempts FOLDER=shared-folder DISPOSABLE=1
+	@mkdir -p '$(or $(FOLDER),.work)'
+	@URGENT='$(URGENT)' DISPOSABLE='$(DISPOSABLE)' python -m pytest tests/slurm --durations=0 --basetemp='$(abspath $(or $(FOLDER),.work))/test-slurm'
+
 lint: setup ## run ruff, mypy and the import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports
 
@@ -63,3 +73,7 @@ pipeline-submit: setup ## submit the pipeline to Kubeflow at KFP_HOST: REV=… S
 
 k8s-check: setup ## render and validate the manifests in k8s/, offline: PECO_TEST_SCHEMAS=folder-of-CRDs
 	@python -m k8s.check
+
+cluster-check: setup ## check the cluster of KUBECONFIG before the first run: NS=namespace, with the variables of pipeline-submit
+	@[ -n '$(NS)' ] || { echo "error: name the namespace of the runs: make cluster-check NS=…" >&2; exit 2; }
+	@python -m k8s.cluster_check '$(NS)'

@@ -1,12 +1,15 @@
 """The TorchX component of a stage: its processes, on any scheduler.
 
 torchx run -s local_cwd pipelines/components.py:stage --name tokenizer -j 1x2
+
+docs/cluster.md has the commands for Slurm and Kubernetes.
 """
 
 # TorchX reads the annotations at run time: no `from __future__ import annotations` here.
 
 from torchx import specs
 from torchx.components import dist
+from torchx.specs.overlays import JOIN, set_overlay
 
 from peco.core.environment import THREADS, WORKERS
 from peco.core.stage_name import StageName
@@ -24,7 +27,12 @@ def stage(
     workers: int = 0,
     image: str = IMAGE,
     h: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
     env: dict[str, str] | None = None,
+    mounts: list[str] | None = None,
+    folder: str = "",
     port: int = PORT,
 ) -> specs.AppDef:
     """Run one stage of dvc.yaml: a single process directly, several by torchrun, which costs a few seconds more.
@@ -37,8 +45,13 @@ def stage(
         threads: threads of a process, 0 leaves the number to the libraries
         workers: data loading processes of each process
         image: container image, where the scheduler uses one
-        h: named resource of a node, empty for a small one
+        h: named resource of a node, which replaces cpu, gpu and memMB
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node
         env: more environment variables
+        mounts: volumes of a pod, type=volume,src=CLAIM,dst=PATH
+        folder: the repository in a pod, on a mounted volume; other schedulers run in the current directory
         port: rendezvous port, used where there are several nodes
     """
     stage_name = StageName(name)
@@ -47,18 +60,35 @@ def stage(
     variables = {WORKERS.name: str(workers), "GOMP_SPINCOUNT": "10000"}
     if threads:
         variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", THREADS.name), str(threads))
+    if folder:
+        variables["PYTHONPATH"] = folder
     variables |= env or {}
     if j != "1x1":
         # torchrun labels each line with its rank, unless PET_REDIRECTS asks for a file for each rank.
         tee = 0 if "PET_REDIRECTS" in variables else 3
         app = dist.torchrun(
-            m=stage_name.module, j=j, h=h or None, env=variables, image=image, rdzv_port=port, tee=tee,
-            name=f"/{stage_name.role}",
+            m=stage_name.module, j=j, h=h or None, cpu=cpu, gpu=gpu, memMB=memMB, env=variables, image=image,
+            mounts=mounts, rdzv_port=port, tee=tee, name=f"/{stage_name.role}",
         )  # fmt: skip
         app.roles[0].name = stage_name.role
-        return app
-    resource, command = specs.resource(h=h or None), ["-m", stage_name.module]
-    role = specs.Role(
-        name=stage_name.role, image=image, entrypoint="python", args=command, env=variables, resource=resource
-    )
-    return specs.AppDef(name=stage_name.role, roles=[role])
+    else:
+        role = specs.Role(
+            name=stage_name.role, image=image, entrypoint="python", args=["-m", stage_name.module], env=variables,
+            mounts=specs.parse_mounts(mounts or []), resource=specs.resource(cpu, gpu, memMB, h or None),
+        )  # fmt: skip
+        app = specs.AppDef(name=stage_name.role, roles=[role])
+    if folder:
+        set_overlay(app.roles[0], "kubernetes", "V1Pod", _pod(image, folder))
+    return app
+
+
+def _pod(image: str, folder: str) -> dict[str, object]:
+    """What TorchX's pod lacks to run a stage from a folder, in a namespace with the pod security standard `restricted`."""
+    container = {
+        "image": image,
+        "workingDir": folder,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    security: dict[str, object] = {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
+    security["seccompProfile"] = {"type": "RuntimeDefault"}
+    return {"spec": {"securityContext": security, JOIN("containers", on="image"): [container]}}

@@ -1,8 +1,8 @@
 """Run one stage: `python -m pipelines.launch STAGE`, the command of every stage in dvc.yaml.
 
 The stage runs as a TorchX job on this machine (pipelines/jobs/local.py) or on a cluster (pipelines/jobs/cluster.py): one process
-directly, several by torchrun. Its lines appear as they are written, stop signals are forwarded, its exit status is returned: 0, 2
-for an error that the user can fix, 128 + the signal for a stop, 1 otherwise. docs/architecture.md lists the environment variables.
+directly, several by torchrun. Its lines appear as they are written, stop signals are forwarded, and the exit status is one of the
+table in docs/architecture.md, which also lists the environment variables.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Nothing reads the output any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 128 + signal.SIGPIPE
 
 
 def _require_module(stage: Stage) -> None:

@@ -10,7 +10,6 @@ SIGTERM ends everything that it has started; finished work is kept, and a second
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import dataclasses
 import io
@@ -29,8 +28,10 @@ from typing import TextIO
 import psutil  # type: ignore[import-untyped]
 
 from peco.core.errors import PecoError
+from peco.core.params import load_params
 from peco.core.stopping import StopSignals
 from pipelines.kfp import step, workspace
+from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.step import Outcome
 from pipelines.workflow import environment, stage_resources
 from pipelines.workflow.git import git, without_secrets
@@ -77,9 +78,9 @@ def _run(repository: str, remote: str, name: str) -> int:
     remote = _absolute(remote or environment.REMOTE.text() or str(REMOTE))
     begun = time.monotonic()
     screen = _Screen(sys.stdout)
-    succeeded = _run_pipeline(
-        graph, screen, remote, {"repository": repository, "revision": revision, "experiment": name}
-    )
+    params = load_params()
+    parameters = Parameters(repository, revision, params.preset, params.seed, "", name)
+    succeeded = _run_pipeline(graph, screen, remote, parameters)
     if screen.outcomes:
         print(f"\n{'stage':<20} {'result':<12} {'seconds':>8} {'overhead':>9}")
     for outcome in screen.outcomes:
@@ -126,12 +127,13 @@ def _absolute(address: str) -> str:
     return address if re.match(r"[\w+.-]+(://|@|:)", address) else str(Path(address).expanduser().absolute())
 
 
-def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[str, str]) -> bool:
+def _run_pipeline(graph: Graph, screen: _Screen, remote: str, parameters: Parameters) -> bool:
     """Run all steps and return True if they succeeded."""
     warnings.filterwarnings("ignore", module=r"kfp\.")
     from kfp import local
 
-    from pipelines.kfp.compile import Target, build
+    from pipelines.kfp.compile import build
+    from pipelines.kfp.target import Target
 
     configured = Target.from_env(os.environ)
     variable = stage_resources.variable("processes")
@@ -147,18 +149,18 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, arguments: dict[st
         remote=remote,
         settings={variable: processes, stage_resources.variable("threads"): threads, **configured.settings},
     )
-    params = base64.b64encode(Path("params.yaml").read_bytes()).decode()
     # kfp leaves a folder there for each step.
     temporary = BASE / "tmp"
     outputs = BASE / "outputs"
-    for folder in (temporary, outputs):
+    # Each call is a run of its own, which takes what an earlier one has finished from the run-cache.
+    for folder in (temporary, outputs, BASE / "runs"):
         shutil.rmtree(folder, ignore_errors=True)
     temporary.mkdir()
     os.environ["TMPDIR"] = str(temporary.absolute())
     try:
         with LOG.open("w", encoding="utf-8") as screen.log, contextlib.redirect_stdout(screen):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
-            build(graph, target)(**arguments, params=params)
+            build(graph, target)(**parameters.as_dict())
     except RuntimeError as error:  # a step failed and has printed why, unless kfp itself failed
         if not screen.shown:
             raise PecoError(f"kfp's local runner failed: {error}; its log is in {LOG}") from None

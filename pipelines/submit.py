@@ -9,7 +9,7 @@ commit and the parameters, by which a run that was submitted before is found aga
 Environment:
     KFP_HOST, KFP_NAMESPACE, KFP_TOKEN, KFP_SERVICE_ACCOUNT: address of Kubeflow, namespace, token and account of the runs
         (pipelines/kfp/client.py)
-    PECO_IMAGE: image of steps and jobs; pipelines/kfp/compile.py lists the other variables of a target
+    PECO_IMAGE: image of steps and jobs; pipelines/kfp/target.py lists the other variables of a target
     GIT_REMOTE: the git remote that the cluster reads (origin)
     PECO_REMOTE, PECO_REMOTE_ENDPOINT: another DVC remote than the repository's
     SWEEP_LIMIT: maximum number of points of a sweep (100)
@@ -18,8 +18,8 @@ Environment:
 from __future__ import annotations
 
 import argparse
-import base64
 import dataclasses
+import hashlib
 import os
 import sys
 import tempfile
@@ -32,10 +32,12 @@ import yaml
 
 from peco.core.errors import PecoError
 from peco.core.params import load_params, parse_params
+from peco.core.stage_name import StageName
 from pipelines.kfp import revision, schedule
-from pipelines.kfp.client import Kubeflow, NoAnswerError, RefusedError
-from pipelines.kfp.follow import Followed, follow
-from pipelines.kfp.plan import PlannedRun, free_name, graph_of, inputs, load, plan
+from pipelines.kfp.client import Kubeflow, NoAnswerError, RefusedError, Version
+from pipelines.kfp.follow import Followed, Step, follow
+from pipelines.kfp.parameters import Parameters
+from pipelines.kfp.plan import PlannedRun, committed_parameters, free_name, graph_of, inputs, load, plan
 from pipelines.kfp.revision import Revision
 from pipelines.kfp.schedule import Schedule
 from pipelines.workflow import overrides
@@ -54,16 +56,18 @@ class Submission:
     Args:
         kubeflow: the installation, checked.
         found: the commit.
+        env: environment variables.
         force: also submit runs that are running or have succeeded already.
     """
 
-    def __init__(self, kubeflow: Kubeflow, found: Revision, *, force: bool) -> None:
+    def __init__(self, kubeflow: Kubeflow, found: Revision, env: Mapping[str, str], *, force: bool) -> None:
         self.kubeflow = kubeflow
         self.found = found
+        self.env = env
         self.force = force
         self._experiment: str | None = kubeflow.find_experiment(found.repository)
 
-    def start(self, planned: PlannedRun, spec: Mapping[str, Any]) -> Followed:
+    def start(self, planned: PlannedRun, pipeline: str) -> Followed:
         """Start a run and print its address, or that of an equal run that is running or has succeeded already.
 
         Raises:
@@ -78,11 +82,11 @@ class Submission:
         else:
             names = {str(run.display_name) for run in alive} | self.found.experiments
             planned = dataclasses.replace(planned, name=free_name(planned.name, names))
-            run_id, name = self._create(planned, spec), planned.name
+            run_id, name = self._create(planned, pipeline), planned.name
             print(f"{name}: {self.kubeflow.run_address(run_id)}")
-        return Followed(run_id, name, stage_names(spec))
+        return Followed(run_id, name, steps(pipeline), self.env)
 
-    def repeat(self, planned: PlannedRun, spec: Mapping[str, Any], when: Schedule) -> None:
+    def repeat(self, planned: PlannedRun, pipeline: str, when: Schedule) -> None:
         """Start a recurring run and print its address, or that of an equal one that exists already.
 
         Raises:
@@ -93,11 +97,11 @@ class Submission:
             address = self.kubeflow.schedule_address(earlier[0].recurring_run_id)
             print(f"{earlier[0].display_name} is already scheduled: {address} (FORCE=1 schedules it again)")
             return
-        arguments = arguments_of(self.found, planned)
-        experiment = self._experiment_id()
+        arguments = arguments_of(planned)
+        experiment, version = self._experiment_id(), self._version(pipeline)
         try:
             created = self.kubeflow.create_schedule(
-                experiment, planned.name, self._describe(planned), spec, arguments, when
+                experiment, planned.name, self._describe(planned), version, arguments, when
             )
         except NoAnswerError as error:
             raise _unknown(error) from None
@@ -105,11 +109,11 @@ class Submission:
             raise PecoError(f"SCHEDULE: {error}") from None
         print(f"{planned.name}, {when}: {self.kubeflow.schedule_address(created)}")
 
-    def _create(self, planned: PlannedRun, spec: Mapping[str, Any]) -> str:
-        experiment = self._experiment_id()
-        arguments = arguments_of(self.found, planned)
+    def _create(self, planned: PlannedRun, pipeline: str) -> str:
+        experiment, version = self._experiment_id(), self._version(pipeline)
+        arguments = arguments_of(planned)
         try:
-            return self.kubeflow.create_run(experiment, planned.name, self._describe(planned), spec, arguments)
+            return self.kubeflow.create_run(experiment, planned.name, self._describe(planned), version, arguments)
         except NoAnswerError as error:
             # It may have been created: then it is the run of this name and label.
             time.sleep(SETTLE_SECONDS)
@@ -123,6 +127,39 @@ class Submission:
             if not started:
                 raise _unknown(error) from None
             return started[0]
+
+    def _version(self, pipeline: str) -> Version:
+        """The version of this pipeline, registered under the repository's name; it is uploaded if there is none.
+
+        A version is named after its commit and, since image and resources are a part of it, a hash of its text.
+        """
+        pipeline_id = self._pipeline_id()
+        name = f"{self.found.short}-{hashlib.sha256(pipeline.encode()).hexdigest()[:8]}"
+        if version := self.kubeflow.find_version(pipeline_id, name):
+            return version
+        description = f"commit {self.found.sha} of {self.found.url}; image {IMAGE.text(self.env)}"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "pipeline.yaml"
+            file.write_text(pipeline, encoding="utf-8")
+            try:
+                return self.kubeflow.upload_version(file, pipeline_id, name, description)
+            except (NoAnswerError, RefusedError):  # it exists if another call was faster, or the answer was lost
+                if version := self.kubeflow.find_version(pipeline_id, name):
+                    return version
+                raise
+
+    def _pipeline_id(self) -> str:
+        name = StageName(self.found.repository).label or "peco"
+        if (found := self.kubeflow.find_pipeline(name)) is not None:
+            return found
+        try:
+            return self.kubeflow.create_pipeline(
+                name, f"The stages of dvc.yaml of {self.found.url}, a version per commit."
+            )
+        except (NoAnswerError, RefusedError):  # as for a version
+            if (found := self.kubeflow.find_pipeline(name)) is not None:
+                return found
+            raise
 
     def _experiment_id(self) -> str:
         """The id of the experiment of this repository's runs; the first run creates it."""
@@ -145,50 +182,44 @@ def _unknown(error: PecoError) -> PecoError:
     )
 
 
-def arguments_of(found: Revision, planned: PlannedRun) -> dict[str, str]:
+def arguments_of(planned: PlannedRun) -> dict[str, Any]:
     """The parameters of the pipeline."""
+    return {**planned.parameters.as_dict(), "experiment": planned.name}
+
+
+def steps(pipeline: str) -> dict[str, Step]:
+    """The steps of a compiled pipeline by the names of their tasks."""
+    ir, *_ = yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # Kubeflow names Argo's templates after what they set: the pod's one label here, and retries.
+    templates = {True: "metadata-0-1-retry-system-container-impl", False: "metadata-0-1-system-container-impl"}
     return {
-        "repository": found.url,
-        "revision": found.sha,
-        "params": base64.b64encode(planned.params.encode()).decode(),
-        "experiment": planned.name,
+        key: Step(task["taskInfo"]["name"], templates["retryPolicy" in task])
+        for key, task in ir["root"]["dag"]["tasks"].items()
     }
 
 
-def stage_names(spec: Mapping[str, Any]) -> dict[str, str]:
-    """The stage's name by the name of its task and by itself, since Kubeflow shows either."""
-    tasks = spec.get("pipeline_spec", spec)["root"]["dag"]["tasks"]
-    names = {key: task["taskInfo"]["name"] for key, task in tasks.items()}
-    return {**names, **{name: name for name in names.values()}}
-
-
-def specs(runs: Sequence[PlannedRun], env: Mapping[str, str]) -> list[dict[str, Any]]:
+def compiled_once(runs: Sequence[PlannedRun], env: Mapping[str, str], defaults: Parameters) -> list[str]:
     """The compiled pipeline of each run; runs with the same graph share one."""
-    compilations: list[tuple[Graph, dict[str, Any]]] = []
+    compilations: list[tuple[Graph, str]] = []
     for planned in runs:
         if not any(graph == planned.graph for graph, _ in compilations):
-            compilations.append((planned.graph, load_spec(compiled(planned.graph, env))))
-    return [next(spec for graph, spec in compilations if graph == planned.graph) for planned in runs]
+            compilations.append((planned.graph, compiled(planned.graph, env, defaults)))
+    return [next(pipeline for graph, pipeline in compilations if graph == planned.graph) for planned in runs]
 
 
-def compiled(graph: Graph, env: Mapping[str, str]) -> str:
-    """The pipeline of a graph as Kubeflow's YAML, for the target that the environment describes (pipelines/kfp/compile.py).
+def compiled(graph: Graph, env: Mapping[str, str], defaults: Parameters | None = None) -> str:
+    """The pipeline of a graph as Kubeflow's YAML, for the target that the environment describes (pipelines/kfp/target.py).
 
     Raises:
         PecoError: a value in `meta:` or in the environment is wrong.
     """
     from pipelines.kfp import compile as compiler
+    from pipelines.kfp.target import Target
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
-        compiler.compile(path, graph, compiler.Target.from_env(env))
+        compiler.compile(path, graph, Target.from_env(env), defaults or compiler.NOTHING)
         return path.read_text(encoding="utf-8")
-
-
-def load_spec(text: str) -> dict[str, Any]:
-    """The YAML as the API accepts it; the settings of Kubernetes are in a second document."""
-    pipeline, *platform = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return {"pipeline_spec": pipeline, "platform_spec": platform[0]} if platform else dict(pipeline)
 
 
 def compile_pipeline(out: Path, rev: str | None, settings: Sequence[str], env: Mapping[str, str]) -> None:
@@ -241,13 +272,13 @@ def submit(arguments: argparse.Namespace, env: Mapping[str, str]) -> int:
     planned = plan(found, arguments.set, arguments.sweep, SWEEP_LIMIT.integer(env, low=1))
     revision.check_data(found.sha, dict.fromkeys(path for run in planned for path in inputs(run.graph)), env)
     kubeflow.check()
-    pipelines = specs(planned, env)
-    submission = Submission(kubeflow, found, force=arguments.force)
+    pipelines = compiled_once(planned, env, committed_parameters(found))
+    submission = Submission(kubeflow, found, env, force=arguments.force)
     if when:
-        for run, spec in zip(planned, pipelines, strict=True):
-            submission.repeat(run, spec, when)
+        for run, pipeline in zip(planned, pipelines, strict=True):
+            submission.repeat(run, pipeline, when)
         return 0
-    runs = [submission.start(run, spec) for run, spec in zip(planned, pipelines, strict=True)]
+    runs = [submission.start(run, pipeline) for run, pipeline in zip(planned, pipelines, strict=True)]
     if not arguments.wait:
         return 0
     try:

@@ -1,27 +1,26 @@
-"""Kubeflow Pipelines' API for tests: an HTTP server on this machine that behaves as the real one, as far as submitting needs it.
+"""Kubeflow Pipelines' API for tests: an HTTP server on this machine that answers as Kubeflow Pipelines 2.17.0 has answered.
 
 If the published OpenAPI document is available, every request is checked against it: path, method, query, body without unknown or
-output-only fields. The server's answers are checked too.
+output-only fields. The server's answers are checked too. Pods and logs are not in the document; Kubeflow's UI serves them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import email
 import http.server
 import json
-import re
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft4Validator
+import yaml
+from kfp_answers import DATE, NO_DATE
+from kfp_contract import Contract
 
-DOCUMENT = "kfp_api_v2beta1.swagger.json"
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13}
-DATE = "2026-01-01T00:00:00Z"
 # Fields of a cron expression as the real server (robfig/cron 1.2) reads them: lowest and highest number, names of the numbers.
 CRON: tuple[tuple[int, int, tuple[str, ...]], ...] = (
     (0, 59, ()),
@@ -31,78 +30,6 @@ CRON: tuple[tuple[int, int, tuple[str, ...]], ...] = (
     (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
     (0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
 )
-
-
-class Contract:
-    """Checks of requests and answers against the OpenAPI (Swagger 2.0) document."""
-
-    def __init__(self, path: Path) -> None:
-        document = json.loads(path.read_text())
-        self.definitions = {name: _strict(schema) for name, schema in document["definitions"].items()}
-        self.requests: dict[str, Any] = {name: _input(schema) for name, schema in self.definitions.items()}
-        self.paths = [
-            (re.compile(re.sub(r"\{[^}]+\}", "[^/:]+", path)), methods) for path, methods in document["paths"].items()
-        ]
-
-    def operation(self, method: str, path: str) -> dict[str, Any] | None:
-        """The document's entry for a request, None if there is none."""
-        found = [methods for pattern, methods in self.paths if pattern.fullmatch(path)]
-        return found[0].get(method.lower()) if found else None
-
-    def faults(self, operation: dict[str, Any], query: dict[str, list[str]], body: object) -> list[str]:
-        """The faults of a request."""
-        parameters = {parameter["name"]: parameter for parameter in operation.get("parameters", ())}
-        faults = [
-            f"query {name}: not in the document" for name in query if parameters.get(name, {}).get("in") != "query"
-        ]
-        for name, values in query.items():
-            kind = parameters.get(name, {}).get("type")
-            if len(values) != 1 or (kind == "integer" and not values[0].isdecimal()):
-                faults.append(f"query {name}: {values}")
-        if "filter" in query:
-            faults += self._errors(self.requests, "v2beta1Filter", json.loads(query["filter"][0]))
-        bodies = [parameter["schema"] for parameter in parameters.values() if parameter["in"] == "body"]
-        if not bodies:
-            return faults + (["a body where there is none"] if body is not None else [])
-        return faults + self._errors(self.requests, bodies[0]["$ref"].rpartition("/")[2], body)
-
-    def check_answer(self, operation: dict[str, Any], answer: object) -> None:
-        """Fail for an answer that the document doesn't allow."""
-        schema = operation["responses"]["200"]["schema"]
-        if "$ref" in schema:
-            assert not (errors := self._errors(self.definitions, schema["$ref"].rpartition("/")[2], answer)), errors
-
-    @staticmethod
-    def _errors(definitions: dict[str, Any], name: str, data: object) -> list[str]:
-        validator = Draft4Validator({"$ref": f"#/definitions/{name}", "definitions": definitions})
-        return [f"{'.'.join(map(str, error.path))}: {error.message}" for error in validator.iter_errors(data)]
-
-
-def _strict(schema: Any) -> Any:
-    """The schema with unknown fields refused, and with long integers checked to be strings of digits."""
-    if isinstance(schema, list):
-        return [_strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    strict = {key: _strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and "additionalProperties" not in schema:
-        strict["additionalProperties"] = False
-    if schema.get("type") == "string" and schema.get("format") == "int64":
-        strict["pattern"] = "^-?[0-9]+$"
-    return strict
-
-
-def _input(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema without fields that only the server sets."""
-    properties = {
-        name: value
-        for name, value in schema.get("properties", {}).items()
-        if not value.get("readOnly") and not value.get("description", "").startswith("Output")
-    }
-    required = [name for name, value in properties.items() if value.get("description", "").startswith("Required input")]
-    return (
-        {**schema, "properties": properties, **({"required": required} if required else {})} if properties else schema
-    )
 
 
 @dataclass
@@ -115,6 +42,8 @@ class KfpApi:
         namespaces: namespaces in which the token has rights; None is an installation for one user.
         runs: the created runs, with the server's own fields.
         script: states of the run and its tasks, by which successive requests for the run are answered.
+        pods: pods as Kubeflow's UI shows them, by name.
+        logs: their logs; an API server without the UI in front of it shows these too.
         lost: number of next answers to requests that create something that are lost.
         break_off: number of next requests for a run that are cut off.
     """
@@ -123,9 +52,13 @@ class KfpApi:
     token: str | None = None
     namespaces: set[str] | None = None
     experiments: list[dict[str, Any]] = field(default_factory=list)
+    pipelines: list[dict[str, Any]] = field(default_factory=list)
+    versions: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     schedules: list[dict[str, Any]] = field(default_factory=list)
     script: list[dict[str, Any]] = field(default_factory=list)
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -136,17 +69,20 @@ class KfpApi:
     @property
     def created(self) -> list[dict[str, Any]]:
         """All created objects."""
-        return self.experiments + self.runs + self.schedules
+        return self.experiments + self.pipelines + self.versions + self.runs + self.schedules
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any, token: str | None) -> Any:
         """Status and content of the answer; None for no answer."""
         self.requests.append(f"{method} {path}")
         self.tokens.append(token)
+        if path.startswith("/k8s/") or path.endswith("/log"):
+            return self._pod(path, query)
         operation = self.contract.operation(method, path) if self.contract else None
         if self.contract and operation is None:
             self.faults.append(f"{method} {path}: not in the document")
-            return _error(404, "Not Found")
-        if self.contract and operation and (faults := self.contract.faults(operation, query, body)):
+            return 404, {"code": 5, "message": "Not Found"}
+        given = None if isinstance(body, str) else body  # a text is an uploaded file
+        if self.contract and operation and (faults := self.contract.faults(operation, query, given)):
             self.faults += [f"{method} {path}: {fault}" for fault in faults]
             return _error(400, "; ".join(faults))
         if self.token is not None and token != f"Bearer {self.token}":
@@ -157,7 +93,7 @@ class KfpApi:
         if method == "POST" and self.lost:
             self.lost -= 1
             return None
-        if path.count("/") == 4 and method == "GET" and self.break_off:
+        if path.startswith("/apis/v2beta1/runs/") and method == "GET" and self.break_off:
             self.break_off -= 1
             return None
         return status, answer
@@ -165,9 +101,13 @@ class KfpApi:
     def _route(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         kind, _, name = path.partition("/")
         if kind == "healthz":
-            return 200, {"multi_user": self.namespaces is not None}
+            multi_user = self.namespaces is not None
+            return 200, {"multi_user": multi_user, "pipeline_store": "database"}
+        if kind == "pipelines" and name:
+            return self._pipelines(name, query, body)
         stores: dict[str, tuple[list[dict[str, Any]], Callable[[Any], tuple[int, Any]]]] = {
             "experiments": (self.experiments, self._create_experiment),
+            "pipelines": (self.pipelines, self._create_pipeline),
             "runs": (self.runs, self._create_run),
             "recurringruns": (self.schedules, self._create_schedule),
         }
@@ -179,9 +119,8 @@ class KfpApi:
         namespace = query.get("namespace", [""])[0]
         if kind == "experiments" and (refused := self._refuse(namespace)):
             return refused
-        listed = [item for item in reversed(store) if _matches(item, query)]
-        key = {"recurringruns": "recurringRuns"}.get(kind, kind)
-        return 200, {key: listed, "total_size": len(listed)} if listed else {}
+        # The one key in camel case.
+        return 200, _listing({"recurringruns": "recurringRuns"}.get(kind, kind), store, query)
 
     def _refuse(self, namespace: str) -> tuple[int, Any] | None:
         if self.namespaces is None or namespace in self.namespaces:
@@ -194,32 +133,69 @@ class KfpApi:
         if refused := self._refuse(body.get("namespace", "")):
             return refused
         if any(item["display_name"] == body["display_name"] for item in self.experiments):
-            return _error(409, f"Already exist error: experiment {body['display_name']}")
+            return _error(409, f"The name {body['display_name']} already exists. Please specify a new name")
         made = {
             **body,
             "experiment_id": f"experiment-{len(self.experiments)}",
             "created_at": DATE,
             "storage_state": "AVAILABLE",
+            "last_run_created_at": NO_DATE,
         }
         self.experiments.append(made)
         return 200, made
 
+    def _create_pipeline(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if refused := self._refuse(body.get("namespace", "")):
+            return refused
+        if any(item["name"] == body["name"] for item in self.pipelines):
+            return _error(409, f"The name {body['name']} already exists. Please specify a new name")
+        made = {**body, "pipeline_id": f"pipeline-{len(self.pipelines)}", "created_at": DATE}
+        self.pipelines.append(made)
+        return 200, made
+
+    def _pipelines(self, name: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
+        """A pipeline by its name, the versions of one, or a new version from an uploaded file."""
+        if name == "upload_version":
+            pipeline, platform = yaml.safe_load_all(body)
+            pipeline_id, own = query["pipelineid"][0], query["name"][0]
+            if any((item["pipeline_id"], item["name"]) == (pipeline_id, own) for item in self.versions):
+                return _error(409, f"The name {own} already exists. Please specify a new name")
+            made = {
+                "pipeline_id": pipeline_id,
+                "pipeline_version_id": f"version-{len(self.versions)}",
+                "display_name": own,
+                "name": own,
+                "description": query["description"][0],
+                "created_at": DATE,
+                "pipeline_spec": {"pipeline_spec": pipeline, "platform_spec": platform},
+            }
+            self.versions.append(made)
+            return 200, made
+        first, _, rest = name.partition("/")
+        if first == "names":
+            found = [item for item in self.pipelines if item["name"] == rest]
+            return (200, found[0]) if found else _error(404, f"Pipeline {rest} not found")
+        versions = [item for item in self.versions if item["pipeline_id"] == first]
+        return 200, _listing("pipeline_versions", versions, query)
+
     def _create_run(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if not self._is_experiment(body):
-            return _error(404, f"Experiment {body.get('experiment_id')} not found.")
+        if refused := self._wrong_run(body):
+            return refused
         made = {
             **body,
             "run_id": f"run-{len(self.runs)}",
             "created_at": DATE,
+            "finished_at": NO_DATE,
             "storage_state": "AVAILABLE",
             "state": "PENDING",
+            "state_history": [{"update_time": DATE, "state": "PENDING"}],
         }
         self.runs.append(made)
         return 200, made
 
     def _create_schedule(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if not self._is_experiment(body):
-            return _error(404, f"Experiment {body.get('experiment_id')} not found.")
+        if refused := self._wrong_run(body):
+            return refused
         if not 1 <= int(body["max_concurrency"]) <= 10:
             return _error(400, "Max concurrency must be between 1 and 10")
         if not _is_cron(body["trigger"].get("cron_schedule", {}).get("cron", "* * * * * *")):
@@ -228,17 +204,35 @@ class KfpApi:
         self.schedules.append(made)
         return 200, made
 
-    def _is_experiment(self, body: dict[str, Any]) -> bool:
-        return any(item["experiment_id"] == body.get("experiment_id") for item in self.experiments)
+    def _wrong_run(self, body: dict[str, Any]) -> tuple[int, Any] | None:
+        if all(item["experiment_id"] != body.get("experiment_id") for item in self.experiments):
+            return _error(404, f"Experiment {body.get('experiment_id')} not found.")
+        wanted = body["pipeline_version_reference"]
+        found = [item for item in self.versions if {key: item[key] for key in wanted} == wanted]
+        if not found:
+            return _error(404, f"PipelineVersion {wanted['pipeline_version_id']} not found")
+        inputs = found[0]["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+        if unknown := set(body["runtime_config"]["parameters"]) - set(inputs):
+            return _error(400, f"parameter(s) provided are not required by pipeline: {', '.join(sorted(unknown))}")
+        return None
 
     def _get_run(self, run_id: str) -> tuple[int, Any]:
         found = [run for run in self.runs if run["run_id"] == run_id]
         if not found:
-            return _error(404, f"Run {run_id} not found.")
+            return _error(404, f"Run {run_id} not found")
         if self.script:
             step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
             found[0].update(step)
         return 200, found[0]
+
+    def _pod(self, path: str, query: dict[str, list[str]]) -> tuple[int, Any]:
+        """A pod or a log, at the addresses of the UI, or a log at that of the API server."""
+        name = query["podname"][0]
+        if path == "/k8s/pod" and name in self.pods:
+            return 200, self.pods[name]
+        if path.endswith(f"/nodes/{name}/log") and path.startswith("/apis/v2beta1/") and name in self.logs:
+            return 200, self.logs[name]
+        return 404, {"code": 5, "message": "Not Found"}
 
 
 def _is_cron(text: str) -> bool:
@@ -262,18 +256,10 @@ def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> boo
     return numbers == sorted(numbers)
 
 
-def task(name: str, state: str, error: str = "", task_id: str = "", parent: str = "") -> dict[str, Any]:
-    """A task in the server's answer."""
-    answer: dict[str, Any] = {"display_name": name, "state": state, "create_time": DATE, "task_id": task_id or name}
-    if error:
-        answer["error"] = {"code": 2, "message": error}
-    return {**answer, "parent_task_id": parent} if parent else answer
-
-
-def moment(state: str, *tasks: dict[str, Any], error: str = "") -> dict[str, Any]:
-    """A run at one moment, as in the server's answer."""
-    answer = {"state": state, "run_details": {"task_details": list(tasks)}}
-    return {**answer, "error": {"code": 2, "message": error}} if error else answer
+def _listing(key: str, items: list[dict[str, Any]], query: dict[str, list[str]]) -> dict[str, Any]:
+    """An answer with a list, newest first; an empty list is no list."""
+    found = [item for item in reversed(items) if _matches(item, query)]
+    return {key: found, "total_size": len(found)} if found else {}
 
 
 def _matches(item: dict[str, Any], query: dict[str, list[str]]) -> bool:
@@ -289,7 +275,18 @@ def _matches(item: dict[str, Any], query: dict[str, list[str]]) -> bool:
 
 
 def _error(status: int, message: str) -> tuple[int, Any]:
-    return status, {"error": message, "code": CODES[status], "message": message, "details": []}
+    details = [{"@type": "type.googleapis.com/google.rpc.Status", "code": CODES[status], "message": message}]
+    return status, {"code": CODES[status], "message": message, "details": details}
+
+
+def _body(content_type: str, data: bytes) -> Any:
+    """The JSON of a request, or the text of the file that it uploads."""
+    if not content_type.startswith("multipart/"):
+        return json.loads(data) if data else None
+    message = email.message_from_bytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + data)
+    whole, part, *others = message.walk()
+    assert whole.is_multipart() and not others and part.get_param("name", header="content-disposition") == "uploadfile"
+    return str(part.get_payload(decode=True), "utf-8")  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
@@ -300,7 +297,7 @@ def serve(api: KfpApi) -> Iterator[KfpApi]:
         def _handle(self) -> None:
             parts = urllib.parse.urlsplit(self.path)
             length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            body = _body(self.headers.get("Content-Type") or "", self.rfile.read(length))
             query = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
             try:
                 answered = api.answer(self.command, parts.path, query, body, self.headers.get("Authorization"))
@@ -310,7 +307,8 @@ def serve(api: KfpApi) -> Iterator[KfpApi]:
             if answered is None:
                 self.close_connection = True
                 return
-            data = json.dumps(answered[1]).encode()
+            text = answered[1]
+            data = (text if isinstance(text, str) else json.dumps(text)).encode()
             self.send_response(answered[0])
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -31,6 +31,9 @@ NAMESPACE = "peco"
 TOKEN = "a-token"
 JOBS = f"/apis/batch.volcano.sh/v1alpha1/namespaces/{NAMESPACE}/jobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
+EVENTS = f"/api/v1/namespaces/{NAMESPACE}/events"
+QUEUES = "/apis/scheduling.volcano.sh/v1beta1/queues"
+NODES = "/api/v1/nodes"
 ENDED = ("Completed", "Failed", "Aborted", "Terminated")
 
 
@@ -49,13 +52,20 @@ class KubernetesApi:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Json] = {}
+        self.created: dict[str, Json] = {}  # the last job of each name, even if it is gone
         self.pods: dict[str, Json] = {}
         self.logs: dict[str, list[tuple[str, str]]] = {}  # time and text
         self.requests: list[tuple[str, str, Any]] = []
         self.faults: list[str] = []  # requests that no client should make
-        self.forbidden: set[tuple[str, str]] = set()  # verb and resource
+        # Verb and resource. By default the account has the role peco-jobs alone.
+        self.forbidden: set[tuple[str, str]] = {("get", "queues"), ("list", "nodes")}
+        self.refusals: list[Json] = []  # recorded answers to the next requests for a job
+        self.admits = True  # pods are made for a job
+        self.queues: dict[str, Json] = {}
+        self.nodes: list[Json] = []
+        self.events: list[Json] = []
         self.waiting: Json = {}  # of the status of pods that don't run yet
-        self.conflicts = 0  # updates to come that find the job changed meanwhile
+        self.conflicts = 0  # patches to come that find the job changed meanwhile
         self.down = False
         self.missed: list[str] = []  # requests while it was down
         self.unreadable = ""  # the error of each request for a log
@@ -173,6 +183,15 @@ class KubernetesApi:
             self.jobs.clear()
             self.pods.clear()
 
+    def leave(self, phase: str) -> Json:
+        """Have the last job in this phase, as if its launcher had been killed."""
+        with self.lock:
+            name, job = next(reversed(self.created.items()))
+            job["metadata"].pop("deletionTimestamp", None)
+            self.jobs[name] = job
+            self._phase(phase)
+            return job
+
     def condition(self, **status: Any) -> None:
         with self.lock:
             for pod in self.pods.values():
@@ -187,7 +206,7 @@ class KubernetesApi:
                 pod = copy.deepcopy(task["template"]) | {"apiVersion": "v1", "kind": "Pod"}
                 pod["metadata"]["name"] = f"{name}-{task['name']}-{index}"
                 pod["metadata"]["labels"]["volcano.sh/job-name"] = name
-                pod["metadata"]["namespace"] = NAMESPACE
+                pod["metadata"] |= {"namespace": NAMESPACE, "uid": str(uuid.uuid4())}
                 pod["status"] = {"phase": "Pending"} | copy.deepcopy(self.waiting)
                 self.pods[pod["metadata"]["name"]] = pod
                 self.logs[pod["metadata"]["name"]] = []
@@ -295,18 +314,29 @@ class KubernetesApi:
                 return self._one(self.pods, path.rsplit("/", 1)[1], "pods")
             if path == JOBS and method == "POST":
                 self._known(query)
+                if self.refusals:
+                    refusal = self.refusals.pop(0)
+                    raise Answer(refusal["code"], refusal["message"])
                 return self._create(body)
+            if path.startswith(f"{QUEUES}/") and method == "GET":
+                return self._one(self.queues, path.removeprefix(f"{QUEUES}/"), "queues.scheduling.volcano.sh")
+            if path == NODES and method == "GET":
+                self._known(query, "resourceVersion")
+                return {"apiVersion": "v1", "kind": "NodeList", "metadata": {}, "items": self.nodes}
+            if path == EVENTS and method == "GET":
+                return self._list_events(query)
             if path.startswith(f"{JOBS}/"):
                 name, _, part = path.removeprefix(f"{JOBS}/").partition("/")
                 job = self._one(self.jobs, name, "jobs.batch.volcano.sh")
-                if method == "GET" and part in ("", "status"):
+                if method == "GET" and not part:
                     self._known(query)
                     return job
                 if method == "PATCH" and not part:
                     self._known(query)
                     return self._patch(job, body, kind)
-                if method == "PUT" and part == "status":
-                    return self._put_status(job, body)
+                if method == "PATCH" and part == "status":
+                    self._known(query)
+                    return self._patch_status(job, body, kind)
                 if method == "DELETE" and not part:
                     self._known(query, "propagationPolicy")
                     return self._delete(job)
@@ -325,6 +355,15 @@ class KubernetesApi:
         if name not in objects:
             raise Answer(404, f'{kind} "{name}" not found')
         return objects[name]
+
+    def _list_events(self, query: dict[str, str]) -> Json:
+        self._known(query, "fieldSelector")
+        field, equals, value = query.get("fieldSelector", "").partition("=")
+        if not equals or field not in ("involvedObject.uid", "involvedObject.name"):
+            raise self._fault(400, "events must be listed by an object")
+        key = field.removeprefix("involvedObject.")
+        found = [event for event in self.events if event["involvedObject"][key] == value]
+        return {"apiVersion": "v1", "kind": "EventList", "metadata": {}, "items": found}
 
     def _list_pods(self, query: dict[str, str]) -> Json:
         self._known(query, "labelSelector")
@@ -350,8 +389,9 @@ class KubernetesApi:
         stored = copy.deepcopy(job)
         stored["metadata"] |= {"uid": str(uuid.uuid4()), "resourceVersion": "1", "creationTimestamp": now()}
         stored["status"] = {"state": {"phase": "Pending"}}
-        self.jobs[name] = stored
-        self._create_pods(stored)
+        self.jobs[name] = self.created[name] = stored
+        if self.admits:
+            self._create_pods(stored)
         return stored
 
     def _patch(self, job: Json, body: Json, kind: str) -> Json:
@@ -366,16 +406,15 @@ class KubernetesApi:
         self._touch(job)
         return job
 
-    def _put_status(self, job: Json, body: Json) -> Json:
+    def _patch_status(self, job: Json, body: Json, kind: str) -> Json:
         if self.conflicts:
             self.conflicts -= 1
-            self._touch(job)
-        if body["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise Answer(409, "the object has been modified; please apply your changes to the latest version")
-        job["status"] = copy.deepcopy(body["status"])
+        if kind != "application/merge-patch+json" or body != {"status": {"state": {"phase": "Aborted"}}}:
+            raise self._fault(422, f"{kind}: {body}")
+        job["status"]["state"]["phase"] = "Aborted"
         self._touch(job)
-        if job["status"]["state"]["phase"] == "Aborted":
-            self._kill_pods()
+        self._kill_pods()
         return job
 
     def _delete(self, job: Json) -> Json:
@@ -456,12 +495,20 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
     def _check_right(self, path: str) -> None:
-        resource = "jobs" if "/jobs" in path else "pods"
-        if path.endswith(("/log", "/status")):
-            resource += "/" + path.rsplit("/", 1)[1]
-        verb = "list" if path in (JOBS, PODS) and self.command == "GET" else VERBS[self.command]
+        parts = path.split("/")
+        resource = next(part for part in ("jobs", "pods", "events", "queues", "nodes") if part in parts)
+        if parts[-1] in ("log", "status"):
+            resource += "/" + parts[-1]
+        verb = "list" if parts[-1] == resource and self.command == "GET" else VERBS[self.command]
         if (verb, resource) in self.fake.forbidden:
-            raise Answer(403, f'{resource} is forbidden: User "system:serviceaccount:peco:x" cannot {verb} {resource}')
+            group = {"jobs": "batch.volcano.sh", "queues": "scheduling.volcano.sh"}.get(resource.split("/")[0], "")
+            scope = f'in the namespace "{NAMESPACE}"' if NAMESPACE in parts else "at the cluster scope"
+            full = f"{resource}.{group}" if group else resource
+            raise Answer(
+                403,
+                f'{full} is forbidden: User "system:serviceaccount:peco:x" cannot {verb} resource "{resource}" in API group '
+                f'"{group}" {scope}',
+            )
 
     def _send(self, status: int, body: Json) -> None:
         with self.fake.lock:

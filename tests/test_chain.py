@@ -195,6 +195,19 @@ def test_a_killed_stage_resumes_and_ends_in_the_same_bytes(finished: Checkout, t
     assert (killed / "dvc.lock").read_bytes() == (alone / "dvc.lock").read_bytes()
 
 
+def test_a_killed_client_leaves_nothing_in_the_way_of_the_next_one(finished: Checkout, tmp_path: Path) -> None:
+    """`kill -9` of make repro's process: DVC and the launcher end with it, and the stage saves its work."""
+    folder = tmp_path / "killed"
+    shutil.copytree(finished.path, folder, symlinks=True)
+    checkout = _adopt(finished, folder)
+    checkout.set("pretrain.optim.epochs", 60)
+    process = checkout.start("pretrain", PECO_CHECKPOINT_STEPS="5")
+    _wait_for(lambda: any((folder / ".work").glob("pretrain-*/checkpoint.pt")), process)
+    process.kill()
+    assert "resumes from step" in checkout.python("pipelines.repro", "pretrain")
+    process.wait()
+
+
 def test_a_training_that_was_finished_and_not_recorded_is_not_repeated(finished: Checkout, tmp_path: Path) -> None:
     """After a stop while DVC moves results into its cache: DVC would remove them and run the stage again."""
     folder = tmp_path / "copy"

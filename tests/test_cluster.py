@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import prepared
 import pytest
 from kubernetes_api import KubernetesApi
 
@@ -22,7 +23,7 @@ from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from peco.core.stage_name import StageName
 from pipelines import launch
-from pipelines.jobs import cluster, job, kube, pod_log, volcano
+from pipelines.jobs import backend, cluster, job, kube, pod_log, volcano, waiting
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage, load_graph
 
@@ -42,6 +43,7 @@ TWO_NODES = Resources(
     priority="high",
     time_limit="2h",
 )
+RETRIED = dataclasses.replace(TWO_NODES, retries=2)
 ONE = Resources(threads=2)
 LOG_ERROR = 'Get "https://10.0.0.7:10250/containerLogs": dial tcp 10.0.0.7:10250: i/o timeout'
 Result = tuple[int, str, str]
@@ -52,7 +54,8 @@ Run = Callable[..., Result]
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
     for name in [name for name in os.environ if name.startswith("PECO_") and name != "PECO_TEST_SCHEMAS"]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(volcano.Volcano, "poll_seconds", 0.03)
+    monkeypatch.setattr(volcano.Volcano, "shortest_poll_seconds", 0.03)
+    monkeypatch.setattr(backend, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(pod_log, "RETRY_SECONDS", 0.03)
     for module in (volcano, pod_log):
         monkeypatch.setattr(module, "LOG_SECONDS", 3.0)
@@ -137,7 +140,8 @@ def complete(api: KubernetesApi) -> None:
 def test_the_job_requests_the_stages_resources(api: KubernetesApi, run: Run, tmp_path: Path) -> None:
     status, _, err = run(lambda: complete(api))
     assert (status, err) == (0, f"tokenizer: job {NAME} created in namespace peco\n")
-    job = api.jobs[NAME]
+    assert api.jobs == {}
+    job = api.created[NAME]
     assert job["metadata"]["ownerReferences"] == [
         {
             "apiVersion": "v1",
@@ -149,6 +153,7 @@ def test_the_job_requests_the_stages_resources(api: KubernetesApi, run: Run, tmp
         }
     ]
     spec = job["spec"]
+    assert spec["ttlSecondsAfterFinished"] == 3600  # should the launcher be killed
     assert (spec["queue"], spec["priorityClassName"], spec["minAvailable"], spec["maxRetry"]) == (
         "training",
         "high",
@@ -205,7 +210,7 @@ def test_the_stage_receives_its_environment_and_no_secret(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("PECO_JOB_SECRET", "bucket")
     run(lambda: complete(api))
-    [container] = api.jobs[NAME]["spec"]["tasks"][1]["template"]["spec"]["containers"]
+    [container] = api.created[NAME]["spec"]["tasks"][1]["template"]["spec"]["containers"]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
     expected = {
         "PYTHONPATH": str(tmp_path),
@@ -214,10 +219,11 @@ def test_the_stage_receives_its_environment_and_no_secret(
         "PECO_THREADS": "8",  # 32 cores, 4 processes
         "PECO_METRICS_PORT": "8001",
         "PECO_CHECKPOINT_SECONDS": "30",
+        "PECO_HEARTBEAT": str(tmp_path / f".work/{NAME}.alive"),
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5",
     }
     assert expected.items() <= env.items()
-    assert "hush" not in str(api.jobs)
+    assert "hush" not in str(api.created)
     assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
 
 
@@ -282,8 +288,8 @@ def test_a_second_attempt_follows_the_job_that_runs(
 
     monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "0")
     status, _, err = run(first)
-    assert status == 1
-    assert f"job {NAME} is left as it is" in err
+    assert status == 75
+    assert err.endswith(f"; job {NAME} ends with a checkpoint unless it is followed: run again to find and follow it\n")
     api.down = False
     monkeypatch.setenv("PECO_POD_NAME", "step-2")
     monkeypatch.setenv("PECO_POD_UID", "99999999-2222-3333-4444-555555555555")
@@ -298,8 +304,8 @@ def test_a_second_attempt_follows_the_job_that_runs(
     assert status == 0
     assert "already exists (Running): following it" in err
     assert out == "[1] step 7\n" * 2
-    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "PATCH"]
-    [owner] = api.jobs[NAME]["metadata"]["ownerReferences"]
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "PATCH", "DELETE"]
+    [owner] = api.created[NAME]["metadata"]["ownerReferences"]
     assert owner["name"] == "step-2"
 
 
@@ -307,23 +313,24 @@ def test_a_job_that_appears_in_the_same_moment_is_followed(
     api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(lambda: complete(api))
-    api._phase("Running")
+    api.leave("Running")
     get, calls = volcano.Volcano._get, iter([None])
     monkeypatch.setattr(volcano.Volcano, "_get", lambda self: next(calls, get(self)))
 
     def end() -> None:
         api.wait_for(lambda: any(verb.startswith("PATCH") for verb in api.verbs()))
-        api._phase("Completed")
+        api.leave("Completed")
 
     assert run(end)[0] == 0
-    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "POST", "PATCH"]  # the second was a conflict
+    # The second POST was a conflict.
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "DELETE", "POST", "PATCH", "DELETE"]
 
 
 @pytest.mark.parametrize("phase", ["Completed", "Failed", "Aborted", "Terminated", "Terminating"])
 def test_a_job_that_has_ended_is_replaced(api: KubernetesApi, run: Run, phase: str) -> None:
+    """Even a completed one: DVC has removed its results, and the stage's working files publish them again at once."""
     run(lambda: complete(api))
-    before = api.jobs[NAME]["metadata"]["uid"]
-    api._phase(phase)
+    before = api.leave(phase)["metadata"]["uid"]
 
     def end() -> None:
         api.wait_for(lambda: api.jobs.get(NAME, {"metadata": {"uid": before}})["metadata"]["uid"] != before)
@@ -332,7 +339,32 @@ def test_a_job_that_has_ended_is_replaced(api: KubernetesApi, run: Run, phase: s
     status, _, err = run(end)
     assert status == 0
     assert f"has ended ({phase}): replacing it" in err
-    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "DELETE", "POST"]
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "DELETE", "DELETE", "POST", "DELETE"]
+
+
+def test_the_job_of_a_step_has_a_heartbeat_and_another_job_has_none(
+    api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = tmp_path / f".work/{NAME}.alive"
+    beats = []
+
+    def scenario() -> None:
+        api.job()
+        beats.append(alive.exists())
+        complete(api)
+
+    def variables() -> set[str]:
+        [container] = api.created[NAME]["spec"]["tasks"][0]["template"]["spec"]["containers"]
+        return {entry["name"] for entry in container["env"]}
+
+    run(scenario, ONE)
+    assert "PECO_HEARTBEAT" in variables()
+    monkeypatch.delenv("PECO_POD_NAME")
+    monkeypatch.delenv("PECO_POD_UID")
+    run(scenario, ONE)
+    assert "PECO_HEARTBEAT" not in variables()
+    assert beats == [True, True]  # the second job could be one that a step has started
+    assert not alive.exists()
 
 
 # Lines
@@ -428,7 +460,7 @@ def test_a_failed_rank_ends_the_job_and_its_last_lines_are_shown(api: Kubernetes
     assert f"rank 5 of pod {NAME}-tokenizer-1-0 failed with status 1" in err
     assert err.splitlines()[-1] == "  ValueError: no"
     assert "  line 29" in err and "  line 3\n" not in err
-    assert api.jobs[NAME]["status"]["state"]["phase"] == "Terminating"
+    assert "deletionTimestamp" in api.jobs[NAME]["metadata"]
 
 
 def test_an_error_that_the_user_can_fix_is_one_line_and_status_2(api: KubernetesApi, run: Run) -> None:
@@ -440,7 +472,7 @@ def test_an_error_that_the_user_can_fix_is_one_line_and_status_2(api: Kubernetes
 
 def test_a_killed_rank_is_named_by_its_signal(api: KubernetesApi, run: Run) -> None:
     status, _, err = run(lambda: fail(api, -9, "step 1"))
-    assert status == 1
+    assert status == 2
     assert "rank 5" in err and "SIGKILL (out of memory?)" in err
 
 
@@ -449,16 +481,148 @@ def test_a_killed_rank_is_named_by_its_signal(api: KubernetesApi, run: Run) -> N
     [
         ("OOMKilled", "", "ran out of memory and was killed; raise memory 64Gi"),
         ("", "DeadlineExceeded", "reached time_limit 2h"),
-        ("", "Evicted", "preempted or evicted"),
     ],
 )
-def test_an_end_from_outside_the_process_has_its_own_line(
+def test_a_limit_that_the_job_met_is_one_line_and_no_retry(
     api: KubernetesApi, run: Run, reason: str, pod_reason: str, message: str
 ) -> None:
-    status, _, err = run(lambda: api.end(api.start()[0], 137, reason, pod_reason=pod_reason))
-    assert status == 1
-    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert message in line
+    status, _, err = run(lambda: api.end(api.start()[0], 137, reason, pod_reason=pod_reason), RETRIED)
+    assert status == 2
+    _, line = err.splitlines()
+    assert line.startswith("error: tokenizer: pod ") and message in line
+
+
+@pytest.mark.parametrize(("code", "status"), [(1, 1), (2, 2)])
+def test_a_stage_that_fails_by_itself_is_not_tried_again(api: KubernetesApi, run: Run, code: int, status: int) -> None:
+    assert run(lambda: fail(api, code, "error: no"), RETRIED)[0] == status
+    assert len(created(api)) == 1
+
+
+def created(api: KubernetesApi) -> list[str]:
+    return [verb for verb in api.verbs() if verb.startswith("POST")]
+
+
+def evict(api: KubernetesApi) -> None:
+    [pod] = api.start()
+    api.evict(pod)
+
+
+def stop_from_outside(api: KubernetesApi) -> None:
+    [pod] = api.start()
+    api.end(pod, 143)
+
+
+def shut_down_the_node(api: KubernetesApi) -> None:
+    [pod] = api.start()
+    api.end(pod, 137, pod_reason="Terminated")
+
+
+def lose_the_pods(api: KubernetesApi) -> None:
+    api.start()
+    with api.lock:
+        api.pods.clear()
+        api._phase("Terminated")
+
+
+@pytest.mark.parametrize(
+    ("loss", "reason"),
+    [
+        (
+            evict,
+            f"pod {NAME}-tokenizer-0-0 was preempted or evicted (volcano: preempting to accommodate a higher priority pod)",
+        ),
+        (shut_down_the_node, f"pod {NAME}-tokenizer-0-0 was preempted or evicted (Terminated)"),
+        (stop_from_outside, f"pod {NAME}-tokenizer-0-0 was stopped from outside"),
+        (lose_the_pods, f"job {NAME} ended (Terminated), its pods were preempted or evicted"),
+    ],
+)
+def test_a_job_that_the_cluster_ended_is_started_again_until_no_retry_is_left(
+    api: KubernetesApi, run: Run, notes: list[str], loss: Callable[[KubernetesApi], None], reason: str
+) -> None:
+    api.saving = 1  # long enough to be seen
+
+    def scenario() -> None:
+        for count in range(1, 4):
+            api.wait_for(lambda count=count: len(created(api)) == count)
+            loss(api)
+
+    created_line = f"tokenizer: job {NAME} created in namespace peco"
+    status, _, _ = run(scenario, dataclasses.replace(ONE, retries=2))
+    assert status == 75
+    assert notes == [
+        created_line,
+        f"tokenizer: {reason}; retry 1 of 2 in 0 s",
+        created_line,
+        f"tokenizer: {reason}; retry 2 of 2 in 0 s",
+        created_line,
+        f"error: tokenizer: {reason}; no retry of 2 is left; run again, it resumes from the last checkpoint",
+    ]
+    assert api.jobs == {}
+
+
+def test_a_preempted_job_that_is_started_again_may_succeed(api: KubernetesApi, run: Run) -> None:
+    api.saving = 1
+
+    def scenario() -> None:
+        first, second = api.start()
+        api.say(first, "[0]: step 1")
+        api.evict(second)
+        api.wait_for(lambda: len(created(api)) == 2)
+        first, second = api.start()
+        api.say(first, "[0]: resumes from step 1")
+        for pod in (first, second):
+            api.end(pod)
+
+    status, out, err = run(scenario, RETRIED)
+    assert (status, out) == (0, "[0] step 1\n[0] resumes from step 1\n")
+    assert err.count("\n") == 3  # created, preempted, created
+
+
+def test_a_job_is_followed_further_when_the_api_was_away_for_too_long(
+    api: KubernetesApi, run: Run, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "0")
+    shown = threading.Event()
+    monkeypatch.setattr(Screen, "_show", lambda self, line, show=Screen._show: (show(self, line), shown.set()))
+
+    def scenario() -> None:
+        [pod] = api.start()
+        api.say(pod, "step 1")
+        assert shown.wait(8)
+        api.down = True
+        api.wait_for(lambda: "; retry 1 of 9 in 0 s" in "".join(notes))
+        api.down = False
+        api.say(pod, "step 2")
+        api.end(pod)
+
+    status, out, _ = run(scenario, dataclasses.replace(ONE, retries=9))
+    assert (status, out) == (0, "step 1\nstep 2\n")
+    assert [verb.split()[0] for verb in api.verbs()] == ["POST", "DELETE"]
+    assert "the cluster's API can't be reached" in notes[1]
+
+
+def test_a_job_that_cannot_be_removed_since_its_node_is_lost_is_reported_once(
+    api: KubernetesApi, run: Run, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(lambda: complete(api), ONE)
+    api._create_pods(api.leave("Terminated"))
+    monkeypatch.setenv("PECO_GRACE_SECONDS", "0")
+    monkeypatch.setattr(volcano, "LOG_SECONDS", 0.1)
+    api.saving = 2
+
+    def scenario() -> None:
+        api.wait_for(lambda: len(created(api)) == 2)
+        complete(api)
+
+    notes.clear()
+    assert run(scenario, ONE)[0] == 0
+    pod = f"{NAME}-tokenizer-0-0"
+    assert notes == [
+        f"tokenizer: job {NAME} of an earlier attempt has ended (Terminated): replacing it",
+        f"tokenizer: job {NAME} is being removed, but pods are left of it ({pod}); if their node is lost: "
+        f"kubectl --namespace peco delete pod --force {pod}",
+        f"tokenizer: job {NAME} created in namespace peco",
+    ]
 
 
 def test_a_preempted_job_saves_its_work_and_volcano_does_not_start_it_again(api: KubernetesApi, run: Run) -> None:
@@ -472,7 +636,7 @@ def test_a_preempted_job_saves_its_work_and_volcano_does_not_start_it_again(api:
         api.say(first, "[0]: checkpoint saved")
 
     status, out, err = run(scenario)
-    assert status == 1
+    assert status == 75
     assert sorted(out.splitlines()) == ["[0] checkpoint saved", "[4] checkpoint saved"]
     assert "preempted or evicted" in err and "resumes from the last checkpoint" in err
     assert api.pods == {}
@@ -488,26 +652,34 @@ def test_ranks_that_end_because_one_was_preempted_are_not_the_cause(api: Kuberne
         api.end(first, 1)
 
     status, _, err = run(scenario)
-    assert status == 1
+    assert status == 75
     assert f"pod {NAME}-tokenizer-1-0 was preempted" in err
 
 
-def test_a_job_that_someone_else_deletes_or_aborts_ends_the_stage(api: KubernetesApi, run: Run) -> None:
-    def delete() -> None:
-        api.start()
-        api.forget()
+@pytest.mark.parametrize("saving", [0.0, 0.3])
+@pytest.mark.parametrize("action", ["deleted", "aborted"])
+def test_a_job_that_someone_else_deletes_or_aborts_saves_its_work_and_is_not_started_again(
+    api: KubernetesApi, run: Run, action: str, saving: float
+) -> None:
+    api.saving = saving
 
-    status, _, err = run(delete)
-    assert status == 1 and "was deleted by someone else" in err
-
-    def abort() -> None:
-        api.start()
+    def scenario() -> None:
+        first, _ = api.start()
         with api.lock:
-            api.pods.clear()
-            api._phase("Aborted")
+            if action == "deleted":
+                api._delete(api.jobs[NAME])
+            else:
+                api._phase("Aborted")
+                api._kill_pods()
+        api.say(first, "[0]: checkpoint saved")
 
-    status, _, err = run(abort)
-    assert status == 1 and "was aborted by someone else" in err
+    status, out, err = run(scenario, RETRIED)
+    assert (status, out) == (2, "[0] checkpoint saved\n" if saving else out)
+    message = (
+        f"error: tokenizer: job {NAME} was {action} by someone else; run again, it resumes from the last checkpoint"
+    )
+    assert err.splitlines()[1:] == [message]
+    assert len(created(api)) == 1
 
 
 # Waiting
@@ -516,7 +688,7 @@ def test_a_job_that_someone_else_deletes_or_aborts_ends_the_stage(api: Kubernete
 def test_a_job_that_waits_reports_the_reason(
     api: KubernetesApi, run: Run, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volcano, "FIRST_NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "FIRST_NOTE_SECONDS", 0.0)
     reason = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
     api.waiting = {"conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
 
@@ -537,7 +709,7 @@ def test_a_job_that_waits_reports_the_reason(
 def test_an_image_that_cannot_be_pulled_ends_the_job(
     api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(volcano, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(waiting, "STUCK_SECONDS", 0.3)
 
     def scenario() -> None:
         api.job()
@@ -547,7 +719,7 @@ def test_an_image_that_cannot_be_pulled_ends_the_job(
     status, _, err = run(scenario)
     assert status == 2
     assert re.search(r"error: tokenizer: .*its image can't be pulled \(Back-off .*peco:1\)", err)
-    assert api.jobs[NAME]["status"]["state"]["phase"] == "Aborted"
+    assert api.jobs == {}
 
 
 # Stopping
@@ -594,14 +766,14 @@ def test_a_stop_is_tried_again_if_the_job_changes_at_the_same_time(api: Kubernet
     status, _, err = run(scenario)
     assert status == 128 + signal.SIGTERM
     assert "may still run" not in err
-    assert api.jobs[NAME]["status"]["state"]["phase"] == "Aborted"
+    assert api.created[NAME]["status"]["state"]["phase"] == "Aborted"
 
 
 MANY = 50  # more attempts than a stop should make
 
 
 def updates(api: KubernetesApi) -> int:
-    return sum(verb.startswith("PUT") for verb in api.verbs())
+    return sum(verb.startswith("PATCH") for verb in api.verbs())
 
 
 def missed(api: KubernetesApi) -> int:
@@ -676,7 +848,9 @@ def test_a_right_that_is_missing_is_named(api: KubernetesApi, run: Run, verb: st
         if resource.startswith("pods"):
             api.start()
 
-    with pytest.raises(PecoError, match=rf"not allowed to {verb} {resource}.* in namespace peco .*service account"):
+    with pytest.raises(
+        PecoError, match=rf"not allowed to {verb} {resource}.* in namespace peco .*give .* the role peco-jobs"
+    ):
         run(scenario)
 
 
@@ -715,6 +889,34 @@ def test_two_nodes_meet_and_the_rank_that_raises_is_named(
     api.wait_for(lambda: all(process.poll() is not None for process in api.processes.values()))
 
 
+def test_a_stage_whose_launcher_was_killed_after_the_job_had_ended_does_not_train_again(
+    api: KubernetesApi, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as DVC hasn't recorded the results, it removes them and runs the stage again."""
+    prepared.prepare(tmp_path, steps=4)
+    (tmp_path / "peco").symlink_to(ROOT / "peco")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    api.execute = True
+    outs = [tmp_path / path for path in ("artifacts/tokenizer/model.safetensors", "metrics/tokenizer.json")]
+    status, out, _ = run(api.start, ONE)
+    assert status == 0
+    assert "tokenizer  step 4/4" in out
+    contents = [path.read_bytes() for path in outs]
+    for path in outs:
+        path.unlink()
+    api.leave("Completed")
+
+    def scenario() -> None:
+        api.wait_for(lambda: len(created(api)) == 2)
+        api.start()
+
+    status, out, err = run(scenario, ONE)
+    assert status == 0
+    assert f"job {NAME} of an earlier attempt has ended (Completed): replacing it" in err
+    assert [line for line in out.splitlines() if " step " in line] == ["tokenizer  resumes from step 4/4"]
+    assert [path.read_bytes() for path in outs] == contents
+
+
 def test_the_launcher_starts_a_stage_on_the_cluster(
     api: KubernetesApi, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -724,14 +926,14 @@ def test_the_launcher_starts_a_stage_on_the_cluster(
     monkeypatch.setenv("PECO_GPUS_PRETRAIN", "2")
     threading.Thread(target=lambda: complete(api)).start()
     assert launch.main(["pretrain"]) == 0
-    [container] = api.jobs["peco-pretrain-0123456789abcdef"]["spec"]["tasks"][0]["template"]["spec"]["containers"]
+    [container] = api.created["peco-pretrain-0123456789abcdef"]["spec"]["tasks"][0]["template"]["spec"]["containers"]
     assert "--nproc_per_node 2" in container["command"][-1]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
 def test_a_permanent_error_is_not_retried(api: KubernetesApi) -> None:
     with stopping.StopSignals() as stops:
-        client = kube.Api("peco", stops, patience=60)
+        client = kube.Api("peco", stops, patience=60, note=print)
         api.forbidden.add(("list", "pods"))
         with pytest.raises(PecoError, match="not allowed to list pods"):
             client.call("list pods", lambda: client.core.list_namespaced_pod("peco", label_selector="a=b"))

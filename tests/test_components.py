@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from torchx.cli.main import main as torchx
 from torchx.specs.file_linter import validate
 from torchx.specs.finder import get_component
 
+from k8s.pod_security import restricted_violations
 from pipelines import components
 from pipelines.workflow.graph import Stage, load_graph
 
@@ -25,15 +28,53 @@ def test_torchx_accepts_the_component() -> None:
     assert component.description
 
 
-def test_torchx_runs_a_stage_from_its_command_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+# TorchX's own command, `torchx run`; tests/slurm and tests/cluster start jobs by it.
+
+
+@pytest.fixture
+def dry_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`torchx run --dryrun` of a stage; the request to the scheduler."""
     monkeypatch.chdir(ROOT)
-    dry_run = ["run", "--dryrun", "-s", "local_cwd", "pipelines/components.py:stage"]
-    torchx([*dry_run, "--name", "evaluate@knn"])
-    assert re.search(r"'args': \[\s*'python',\s*'-m',\s*'peco\.evaluate\.knn\.stage'\]", capsys.readouterr().out)
-    torchx([*dry_run, "--name", "tokenizer", "-j", "1x2"])
-    assert "'torchrun " in capsys.readouterr().out
+
+    def run(scheduler: str, *arguments: str, settings: str = "") -> str:
+        options = ["--dryrun", "--workspace=", "-s", scheduler, *(["-cfg", settings] if settings else [])]
+        torchx(["run", *options, "pipelines/components.py:stage", *arguments])
+        return capsys.readouterr().out.partition("=== SCHEDULER REQUEST ===\n")[2]
+
+    return run
+
+
+def test_torchx_starts_a_stage_here(dry_run: Callable[..., str]) -> None:
+    request = dry_run("local_cwd", "--name", "evaluate@knn")
+    assert re.search(r"'args': \[\s*'python',\s*'-m',\s*'peco\.evaluate\.knn\.stage'\]", request)
+    assert "'torchrun " in dry_run("local_cwd", "--name", "tokenizer", "-j", "1x2")
+
+
+def test_torchx_starts_a_stage_on_slurm(dry_run: Callable[..., str]) -> None:
+    options = ("--cpu", "3", "--memMB", "2000", "--threads", "3")
+    script = dry_run("slurm", "--name", "evaluate@knn", *options, settings="partition=batch,time=60")
+    assert "--partition=batch --time=60 " in script and " --cpus-per-task=3 --mem=2000" in script
+    assert re.search(r"srun .*PECO_THREADS=3\S* python -m peco\.evaluate\.knn\.stage\n", script)
+    script = dry_run("slurm", "--name", "tokenizer", "-j", "2x4", "--gpu", "4")
+    assert script.count("--nnodes 2 --nproc_per_node 4 ") == 2 and "#SBATCH hetjob" in script
+
+
+@pytest.mark.parametrize("j", ["1x1", "2x2"])
+def test_torchx_starts_a_stage_on_volcano_where_pods_are_restricted(dry_run: Callable[..., str], j: str) -> None:
+    pod = ("--image", "example/peco:1", "--folder", "/peco/mine", "--mounts", "type=volume,src=peco,dst=/peco")
+    settings = "namespace=vision,queue=peco,service_account=peco-job,validate_spec=False"
+    job = yaml.safe_load(dry_run("kubernetes", "--name", "tokenizer", "-j", j, *pod, settings=settings))
+    assert job["spec"]["queue"] == "peco"
+    assert len(job["spec"]["tasks"]) == int(j[0])
+    for task in job["spec"]["tasks"]:
+        spec = task["template"]["spec"]
+        assert restricted_violations(spec) == []
+        assert spec["serviceAccountName"] == "peco-job"
+        assert {"name": "mount-0", "persistentVolumeClaim": {"claimName": "peco"}} in spec["volumes"]
+        [container] = spec["containers"]
+        assert container["workingDir"] == "/peco/mine"
+        assert {"name": "PYTHONPATH", "value": "/peco/mine"} in container["env"]
+        assert "peco.stages.tokenizer" in " ".join(container["command"])
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

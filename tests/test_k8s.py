@@ -65,7 +65,7 @@ def test_everything_renders_and_validates(capsys: pytest.CaptureFixture[str], mo
         "overlays/production",
         "overlays/trial",
         "monitoring",
-        "check-volume.yaml",
+        "cluster-check.yaml",
     ]
 
 
@@ -142,11 +142,11 @@ INVALID = {
         "Queue/peco: metadata.namespace: this kind belongs to no namespace",
     ),
     "pod that runs as root": (
-        "check-volume.yaml",
-        "check-volume.yaml",
+        "cluster-check.yaml",
+        "cluster-check.yaml",
         "runAsUser: 10001",
         "runAsUser: 0",
-        "Job/peco-check-volume-: spec.template.spec.securityContext.runAsUser: must not be 0 (root)",
+        "Pod/peco-check-: spec.securityContext.runAsUser: must not be 0 (root)",
     ),
     "kustomization field it does not know": (
         "overlays/trial",
@@ -294,10 +294,13 @@ def test_the_pods_of_a_volcano_job_are_checked() -> None:
 GRANTED = {
     "peco-jobs": {
         "batch.volcano.sh/jobs": {"create", "get", "patch", "delete"},
-        "batch.volcano.sh/jobs/status": {"get", "update"},
+        "batch.volcano.sh/jobs/status": {"patch"},
         "/pods": {"get", "list"},
         "/pods/log": {"get"},
+        "/events": {"list"},
     },
+    # In the whole cluster.
+    "peco-reader": {"scheduling.volcano.sh/queues": {"get"}, "/nodes": {"list"}},
     "peco-kubeflow": {
         "argoproj.io/workflowtaskresults": {"create", "patch"},
         "argoproj.io/workflows": {"get"},
@@ -309,9 +312,8 @@ GRANTED = {
 
 @pytest.mark.parametrize("place", ["overlays/trial", "overlays/production"])
 def test_rights_are_the_least_that_work(place: str) -> None:
-    assert not [item for kind in ("ClusterRole", "ClusterRoleBinding") for item in of_kind(kind, place)]
     granted: dict[str, dict[str, set[str]]] = {}
-    for role in of_kind("Role", place):
+    for role in (*of_kind("Role", place), *of_kind("ClusterRole", place)):
         for rule in role["rules"]:
             for group in rule["apiGroups"]:
                 for resource in rule["resources"]:
@@ -321,11 +323,18 @@ def test_rights_are_the_least_that_work(place: str) -> None:
     assert granted == GRANTED
 
 
+@pytest.mark.parametrize(("place", "namespace"), [("overlays/trial", "kubeflow"), ("overlays/production", "peco")])
+def test_only_the_steps_account_reads_beyond_its_namespace(place: str, namespace: str) -> None:
+    [binding] = of_kind("ClusterRoleBinding", place)
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == ("ClusterRole", "peco-reader")
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "peco-step", "namespace": namespace}]
+
+
 @pytest.mark.parametrize("place", ["overlays/trial", "overlays/production"])
 def test_training_pods_have_no_rights(place: str) -> None:
     assert named("ServiceAccount", "peco-job", place)["automountServiceAccountToken"] is False
-    bound = {subject["name"] for item in of_kind("RoleBinding", place) for subject in item["subjects"]}
-    assert "peco-job" not in bound
+    bindings = (*of_kind("RoleBinding", place), *of_kind("ClusterRoleBinding", place))
+    assert "peco-job" not in {subject["name"] for item in bindings for subject in item["subjects"]}
 
 
 @pytest.mark.parametrize(("place", "account"), [("trial", "pipeline-runner"), ("production", "default-editor")])

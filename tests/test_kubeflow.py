@@ -16,12 +16,14 @@ from test_graph import dvc_graph
 
 from peco.core.errors import PecoError
 from pipelines.kfp import compile as compiler
-from pipelines.kfp.compile import Target
+from pipelines.kfp.parameters import Parameters
+from pipelines.kfp.target import Target
 from pipelines.workflow import stage_resources
 from pipelines.workflow.graph import Graph, load_graph
 
 ROOT = Path(__file__).parents[1]
 GRAPH = load_graph(ROOT)
+DEFAULTS = Parameters("https://example.com/r.git", "0" * 40, "tiny", 3, "", "run-0000000")
 TARGET = Target(
     image="registry.example.com/peco:1", remote="s3://bucket/peco", remote_endpoint="https://s3.example.com",
     service_account="jobs", settings={"PECO_GPUS": "4"},
@@ -29,21 +31,20 @@ TARGET = Target(
 
 
 def compiled_edges(ir: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """The edges between stages as in `Graph.edges`, read from the parameters that tasks of a compiled pipeline pass on."""
+    """The edges between stages as in `Graph.edges`, as Kubeflow shows them."""
     tasks = ir["root"]["dag"]["tasks"]
     names = {task: entry["taskInfo"]["name"] for task, entry in tasks.items()}
     return {
-        (names[task], names[value["taskOutputParameter"]["producerTask"]])
+        (names[task], names[before])
         for task, entry in tasks.items()
         if names[task] != compiler.COLLECT
-        for value in entry.get("inputs", {}).get("parameters", {}).values()
-        if "taskOutputParameter" in value
+        for before in entry.get("dependentTasks", ())
     }
 
 
 class Compiled:
-    def __init__(self, folder: Path, graph: Graph, target: Target, **defaults: str) -> None:
-        compiler.compile(folder / "pipeline.yaml", graph, target, **defaults)
+    def __init__(self, folder: Path, graph: Graph, target: Target, defaults: Parameters = compiler.NOTHING) -> None:
+        compiler.compile(folder / "pipeline.yaml", graph, target, defaults)
         documents = list(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
         self.ir: dict[str, Any] = documents[0]
         platforms = (
@@ -74,15 +75,7 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    return Compiled(tmp_path_factory.mktemp("compiled"), GRAPH, TARGET, repository="https://example.com/r.git")
-
-
-def producers(task: dict[str, Any]) -> set[str]:
-    return {
-        value["taskOutputParameter"]["producerTask"]
-        for value in task["inputs"]["parameters"].values()
-        if "taskOutputParameter" in value
-    }
+    return Compiled(tmp_path_factory.mktemp("compiled"), GRAPH, TARGET, DEFAULTS)
 
 
 NAMES = [*GRAPH.stages, compiler.COLLECT]
@@ -123,9 +116,28 @@ def test_the_edges_are_those_of_dvc_in_any_graph(tmp_path: Path, generated: dict
     assert compiled_edges(found.ir) == edges
 
 
-def test_the_last_task_receives_the_outputs_of_all_others(compiled: Compiled) -> None:
+def test_the_last_task_comes_after_all_others(compiled: Compiled) -> None:
     tasks = compiled.ir["root"]["dag"]["tasks"]
-    assert producers(compiled.tasks[compiler.COLLECT]) == set(tasks) - {compiler.COLLECT}
+    assert set(compiled.tasks[compiler.COLLECT]["dependentTasks"]) == set(tasks) - {compiler.COLLECT}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_first_stage_receives_the_parameters_of_the_run(compiled: Compiled, name: str) -> None:
+    inputs = compiled.tasks[name]["inputs"]["parameters"]
+    own = {"run"} if name == compiler.COLLECT else {"run", "stage"}
+    assert set(inputs) == (own | set(DEFAULTS.as_dict()) if name == "shards" else own)
+    assert inputs["run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+
+
+def test_stages_with_curves_and_the_report_have_a_page_and_the_last_task_the_numbers(compiled: Compiled) -> None:
+    outputs = {}
+    for name, task in compiled.tasks.items():
+        component = compiled.ir["components"][task["componentRef"]["name"]]
+        outputs[name] = set(component.get("outputDefinitions", {}).get("artifacts", {}))
+    pages = {name for name, artifacts in outputs.items() if artifacts == {"page"}}
+    assert pages == {"perceptual_net", "tokenizer", "pretrain", "report"}
+    assert outputs[compiler.COLLECT] == {"metrics"}
+    assert not any(outputs[name] for name in set(NAMES) - pages - {compiler.COLLECT})
 
 
 def test_names_of_tasks_are_labels(compiled: Compiled) -> None:
@@ -151,13 +163,9 @@ def test_retries_are_those_of_the_stage(compiled: Compiled, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_pod_has_the_volume_its_own_name_and_a_time_limit(compiled: Compiled, name: str) -> None:
+def test_a_pod_has_the_volume_and_a_time_limit(compiled: Compiled, name: str) -> None:
     pod = compiled.pod(name)
     assert [(mount["constant"], mount["mountPath"]) for mount in pod["pvcMount"]] == [("peco", "/peco")]
-    fields = {item["name"]: item["fieldPath"] for item in pod["fieldPathAsEnv"]}
-    assert fields == {
-        "PECO_POD_NAME": "metadata.name", "PECO_POD_UID": "metadata.uid", "PECO_NAMESPACE": "metadata.namespace",
-    }  # fmt: skip
     limit = stage_resources.resolve(GRAPH[name], {}).seconds if name in GRAPH.stages else 0
     assert int(pod["activeDeadlineSeconds"]) > limit
     assert pod["imagePullPolicy"] == "IfNotPresent"
@@ -167,7 +175,7 @@ def test_a_pod_has_the_volume_its_own_name_and_a_time_limit(compiled: Compiled, 
 def test_a_pod_requests_few_resources_and_installs_nothing(compiled: Compiled, name: str) -> None:
     container = compiled.container(name)
     assert container["image"] == TARGET.image
-    assert "pip install" not in " ".join(container["command"])
+    assert container["command"] == ["python3", "-m", "pipelines.kfp.components"]
     assert "accelerator" not in container["resources"]
     assert container["resources"] == compiled.container("shards")["resources"]
 
@@ -175,38 +183,37 @@ def test_a_pod_requests_few_resources_and_installs_nothing(compiled: Compiled, n
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_last_task_may_write_to_git(compiled: Compiled, name: str) -> None:
     pod = compiled.pod(name)
-    (credentials,) = pod["secretAsVolume"]
-    assert credentials["secretName"] == ("peco-git-write" if name == compiler.COLLECT else "peco-git-read")
-    assert credentials["mountPath"] == compiled.env(name)["PECO_GIT_CREDENTIALS"]
-    (storage,) = pod["secretAsEnv"]
-    assert storage["secretName"] == "peco-storage"
-    assert credentials["optional"] and storage["optional"]
-    assert not any("SECRET_ACCESS" in key or "PASSWORD" in key for key in compiled.env(name))
+    mounted = {each["mountPath"]: each["secretName"] for each in pod["secretAsVolume"]}
+    git = "peco-git-write" if name == compiler.COLLECT else "peco-git-read"
+    assert mounted == {"/etc/peco/git": git, "/etc/peco/storage": "peco-storage"}
+    assert all(each["optional"] for each in pod["secretAsVolume"])
 
 
-def test_the_environment_of_the_steps_describes_the_target(compiled: Compiled) -> None:
-    env = compiled.env("pretrain")
-    assert env == {
-        "PECO_SCHEDULER": "kubernetes",
-        "PECO_WORKSPACES": "/peco/workspaces",
-        "PECO_CACHE": "/peco/cache",
+def test_a_secret_and_certificates_for_the_steps_are_mounted(tmp_path: Path) -> None:
+    target = dataclasses.replace(TARGET, step_secret="proxies", ca_configmap="trusted")
+    found = Compiled(tmp_path, GRAPH, target)
+    for name in NAMES:
+        mounted = {each["mountPath"]: each["secretName"] for each in found.pod(name)["secretAsVolume"]}
+        assert mounted["/etc/peco/step"] == "proxies"
+        (certificates,) = found.pod(name)["configMapAsVolume"]
+        assert (certificates["configMapName"], certificates["mountPath"]) == ("trusted", "/etc/peco/ca")
+        assert not certificates.get("optional")
+        assert found.env(name)["PECO_CA_CONFIGMAP"] == "trusted"
+
+
+def test_the_environment_of_the_steps_is_what_differs_from_the_defaults_of_a_pod(compiled: Compiled) -> None:
+    assert compiled.env("pretrain") == {
         "PECO_REMOTE": "s3://bucket/peco",
         "PECO_REMOTE_ENDPOINT": "https://s3.example.com",
         "PECO_IMAGE": TARGET.image,
         "PECO_SERVICE_ACCOUNT": "jobs",
-        "PECO_VOLUME_CLAIM": "peco",
-        "PECO_VOLUME_PATH": "/peco",
-        "PECO_GIT_CREDENTIALS": compiler.CREDENTIALS,
         "PECO_GPUS": "4",
-        "HOME": "/tmp",
-        "DVC_SITE_CACHE_DIR": "/tmp/dvc",
     }
 
 
-def test_the_parameters_of_the_pipeline_have_the_defaults_of_the_caller(compiled: Compiled) -> None:
+def test_the_parameters_of_the_pipeline_are_readable_and_have_the_defaults_of_the_caller(compiled: Compiled) -> None:
     inputs = compiled.ir["root"]["inputDefinitions"]["parameters"]
-    assert set(inputs) == {"repository", "revision", "params", "experiment"}
-    assert inputs["repository"]["defaultValue"] == "https://example.com/r.git"
+    assert {name: each["defaultValue"] for name, each in inputs.items()} == DEFAULTS.as_dict()
 
 
 def test_on_this_machine_a_pipeline_has_no_settings_of_kubernetes(tmp_path: Path) -> None:
@@ -228,9 +235,28 @@ def test_a_target_is_read_from_the_environment() -> None:
     )  # fmt: skip
 
 
-def test_a_wrong_pull_policy_is_refused() -> None:
-    with pytest.raises(PecoError, match="PECO_PULL_POLICY: 'Sometimes' is not allowed"):
-        Target.from_env({"PECO_PULL_POLICY": "Sometimes"})
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PECO_PULL_POLICY", "Sometimes", "PECO_PULL_POLICY: 'Sometimes' is not allowed"),
+        ("PECO_IMAGE", "https://registry.example.com/peco:1", "PECO_IMAGE: .* without https://"),
+        ("PECO_IMAGE", "Peco:1", "PECO_IMAGE: 'Peco:1' is not allowed"),
+        ("PECO_IMAGE", "peco:", "PECO_IMAGE: 'peco:' is not allowed"),
+        ("PECO_VOLUME_CLAIM", "My_Claim", "PECO_VOLUME_CLAIM: 'My_Claim' is not allowed"),
+        ("PECO_STEP_SECRET", "a b", "PECO_STEP_SECRET: 'a b' is not allowed"),
+        ("PECO_CA_CONFIGMAP", "-ca", "PECO_CA_CONFIGMAP: '-ca' is not allowed"),
+        ("PECO_GIT_READ_SECRET", "Git", "PECO_GIT_READ_SECRET: 'Git' is not allowed"),
+        ("PECO_UMASK", "rwx", "PECO_UMASK: 'rwx' is not allowed; expected three octal digits, such as 022"),
+        (
+            "PECO_STEP_SECRET",
+            "peco-storage",
+            "PECO_STORAGE_SECRET and PECO_STEP_SECRET both name peco-storage; a pod mounts a secret once",
+        ),
+    ],
+)
+def test_what_a_cluster_would_refuse_is_refused_when_compiling(variable: str, value: str, message: str) -> None:
+    with pytest.raises(PecoError, match=message):
+        Target.from_env({variable: value})
 
 
 def test_a_wrong_resource_is_refused_before_anything_is_written(tmp_path: Path) -> None:

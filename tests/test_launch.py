@@ -282,7 +282,7 @@ def test_a_crash_shows_its_own_traceback_and_no_other(repo: Callable[..., Path],
 def test_a_stage_that_is_killed_without_output_is_reported(repo: Callable[..., Path]) -> None:
     folder = repo("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     status, _, err = launch(folder)
-    assert status == 1
+    assert status == 2
     assert re.fullmatch(
         r"error: tokenizer: its process was ended by SIGKILL \(out of memory\?\); its logs are in \S+\n", err
     )
@@ -342,8 +342,8 @@ def test_a_killed_rank_ends_the_others(repo: Callable[..., Path]) -> None:
     wait_for(folder / "pid0", folder / "pid1")
     os.kill(int((folder / "pid1").read_text()), signal.SIGKILL)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 1
-    assert "was ended by SIGKILL" in err
+    assert process.returncode == 2  # most often for want of memory
+    assert "was ended by SIGKILL (out of memory?)" in err
     assert children_in(folder) == []
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cheap_project import ROOT, left_over, wait_for
 
 from pipelines import repro
 from pipelines.workflow.compose import compose_params, render
@@ -134,3 +136,13 @@ def test_a_stop_reaches_dvc_as_ctrl_c_and_shows_in_the_status(
 def test_a_killed_dvc_shows_in_the_status(project: Path) -> None:
     (project / "dvc.py").write_text("import os\nos.kill(os.getpid(), 9)")
     assert repro.main([]) == 137
+
+
+def test_a_killed_client_takes_dvc_and_the_launcher_with_it(project: Path) -> None:
+    """Also where a shell between the two doesn't replace itself by its command."""
+    (project / "dvc.py").write_text("import subprocess\nsubprocess.run(['sh', '-c', 'touch running; sleep 60; true'])")
+    command = [sys.executable, "-m", "pipelines.repro"]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{ROOT}"}) as client:
+        wait_for((project / "running").exists)
+        client.kill()
+    wait_for(lambda: not left_over(project))

@@ -50,6 +50,12 @@ def test_a_stage_of_one_process_keeps_to_one(kind: str) -> None:
         ("PECO_TOLERATIONS", "a:Sometimes"),
         ("PECO_TOLERATIONS", "a:NoSchedule,"),
         ("PECO_QUEUE", "Big Queue"),
+        ("PECO_GPU_RESOURCE", "gpu"),
+        ("PECO_DEVICES", "rdma/hca"),
+        ("PECO_DEVICES", "rdma/hca=0"),
+        ("PECO_DEVICES", "hca=1"),
+        ("PECO_CAPABILITIES", "ipc_lock"),
+        ("PECO_CAPABILITIES", "IPC_LOCK,"),
     ],
 )
 def test_a_wrong_value_names_its_variable(name: str, text: str) -> None:
@@ -67,6 +73,14 @@ def test_text_takes_the_form_of_kubernetes() -> None:
         {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"},
         {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
     ]
+    assert Resources(cpu=2, gpus=1, gpu_resource="amd.com/gpu", devices="rdma/hca=1,a.example/nic=2").amounts == {
+        "cpu": "2",
+        "memory": "4Gi",
+        "amd.com/gpu": "1",
+        "rdma/hca": "1",
+        "a.example/nic": "2",
+    }
+    assert Resources().amounts == {"cpu": "1", "memory": "4Gi"}
     assert Resources().selector == {}
     assert Resources().tolerated == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -40,23 +39,26 @@ USE = """
 mkdir curves; printf 'step\\tloss\\n0\\t2\\n1\\t1\\n' > curves/loss.tsv
 echo "{\\"n\\": $(cat made/n), \\"of\\": {\\"l\\": $1}, \\"name\\": \\"x\\"}" > scores.json
 """
-PARAMS = {"n": 1, "k": {"l": 1e-05}, "none": None}
+PARAMS = {"preset": "smoke", "seed": 0, "n": 1, "k": {"l": 1e-05}, "none": None}
+# `make` depends on no other stage, so it receives the parameters of the run.
 RUN = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 from pipelines.kfp import step
+from pipelines.kfp.parameters import Parameters
 class Metrics(dict):
     def log_metric(self, name, value): self[name] = value
-given = json.loads(sys.argv[1])
-if "experiment" in given:
-    step.collect(**given, commit="commit")
-else:
+run, stage, parameters = sys.argv[1], sys.argv[2], Parameters(**json.loads(sys.argv[3]))
+step.TERMINATION_LOG = Path("termination")
+if stage == "collect":
     metrics = Metrics()
-    names = ("page", "lock", "parameters", "computed")
-    step.main(**given, metrics=metrics, **{name: name for name in names})
-    print(json.dumps({"metrics": metrics} | {name: open(name).read() for name in names}))
+    step.collect(run, metrics=metrics, commit="commit")
+    print(json.dumps(metrics))
+else:
+    step.main(run, stage, parameters=parameters if stage == "make" else None, page_path="page")
 """
 
-Finished = tuple["Project", dict[str, Any], dict[str, Any]]  # and the outputs of its steps `make` and `use`
+Finished = tuple["Project", dict[str, Any], dict[str, Any]]  # and the results of its steps `make` and `use`
 
 
 def shell(*command: str, cwd: Path) -> str:
@@ -68,10 +70,6 @@ def shell(*command: str, cwd: Path) -> str:
 
 def dvc(*arguments: str, cwd: Path) -> str:
     return shell(sys.executable, "-m", "dvc", *arguments, cwd=cwd)
-
-
-def encoded(params: dict[str, Any]) -> str:
-    return base64.b64encode(yaml.safe_dump(params).encode()).decode()
 
 
 class Project:
@@ -116,30 +114,39 @@ class Project:
     def revision(self) -> str:
         return shell("git", "rev-parse", "HEAD", cwd=self.source).strip()
 
-    def start(self, given: dict[str, Any], **env: str) -> subprocess.Popen[str]:
-        """A step as a process, as in a pod."""
-        common = {"repository": str(self.origin), "revision": self.revision, "params": encoded(PARAMS), "locks": []}
-        outputs = self.folder / f"outputs-{time.monotonic_ns()}"
-        outputs.mkdir()
+    def start(
+        self, stage: str, run: str = "first", env: dict[str, str] | None = None, **given: Any
+    ) -> subprocess.Popen[str]:
+        """A step as a process, as in a pod; `given` are parameters of the run."""
+        parameters = {
+            "repository": str(self.origin), "revision": self.revision, "preset": "smoke", "seed": 0, "overrides": "",
+            "experiment": "run.1",
+        }  # fmt: skip
+        self.outputs = self.folder / f"outputs-{time.monotonic_ns()}"
+        self.outputs.mkdir()
+        (self.outputs / "termination").touch()
         return subprocess.Popen(
-            [sys.executable, "-c", RUN, json.dumps({**common, **given})],
-            cwd=outputs,
-            env={**self.env, **env},
+            [sys.executable, "-c", RUN, run, stage, json.dumps({**parameters, **given})],
+            cwd=self.outputs,
+            env={**self.env, **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
-    def run(self, stage: str, **given: Any) -> dict[str, Any]:
-        """The outputs of a step that succeeds."""
-        status, output = self.end(self.start({"stage": stage, **given}))
+    def run(self, stage: str, run: str = "first", **given: Any) -> dict[str, Any]:
+        """The result of a step that succeeds: what it keeps for other steps, its page, and if it was computed."""
+        status, output = self.end(self.start(stage, run, **given))
         assert status == 0, output
-        found: dict[str, Any] = json.loads(output.splitlines()[-1])
-        outcome = step.Outcome.parse(output.splitlines()[-2])
+        outcome = step.Outcome.parse(output.splitlines()[-1])
         assert outcome is not None and outcome.stage == stage
-        assert outcome.computed == json.loads(found["computed"])
-        return found
+        kept: dict[str, Any] = json.loads((self.folder / "runs" / run / f"{stage}.json").read_text())
+        return {**kept, "page": (self.outputs / "page").read_text(), "computed": outcome.computed}
+
+    def reason(self) -> str:
+        """The termination message of the last step."""
+        return (self.outputs / "termination").read_text()
 
     def end(self, process: subprocess.Popen[str]) -> tuple[int, str]:
         output, _ = process.communicate(timeout=90)
@@ -194,20 +201,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, template: Project) -> Ite
     shutil.copytree(template.folder, folder, symlinks=True)
     project = Project(folder)
     make = project.run("make")
-    yield project, make, project.run("use", locks=[make["lock"]])
+    yield project, make, project.run("use")
     (project.mark / "hold").unlink(missing_ok=True)
 
 
-def test_a_step_computes_its_stage_and_passes_on_its_outputs(
-    finished: Finished,
-) -> None:
+def test_a_step_computes_its_stage_and_keeps_its_result_for_the_run(finished: Finished) -> None:
     project, make, use = finished
-    assert project.ran()[:2] == ["make", "use"]
-    assert use["metrics"] == {"n": 1, "of.l": 1e-05}
-    assert json.loads(use["parameters"]) == {"k.l": 1e-05, "none": "null"}
-    assert "<svg" in use["page"] and "of.l" in use["page"]
-    (outs,) = (entry["outs"] for entry in step.decode_entries([make["lock"]]).values())
-    assert [out["path"] for out in outs] == ["made"]
+    assert project.ran()[:2] == ["make", "use"] and make["computed"] and use["computed"]
+    assert use["numbers"] == {"n": 1, "of.l": 1e-05}
+    assert "<svg" in use["page"] and "of.l" in use["page"] and "none" in use["page"]
+    assert [out["path"] for out in make["entry"]["outs"]] == ["made"]
 
 
 def test_a_finished_step_leaves_only_what_it_pushed(
@@ -224,84 +227,81 @@ def test_a_stage_that_was_computed_before_is_taken_from_the_run_cache(
     """Each workspace has its own cache here, so results are known through the remote alone."""
     project, make, use = finished
     before = project.ran()
-    again = project.run("use", locks=[make["lock"]])
+    assert project.run("make", "second") == {**make, "computed": False}
+    assert project.run("use", "second") == {**use, "computed": False}
     assert project.ran() == before
-    assert again == {**use, "computed": "false"}
 
 
-def test_a_changed_parameter_runs_only_the_stages_that_depend_on_it(
-    finished: Finished,
-) -> None:
+def test_a_changed_parameter_runs_only_the_stages_that_depend_on_it(finished: Finished) -> None:
     project, make, _ = finished
     before = len(project.ran())
-    params = encoded({**PARAMS, "k": {"l": 0.5}})
-    assert project.run("make", params=params)["lock"] == make["lock"]
-    assert project.run("use", params=params, locks=[make["lock"]])["metrics"] == {"n": 1, "of.l": 0.5}
+    assert project.run("make", "changed", overrides="k.l=0.5")["entry"] == make["entry"]
+    assert project.run("use", "changed")["numbers"] == {"n": 1, "of.l": 0.5}
     assert project.ran()[before:] == ["use"]
 
 
-def test_a_step_takes_the_inputs_that_its_locks_name(finished: Finished, tmp_path: Path) -> None:
+def test_a_step_takes_the_inputs_of_its_own_run(finished: Finished, tmp_path: Path) -> None:
     """Also where steps share a cache."""
     project, _, _ = finished
     project.env["PECO_CACHE"] = str(tmp_path / "cache")
     try:
-        other = project.run("make", params=encoded({**PARAMS, "n": 2}))
-        assert project.run("use", locks=[other["lock"]])["metrics"]["n"] == 2
+        project.run("make", "other", overrides="n=2")
+        assert project.run("use", "other")["numbers"]["n"] == 2
     finally:
         del project.env["PECO_CACHE"]
 
 
 def test_a_retry_resumes_a_killed_step(finished: Finished, tmp_path: Path) -> None:
     """In the same workspace, with any files that DVC has left there, after ending the processes that still run in it."""
-    project, make, _ = finished
+    project, _, _ = finished
+    project.run("make", "killed", overrides="k.l=3")
     before = len(project.ran())
-    given = {"stage": "use", "locks": [make["lock"]], "params": encoded({**PARAMS, "k": {"l": 3}})}
     (project.mark / "hold").touch()
-    process = project.start(given)
+    process = project.start("use", "killed")
     wait_for(lambda: len(project.ran()) > before)
     process.kill()
     process.wait()
-    (orphan,) = (pid for pid, command in project.alive().items() if "dvc repro" in command)
     (workspace,) = (path for path in (project.folder / "workspaces").iterdir() if path.is_dir())
     (workspace / "dvc.lock").write_text("schema: '2.0'\nstages:\n  use:\n    cm")
     (workspace / ".dvc/tmp/rwlock").write_text('{"write": {')
     (workspace / "made/n").unlink()
     (workspace / "curves").mkdir()
-    retry = project.start(given)
+    retry = project.start("use", "killed")
     wait_for(lambda: len(project.ran()) > before + 1)
-    assert orphan not in project.alive()
     retry.kill()
     retry.wait()
-    retry = project.start(given)
+    retry = project.start("use", "killed")
     wait_for(lambda: len(project.ran()) > before + 2)
     (project.mark / "hold").unlink()
     status, output = project.end(retry)
     assert status == 0 and "resumes in" in output, output
-    assert '"of.l": 3' in output
+    kept = json.loads((project.folder / "runs/killed/use.json").read_text())
+    assert kept["numbers"]["of.l"] == 3
     assert project.left() == [] and project.alive() == {}
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("PECO_WORKSPACES", "/proc/none", "error: make: .*/proc/none"),
+        ("PECO_WORKSPACES", "/proc/none", "error: make: .*/proc/"),
         ("PECO_GRACE_SECONDS", "1m", "error: make: PECO_GRACE_SECONDS: '1m' is not allowed; expected an integer"),
     ],
 )
 def test_a_wrong_variable_or_a_folder_that_can_not_be_made_is_reported_in_one_line(
     project: Project, variable: str, value: str, message: str
 ) -> None:
-    status, output = project.end(project.start({"stage": "make"}, **{variable: value}))
+    status, output = project.end(project.start("make", env={variable: value}))
     assert status == 2 and re.search(message, output) and "Traceback" not in output
 
 
 def test_a_stopped_step_ends_its_stage(
     finished: Finished,
 ) -> None:
-    project, make, _ = finished
+    project, _, _ = finished
+    project.run("make", "stopped", overrides="k.l=4")
     before = len(project.ran())
     (project.mark / "hold").touch()
-    process = project.start({"stage": "use", "locks": [make["lock"]], "params": encoded({**PARAMS, "k": {"l": 4}})})
+    process = project.start("use", "stopped")
     wait_for(lambda: len(project.ran()) > before)
     process.terminate()
     status, output = project.end(process)
@@ -312,17 +312,16 @@ def test_a_stopped_step_ends_its_stage(
 
 
 def test_after_a_failed_push_the_retry_only_pushes(project: Project) -> None:
-    given = {"stage": "make"}
     remote = project.folder / "other"
     shutil.copytree(project.remote, remote)
     os.rename(remote / "files", remote / "kept")
     shutil.copytree(project.source / ".dvc/cache", project.folder / "cache")
     shared = {"PECO_REMOTE": str(remote), "PECO_CACHE": str(project.folder / "cache")}
     (remote / "files").write_text("no folder")
-    status, output = project.end(project.start(given, **shared))
+    status, output = project.end(project.start("make", env=shared))
     assert status == 2 and "error: make: finished, but its results can't be pushed" in output, output
     (remote / "files").unlink()
-    status, output = project.end(project.start(given, **shared))
+    status, output = project.end(project.start("make", env=shared))
     assert status == 0, output
     assert project.ran() == ["make"]
     assert len(list((remote / "files").rglob("*.dir"))) == 1
@@ -330,9 +329,9 @@ def test_after_a_failed_push_the_retry_only_pushes(project: Project) -> None:
 
 def test_equal_steps_wait_for_each_other(project: Project) -> None:
     (project.mark / "hold").touch()
-    first = project.start({"stage": "make"})
+    first = project.start("make", "first")
     wait_for(project.ran)
-    second = project.start({"stage": "make"})
+    second = project.start("make", "second")
     assert second.stdout is not None
     while "waiting for it to finish" not in (line := second.stdout.readline()):
         assert line
@@ -364,58 +363,93 @@ def test_results_in_dvc_lock_that_nobody_pushed_are_computed(project: Project) -
     )
     project.commit()
     (project.mark / "ran").unlink()
-    assert project.run("make")["computed"] == "true"
+    assert project.run("make")["computed"] is True
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("stage", "given", "message"),
     [
-        ({"revision": "0" * 40}, "push it and retry"),
-        ({"revision": "main"}, "40 hexadecimal digits"),
-        ({"repository": "/nowhere/at/all"}, "check address and credentials"),
-        ({"params": "no base64"}, "submit the run again"),
-        ({"params": base64.b64encode(b"just a text").decode()}, "submit the run again"),
-        ({"locks": ["bm8gbG9jaw=="]}, "submit the run again"),
-        ({"stage": "use"}, "compile the pipeline at that commit"),
-        ({"stage": "nothing"}, "expected one of: make, use"),
-        ({"experiment": "a/b"}, "use letters"),
+        ("make", {"revision": "0" * 40}, "push it and retry"),
+        ("make", {"revision": "main"}, "40 hexadecimal digits"),
+        ("make", {"repository": "/nowhere/at/all"}, "check address and credentials"),
+        ("make", {"preset": "tiny"}, "preset tiny is not that of commit .* (smoke); commit other parameters"),
+        ("make", {"overrides": "k.l='1"}, """overrides: "k.l='1" can't be read; quote as in a shell"""),
+        ("make", {"overrides": "nothing.at.all=1"}, "SET=nothing.at.all=1: "),
+        ("make", {"run": "a/b"}, "run 'a/b' is not allowed"),
+        ("use", {}, "the run's folder was deleted, so submit the run again"),
+        ("nothing", {}, "the run's folder was deleted, so submit the run again"),
+        ("collect", {}, "the run's folder was deleted, so submit the run again"),
     ],
 )
 def test_a_wrong_parameter_of_a_step_is_reported_in_one_line(
-    template: Project, given: dict[str, Any], message: str, tmp_path: Path
+    template: Project, stage: str, given: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    if "experiment" not in given:
-        given = {"stage": "make", **given}
-    status, output = template.end(template.start(given, PECO_WORKSPACES=str(tmp_path)))
+    status, output = template.end(
+        template.start(stage, env={"PECO_WORKSPACES": str(tmp_path / "workspaces")}, **{"run": "wrong", **given})
+    )
     first, *lines = output.splitlines()
-    assert status == 2 and first.startswith("step ")
-    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
-    assert list(tmp_path.iterdir()) == []
+    assert status == 2 and first == f"step {stage}"
+    pattern = re.escape(message).replace(re.escape(".*"), ".*")
+    assert len(lines) == 1 and re.match(f"error: {stage}: .*{pattern}", lines[0]), output
+    assert not (tmp_path / "workspaces").exists() or list((tmp_path / "workspaces").iterdir()) == []
+    assert lines[0] == f"error: {stage}: {template.reason()}"
 
 
-def test_the_error_names_a_stage_that_fails(project: Project) -> None:
-    (project.source / "dvc.yaml").write_text(DVC_YAML.replace("mkdir made;", "exit 3;"))
+def test_a_stage_that_the_commit_lacks_is_reported(finished: Finished) -> None:
+    project, _, _ = finished
+    status, output = project.end(project.start("nothing"))
+    assert (
+        status == 2 and output.splitlines()[-1] == "error: nothing: nothing: no such stage; expected one of: make, use"
+    )
+
+
+def test_a_step_whose_run_lacks_the_result_before_it_is_refused(finished: Finished) -> None:
+    """As with the pipeline of another commit, which has other edges."""
+    project, _, _ = finished
+    project.run("make", "lacking")
+    (project.folder / "runs/lacking/make.json").unlink()
+    status, output = project.end(project.start("use", "lacking"))
+    assert status == 2 and "error: use: depends on make at" in output and "of which this run has no result" in output
+
+
+def test_the_seed_of_the_run_replaces_that_of_the_commit(project: Project) -> None:
+    (project.source / "dvc.yaml").write_text(DVC_YAML.replace("params: [n]", "params: [n, seed]"))
     project.commit()
-    status, output = project.end(project.start({"stage": "make"}))
-    assert status == 2
-    assert output.splitlines()[-1].startswith("error: make: not finished")
+    params = project.run("make", "seeded", seed=7)["entry"]["params"]["params.yaml"]
+    assert params == {"n": 1, "seed": 7}
+
+
+@pytest.mark.parametrize(("status", "expected"), [(75, 75), (2, 2), (1, 2)])
+def test_a_step_whose_stage_fails_ends_with_its_reason_and_status(project: Project, status: int, expected: int) -> None:
+    """75: what may pass. The launcher's line is the pod's termination message, and is kept on the volume."""
+    (project.source / "fail.sh").write_text(f"echo 'error: make: its pods were preempted' >&2; exit {status}")
+    (project.source / "dvc.yaml").write_text(DVC_YAML.replace("mkdir made;", "sh fail.sh || exit;"))
+    project.commit()
+    found, output = project.end(project.start("make"))
+    advice = "Retry the run" if expected == 75 else "Fix it and retry"
+    assert found == expected
+    assert output.splitlines()[-1] == f"error: make: not finished; see the reason above. {advice}: the stage resumes"
+    assert project.reason() == "its pods were preempted"
+    assert (project.folder / "runs/first/make.error").read_text() == "its pods were preempted\n"
 
 
 def test_collected_steps_are_a_dvc_experiment(finished: Finished, tmp_path: Path) -> None:
-    project, make, use = finished
-    locks = [use["lock"], make["lock"]]
+    project, _, _ = finished
 
-    def collect(**given: Any) -> tuple[int, str]:
-        return project.end(project.start({"experiment": "run.1", "locks": locks, **given}))
+    def collect(run: str = "first") -> tuple[int, str]:
+        return project.end(project.start("collect", run))
 
     status, output = collect()
     assert status == 0, output
+    assert json.loads(output.splitlines()[-1]) == {"use.n": 1, "use.of.l": 1e-05}  # neither is one of the known scores
     status, again = collect()  # as a retry after the push
     assert status == 0 and again == output
-    status, other = collect(params=encoded({**PARAMS, "n": 5}))
+    project.run("make", "another", overrides="n=5")
+    status, other = collect("another")
+    assert status == 2 and "use.json: no such file" in other
+    project.run("use", "another")
+    status, other = collect("another")
     assert status == 2 and "run.1 is already another experiment" in other
-    status, other = collect(locks=locks[:1])
-    assert status == 2 and "make" in other
 
     clone = tmp_path / "clone"
     shell("git", "clone", "-q", "-b", "main", str(project.origin), str(clone), cwd=tmp_path)

@@ -5,7 +5,6 @@ Kubeflow is a server on this machine that checks each request against the publis
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.server
 import os
@@ -20,11 +19,14 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp_api import DOCUMENT, Contract, KfpApi, moment, serve, task
+from kfp_answers import failed_pod, moment, pod_name, waiting_pod
+from kfp_api import KfpApi, serve
+from kfp_contract import DOCUMENT, Contract
 from urllib3.util import retry
 
 from pipelines import submit
 from pipelines.kfp import follow, revision, step
+from pipelines.kfp.parameters import Parameters
 from pipelines.workflow.compose import compose_params, render
 from pipelines.workflow.git import without_secrets
 from pipelines.workflow.graph import Graph
@@ -41,6 +43,7 @@ stages:
     deps: [artifacts/shards]
     params: [seed, tokenizer]
     outs: [artifacts/tokenizer]
+    meta: {retries: 2}
   evaluate:
     foreach: [knn, linear]
     do:
@@ -52,7 +55,7 @@ OBJECT = "d3b07384d113edec49eaa6238ad5ff00"
 POINTER = f"outs:\n- md5: {OBJECT}\n  size: 4\n  hash: md5\n  path: photos.tar\n"
 VARIABLES = (
     "KFP_HOST", "KFP_NAMESPACE", "KFP_TOKEN", "KFP_SERVICE_ACCOUNT", "KF_PIPELINES_SA_TOKEN_PATH", "GIT_REMOTE", "PECO_REMOTE",
-    "PECO_REMOTE_ENDPOINT", "SWEEP_LIMIT",
+    "PECO_REMOTE_ENDPOINT", "SWEEP_LIMIT", "PECO_NAMESPACE",
 )  # fmt: skip
 
 
@@ -120,19 +123,20 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     shutil.copytree(template, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home" / "clone")
     return Project(tmp_path / "home" / "clone")
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Callable[[Graph, Mapping[str, str]], str]:
+def compiled() -> Callable[..., str]:
     """The compiler, which compiles each graph once."""
     compile, pipelines = submit.compiled, dict[str, str]()
 
-    def remembered(graph: Graph, env: Mapping[str, str]) -> str:
+    def remembered(graph: Graph, env: Mapping[str, str], defaults: Parameters | None = None) -> str:
         if str(graph) not in pipelines:
-            pipelines[str(graph)] = compile(graph, env)
+            pipelines[str(graph)] = compile(graph, env, defaults)
         return pipelines[str(graph)]
 
     return remembered
@@ -149,7 +153,7 @@ def contract() -> Contract | None:
 def api(
     contract: Contract | None,
     project: Project,
-    compiled: Callable[[Graph, Mapping[str, str]], str],
+    compiled: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[KfpApi]:
     """A Kubeflow that the environment names. Waiting for it takes no time, and each graph is compiled once."""
@@ -195,8 +199,22 @@ def between_requests(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]
     monkeypatch.setattr(follow, "time", clock)
 
 
-def params_of(run: dict[str, Any]) -> str:
-    return base64.b64decode(run["runtime_config"]["parameters"]["params"]).decode()
+def parameters_of(run: dict[str, Any]) -> Parameters:
+    return Parameters(**run["runtime_config"]["parameters"])
+
+
+def params_of(run: dict[str, Any], project: Project) -> str:
+    """The params.yaml that the run's steps make."""
+    parameters = parameters_of(run)
+    return parameters.params(project.git("show", f"{parameters.revision}:params.yaml") + "\n")
+
+
+def spec_of(run: dict[str, Any], api: KfpApi) -> dict[str, Any]:
+    """The pipeline of the version that the run refers to."""
+    wanted = run["pipeline_version_reference"]
+    [version] = [item for item in api.versions if item["pipeline_version_id"] == wanted["pipeline_version_id"]]
+    spec: dict[str, Any] = version["pipeline_spec"]["pipeline_spec"]
+    return spec
 
 
 def test_the_server_of_these_tests_refuses_requests_that_the_published_api_does_not_have(
@@ -237,13 +255,46 @@ def test_a_run_of_the_commit_is_started_and_its_address_printed(
     assert capsys.readouterr().out == f"{name}: {api.address}/#/runs/details/{made['run_id']}\n"
     assert made["display_name"] == name and head in made["description"]
     assert made["runtime_config"]["parameters"] == {
-        "repository": "../peco.git", "revision": head, "experiment": name,
-        "params": made["runtime_config"]["parameters"]["params"],
+        "repository": "../peco.git", "revision": head, "preset": "smoke", "seed": 0, "overrides": "", "experiment": name,
     }  # fmt: skip
-    assert params_of(made) == (project.path / "params.yaml").read_text()
-    tasks = made["pipeline_spec"].get("pipeline_spec", made["pipeline_spec"])["root"]["dag"]["tasks"]
-    assert {"shards", "tokenizer", "evaluate-knn", "evaluate-linear"} <= set(tasks)
+    assert params_of(made, project) == (project.path / "params.yaml").read_text()
+    tasks = spec_of(made, api)["root"]["dag"]["tasks"]
+    assert set(tasks) == {"shards", "tokenizer", "evaluate-knn", "evaluate-linear", "collect"}
     assert set(api.tokens) == {None}
+
+
+def test_the_pipeline_is_registered_with_a_version_per_commit(
+    project: Project, api: KfpApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = project.git("rev-parse", "--short=7", "HEAD")
+    run()
+    run("--set", "seed=1")
+    run("--schedule", "6h")
+    [pipeline], [version] = api.pipelines, api.versions
+    assert pipeline["name"] == "peco" and version["name"].startswith(f"{first}-")
+    reference = {"pipeline_id": pipeline["pipeline_id"], "pipeline_version_id": version["pipeline_version_id"]}
+    assert all(made["pipeline_version_reference"] == reference for made in api.runs + api.schedules)
+    second = project.commit(**{"dvc.yaml": GRAPH.replace("linear", "finetune")})[:7]
+    run()
+    assert len(api.pipelines) == 1 and api.versions[-1]["name"].startswith(f"{second}-")
+    assert len(api.versions) == 2
+
+
+def test_a_run_started_in_kubeflow_has_the_parameters_of_the_commit(project: Project, api: KfpApi) -> None:
+    run("--set", "seed=3", "report.images=2")
+    head = project.git("rev-parse", "HEAD")
+    inputs = spec_of(api.runs[0], api)["root"]["inputDefinitions"]["parameters"]
+    defaults = {name: each.get("defaultValue") for name, each in inputs.items()}
+    assert defaults == {
+        "repository": "../peco.git", "revision": head, "preset": "smoke", "seed": 0, "overrides": "",
+        "experiment": f"run-{head[:7]}",
+    }  # fmt: skip
+
+
+def test_a_version_whose_answer_was_lost_is_found_and_not_registered_twice(api: KfpApi) -> None:
+    api.lost = 3  # of the experiment, the pipeline and its version
+    run()
+    assert len(api.pipelines) == len(api.versions) == len(api.runs) == 1
 
 
 def test_the_token_of_the_user_goes_with_every_request(api: KfpApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,14 +335,16 @@ def test_a_run_goes_to_the_namespace_and_the_service_account_that_are_named(
 def test_settings_change_params_as_dvc_does_and_name_the_run(project: Project, api: KfpApi) -> None:
     run("--set", "tokenizer.perceptual.weight=0", "pretrain.optim.epochs=3")
     [made] = api.runs
-    before, after = (project.path / "params.yaml").read_text(), params_of(made)
+    before, after = (project.path / "params.yaml").read_text(), params_of(made, project)
     assert before.splitlines()[0] == after.splitlines()[0]  # the comment
     expected = yaml.safe_load(before)
     expected["tokenizer"]["perceptual"]["weight"] = 0
     expected["pretrain"]["optim"]["epochs"] = 3
     assert yaml.safe_load(after) == expected
     head = project.git("rev-parse", "--short=7", "HEAD")
-    assert made["display_name"] == f"run-{head}-pretrain.optim.epochs-3-perceptual.weight-0"
+    assert made["display_name"] == f"run-{head}-pretrain.optim.epochs-3-tokenizer.perceptual.weight-0"
+    parameters = parameters_of(made)
+    assert parameters.overrides == "pretrain.optim.epochs=3 tokenizer.perceptual.weight=0" and parameters.seed == 0
 
 
 def test_a_name_that_is_too_long_or_has_other_characters_ends_in_a_hash(project: Project, api: KfpApi) -> None:
@@ -306,33 +359,40 @@ def test_a_name_that_is_too_long_or_has_other_characters_ends_in_a_hash(project:
     step.check_name(name)
 
 
-def test_a_sweep_is_a_run_for_each_point(api: KfpApi) -> None:
+def test_a_sweep_is_a_run_for_each_point(project: Project, api: KfpApi) -> None:
     run("--set", "report.images=2", "--sweep", "tokenizer.perceptual.weight=0,1", "seed=0,1,2")
-    values = [(yaml.safe_load(params_of(made))) for made in api.runs]
+    values = [yaml.safe_load(params_of(made, project)) for made in api.runs]
     points = {(value["tokenizer"]["perceptual"]["weight"], value["seed"]) for value in values}
     assert points == {(weight, seed) for weight in (0, 1) for seed in (0, 1, 2)}
     assert all(value["report"]["images"] == 2 for value in values)
     names = {made["display_name"] for made in api.runs}
     assert len(names) == 6 and all("seed-" in name and "weight-" in name for name in names)
     assert len(api.experiments) == 1
+    assert sorted(parameters_of(made).seed for made in api.runs) == [0, 0, 1, 1, 2, 2]
+    assert all("seed" not in parameters_of(made).overrides for made in api.runs)
 
 
 @pytest.mark.parametrize(
-    ("text", "trigger"),
+    ("text", "trigger", "printed"),
     [
-        ("0 3 * * *", {"cron_schedule": {"cron": "0 0 3 * * *"}}),
-        ("30 */15 9-17 ? JAN,jul mon-fri", {"cron_schedule": {"cron": "30 */15 9-17 ? JAN,jul mon-fri"}}),
-        ("6h", {"periodic_schedule": {"interval_second": "21600"}}),
+        ("0 3 * * *", {"cron_schedule": {"cron": "0 0 3 * * *"}}, "at 0 3 * * *"),
+        (
+            "30 */15 9-17 ? JAN,jul mon-fri",
+            {"cron_schedule": {"cron": "30 */15 9-17 ? JAN,jul mon-fri"}},
+            "at 30 */15 9-17 ? JAN,jul mon-fri",
+        ),
+        ("6h", {"periodic_schedule": {"interval_second": "21600"}}, "every 6 h"),
     ],
 )
 def test_a_schedule_makes_a_recurring_run(
-    api: KfpApi, capsys: pytest.CaptureFixture[str], text: str, trigger: dict[str, Any]
+    api: KfpApi, capsys: pytest.CaptureFixture[str], text: str, trigger: dict[str, Any], printed: str
 ) -> None:
     run("--schedule", text)
     [made] = api.schedules
     assert made["trigger"] == trigger and made["mode"] == "ENABLE" and made["no_catchup"] is True
     assert made["runtime_config"]["parameters"]["experiment"] == made["display_name"]
-    assert f"{api.address}/#/recurringrun/details/{made['recurring_run_id']}" in capsys.readouterr().out
+    address = f"{api.address}/#/recurringrun/details/{made['recurring_run_id']}"
+    assert capsys.readouterr().out == f"{made['display_name']}, {printed}: {address}\n"
     run("--schedule", text)
     assert "is already scheduled" in capsys.readouterr().out and len(api.schedules) == 1
     assert not api.runs
@@ -347,8 +407,8 @@ def test_another_commit_is_submitted_with_its_own_files(project: Project, api: K
     project.write("params.yaml", "uncommitted changes do not matter")
     run("--rev", first[:10])
     [made] = api.runs
-    assert params_of(made) == before and made["runtime_config"]["parameters"]["revision"] == first
-    tasks = made["pipeline_spec"].get("pipeline_spec", made["pipeline_spec"])["root"]["dag"]["tasks"]
+    assert params_of(made, project) == before and parameters_of(made).revision == first
+    tasks = spec_of(made, api)["root"]["dag"]["tasks"]
     assert "evaluate-linear" in tasks and "evaluate-finetune" not in tasks
 
 
@@ -419,53 +479,186 @@ def test_a_run_whose_answer_was_lost_is_found_and_not_started_twice(
 
 # Following
 
+POD = pod_name("root(0).tokenizer(0).executor(0)")
+
+
+def changes(api: KfpApi, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
+    """What was printed of the run after its address, without times and name, and the error without the name."""
+    name, captured = api.runs[0]["display_name"], capsys.readouterr()
+    lines = [line.partition(name)[2].strip(" :") for line in captured.out.splitlines()[1:]]
+    return lines, captured.err.removeprefix(f"error: {name}: ").rstrip("\n")
+
 
 def test_waiting_prints_each_change_of_a_stage_once_and_the_command_that_fetches_the_results(
     api: KfpApi, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    done = dict.fromkeys(["shards", "tokenizer", "evaluate-knn", "evaluate-linear", "collect"], "SUCCEEDED")
     api.script = [
         moment("PENDING"),
-        moment("RUNNING", task("root", "RUNNING"), task("shards", "RUNNING")),
-        moment(
-            "RUNNING", task("shards", "SUCCEEDED"), task("evaluate-knn", "RUNNING"), task("shards-driver", "SUCCEEDED")
-        ),
-        moment("SUCCEEDED", task("shards", "SUCCEEDED"), task("evaluate-knn", "SUCCEEDED")),
+        moment("RUNNING", driver="PENDING"),
+        moment("RUNNING", {"shards": "PENDING"}),
+        moment("RUNNING", {"shards": "RUNNING"}),
+        moment("RUNNING", {"shards": "SUCCEEDED", "tokenizer": "SUCCEEDED", "evaluate-knn": "RUNNING"}),
+        moment("SUCCEEDED", {**done, "evaluate-linear": "SUCCEEDED"}),
     ]
     run("--wait")
-    lines = capsys.readouterr().out.splitlines()
-    name = api.runs[0]["display_name"]
-    changes = [line.partition(name)[2].strip(" :") for line in lines[1:-1]]
-    assert changes == [
-        "shards: running", "shards: succeeded", "evaluate@knn: running", "evaluate@knn: succeeded", "succeeded",
+    lines, _ = changes(api, capsys)
+    assert lines[:-1] == [
+        "shards: running", "shards: succeeded", "tokenizer: succeeded", "evaluate@knn: running", "evaluate@knn: succeeded",
+        "evaluate@linear: succeeded", "collect: succeeded", "succeeded",
     ]  # fmt: skip
-    assert lines[-1].startswith(f"`dvc exp pull origin {name}`")
+    assert lines[-1] == "` fetches the results."
 
 
-def test_a_failed_run_ends_with_the_step_and_its_error(api: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_success_names_the_stages_of_which_kubeflow_reported_no_end(
+    api: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kubeflow reports no more tasks of a run whose record is too large."""
+    api.script = [moment("SUCCEEDED", {"shards": "SUCCEEDED", "tokenizer": "RUNNING"})]
+    run("--wait")
+    lines, _ = changes(api, capsys)
+    unseen = "collect, evaluate@knn, evaluate@linear, tokenizer"
+    assert lines[2] == f"succeeded (Kubeflow has not reported the end of {unseen})"
+
+
+@pytest.mark.parametrize(
+    ("pods", "logs"),
+    [
+        ({POD: failed_pod("the volume is full")}, {}),
+        ({POD: failed_pod()}, {POD: "step tokenizer\nerror: tokenizer: the volume is full\nError: exit status 1\n"}),
+        (
+            {},
+            {
+                POD: "error: tokenizer: the volume is full\nERROR: failed to reproduce 'tokenizer'\n"
+                "error: tokenizer: not finished; see the reason above. Fix it and retry: the stage resumes\n"
+            },
+        ),
+    ],
+    ids=["in the pod", "in its log", "in the log that the API server has"],
+)
+def test_a_failed_run_ends_with_the_step_and_its_reason(
+    api: KfpApi, capsys: pytest.CaptureFixture[str], pods: dict[str, Any], logs: dict[str, str]
+) -> None:
+    api.pods, api.logs = pods, logs
+    failed = {"shards": "SUCCEEDED", "tokenizer": "FAILED", "evaluate-knn": "OMITTED", "collect": "OMITTED"}
+    api.script = [moment("FAILED", failed)]
+    run("--wait", status=1)
+    assert changes(api, capsys)[1] == "step tokenizer failed: the volume is full"
+
+
+def test_where_the_reason_can_not_be_read_the_command_and_the_page_are_printed(
+    api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PECO_NAMESPACE", "team")
+    api.script = [moment("FAILED", {"tokenizer": "FAILED"})]
+    run("--wait", status=1)
+    page = f"{api.address}/#/runs/details/run-0"
+    assert changes(api, capsys)[1] == f"step tokenizer failed; `kubectl -n team logs {POD} -c main` or {page} shows why"
+
+
+def test_a_pod_that_failed_is_reported_before_kubeflow_ends_the_run(
+    api: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.pods = {POD: failed_pod("the volume is full")}
+    failing = moment("RUNNING", {"shards": "SUCCEEDED", "tokenizer": "FAILING"})
     api.script = [
-        moment(
-            "FAILED",
-            task("shards", "SUCCEEDED"),
-            task("tokenizer", "FAILED", "child failed", task_id="t"),
-            task("executor", "FAILED", "main: Error (exit code 2)", task_id="e", parent="t"),
-            error="the run failed",
-        )
+        moment("RUNNING", {"tokenizer": "RUNNING"}),
+        failing,
+        failing,
+        moment("FAILED", {"tokenizer": "FAILED"}),
     ]
     run("--wait", status=1)
-    errors = capsys.readouterr().err.splitlines()
-    name = api.runs[0]["display_name"]
-    assert errors == [f"error: {name}: step tokenizer failed: main: Error (exit code 2)"]
+    assert changes(api, capsys)[0] == [
+        "tokenizer: running", "shards: succeeded", "tokenizer: its pod failed: the volume is full", "tokenizer: failed",
+    ]  # fmt: skip
+
+
+def test_the_tasks_of_a_run_that_has_just_failed_are_read_again(
+    api: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.pods = {POD: failed_pod("the volume is full")}
+    before, after = ({"shards": "SUCCEEDED", "tokenizer": state} for state in ("RUNNING", "FAILED"))
+    api.script = [moment("FAILED", before), moment("FAILED", after)]
+    run("--wait", status=1)
+    assert changes(api, capsys)[1] == "step tokenizer failed: the volume is full"
+
+
+def test_a_failed_run_of_which_kubeflow_reports_no_failed_step_names_its_page(
+    api: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.script = [moment("FAILED", {"tokenizer": "RUNNING"})]
+    run("--wait", status=1)
+    page = f"{api.address}/#/runs/details/run-0"
+    assert changes(api, capsys)[1] == f"failed, but Kubeflow does not report which step; see its page: {page}"
+
+
+def test_a_terminated_run_is_reported_as_terminated(api: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kubeflow calls it failed, and so each of its steps that was running or had not begun."""
+    failed = moment("FAILED", {"shards": "SUCCEEDED", "tokenizer": "FAILED"}, history="PENDING RUNNING CANCELING")
+    canceling = moment("CANCELING", {"shards": "SUCCEEDED", "tokenizer": "RUNNING"}, history="PENDING RUNNING")
+    api.script = [canceling, canceling, failed]
+    run("--wait", status=1)
+    lines, error = changes(api, capsys)
+    assert lines[-2:] == ["is being terminated; waiting for its steps to end", "tokenizer: failed"]
+    assert error == "was terminated; finished work is kept, and the same command submits it again"
+
+
+@pytest.mark.parametrize(
+    ("script", "pod", "what"),
+    [
+        (
+            moment("FAILED", driver="FAILED"),
+            pod_name("root-driver(0)", "system-dag-driver"),
+            "Kubeflow's driver of the run failed, before the first step",
+        ),
+        (
+            moment("FAILED", {"shards": "SUCCEEDED", "tokenizer": "DRIVER FAILED"}),
+            pod_name("root(0).tokenizer-driver(0)", "system-container-driver"),
+            "Kubeflow's driver of step tokenizer failed",
+        ),
+    ],
+)
+def test_a_failed_driver_of_kubeflow_is_reported_with_what_to_look_at(
+    api: KfpApi, capsys: pytest.CaptureFixture[str], script: dict[str, Any], pod: str, what: str
+) -> None:
+    advice = "; check `defaultPipelineRoot` in the ConfigMap kfp-launcher, and Kubeflow's bucket and its keys"
+    api.script = [script]
+    run("--wait", status=1)
+    page = f"{api.address}/#/runs/details/run-0"
+    assert changes(api, capsys)[1] == f"{what}; `kubectl -n kubeflow logs {pod} -c main` or {page} shows why{advice}"
+
+
+def test_a_pod_that_does_not_start_is_reported_with_what_it_waits_for(
+    api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "START_SECONDS", 0.0)
+    api.pods = {POD: waiting_pod("ErrImagePull", "no such image")}
+    waiting = moment("RUNNING", {"tokenizer": "PENDING"})
+    api.script = [waiting, waiting, moment("SUCCEEDED", {"tokenizer": "SUCCEEDED"})]
+    run("--wait")
+    assert changes(api, capsys)[0][:2] == ["tokenizer: running", "tokenizer: waits: ErrImagePull: no such image"]
+
+
+def test_a_pod_that_does_not_start_and_can_not_be_read_is_named(
+    api: KfpApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(follow, "START_SECONDS", 0.0)
+    waiting = moment("RUNNING", {"tokenizer": "PENDING"})
+    api.script = [waiting, waiting, moment("SUCCEEDED", {"tokenizer": "SUCCEEDED"})]
+    run("--wait")
+    why = f"waits: its pod has not started; `kubectl -n kubeflow describe pod {POD}` shows why"
+    assert changes(api, capsys)[0][1] == f"tokenizer: {why}"
 
 
 def test_a_sweep_has_failed_when_one_of_its_runs_has(api: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:
-    api.script = [moment("CANCELED"), moment("SUCCEEDED", task("shards", "SUCCEEDED"))]
+    api.script = [moment("FAILED", {"shards": "FAILED"}), moment("SUCCEEDED", {"shards": "SUCCEEDED"})]
     run("--wait", "--sweep", "seed=0,1", status=1)
     captured = capsys.readouterr()
-    assert "seed-0: cancelled" in captured.err and "seed-1: succeeded" in captured.out
+    assert "seed-0: step shards failed" in captured.err and "seed-1: succeeded" in captured.out
 
 
 def test_waiting_outlasts_a_lost_connection(api: KfpApi) -> None:
-    api.script = [moment("RUNNING", task("shards", "RUNNING")), moment("SUCCEEDED")]
+    api.script = [moment("RUNNING", {"shards": "RUNNING"}), moment("SUCCEEDED")]
     api.break_off = 5
     run("--wait")
 
@@ -705,7 +898,7 @@ def test_another_server_at_the_address_is_recognized(
 
 def test_compile_writes_the_pipeline_of_the_working_tree_or_of_a_commit(
     project: Project,
-    compiled: Callable[[Graph, Mapping[str, str]], str],
+    compiled: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -73,3 +73,7 @@ METRICS_PORT = Variable(
     "PECO_METRICS_PORT", "Prometheus port of local rank 0, or the next free one of 100; 0: off", "0"
 )
 PROGRESS = Variable("PECO_PROGRESS", "`bar`: progress lines for a launcher that redraws them; set by the launcher")
+HEARTBEAT = Variable(
+    "PECO_HEARTBEAT",
+    "file that the launcher of a job touches: without a change for 40 s the stage stops; set by the launcher",
+)

@@ -11,6 +11,7 @@ from typing import Annotated
 from peco.core.schema import Count, Natural, Pattern
 
 _LABEL = r"[\w./-]+"
+_LABEL_NAME = r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"
 _TAINT = rf"{_LABEL}(={_LABEL})?:(NoSchedule|PreferNoSchedule|NoExecute)"
 _LABELS = Annotated[
     str, Pattern(rf"({_LABEL}={_LABEL}(,{_LABEL}={_LABEL})*)?", "labels of nodes (key=value,key=value) or nothing")
@@ -21,6 +22,18 @@ _TAINTS = Annotated[
 _NAME = Annotated[
     str,
     Pattern(r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?)?", "a name in lower-case letters, digits, dots and hyphens, or nothing"),
+]
+_RESOURCE = rf"[A-Za-z0-9][A-Za-z0-9.-]*/{_LABEL_NAME}"
+_GPU = Annotated[str, Pattern(_RESOURCE, "a resource of Kubernetes, such as nvidia.com/gpu")]
+_DEVICES = Annotated[
+    str,
+    Pattern(
+        rf"({_RESOURCE}=[1-9]\d*(,{_RESOURCE}=[1-9]\d*)*)?",
+        "resources of Kubernetes with their numbers (rdma/hca=1,vendor.example/nic=2) or nothing",
+    ),
+]
+_CAPABILITIES = Annotated[
+    str, Pattern(r"([A-Z][A-Z_]*(,[A-Z][A-Z_]*)*)?", "Linux capabilities without CAP_ (IPC_LOCK,SYS_NICE) or nothing")
 ]
 _BYTES = Annotated[str, Pattern(r"[1-9]\d*(Mi|Gi|Ti)", "an amount such as 512Mi or 16Gi")]
 _TIME = Annotated[str, Pattern(r"[1-9]\d*[smhd]", "a time such as 90m, 24h or 3d")]
@@ -41,6 +54,9 @@ class Resources:
     threads: Natural = 0  # of a process
     workers: Natural = 0  # data loading processes of each process
     gpus: Natural = 0  # of a node
+    gpu_resource: _GPU = "nvidia.com/gpu"  # the GPUs' name in Kubernetes: amd.com/gpu, nvidia.com/mig-1g.10gb
+    devices: _DEVICES = ""  # of a node, besides the GPUs
+    capabilities: _CAPABILITIES = ""  # of Linux, added to the containers' (IPC_LOCK for RDMA)
     cpu: Count = 1  # cores of a node
     memory: _BYTES = "4Gi"  # of a node
     shared_memory: _BYTES = "1Gi"  # of a node: /dev/shm, through which loader processes pass batches
@@ -49,12 +65,20 @@ class Resources:
     queue: _NAME = ""  # Volcano queue or Slurm partition; empty: the cluster's default
     priority: _NAME = ""  # priority class; empty: the cluster's default
     time_limit: _TIME = "24h"
-    retries: Natural = 0  # of a pipeline's step; a retry resumes from the last checkpoint
+    retries: Natural = 0  # of a job that the cluster ended, or a step that lost its pod; a retry resumes
 
     @property
     def seconds(self) -> int:
         """`time_limit` in seconds."""
         return int(self.time_limit[:-1]) * _SECONDS[self.time_limit[-1]]
+
+    @property
+    def amounts(self) -> dict[str, str]:
+        """The request of a node in Kubernetes' form: CPU, memory, GPUs and other devices."""
+        found = {"cpu": str(self.cpu), "memory": self.memory}
+        if self.gpus:
+            found[self.gpu_resource] = str(self.gpus)
+        return found | dict(device.split("=", 1) for device in self.devices.split(",") if device)
 
     @property
     def selector(self) -> dict[str, str]:

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 
-from peco.core import schema, workfiles
+from peco.core import heartbeat, schema, workfiles
 from peco.core.config import Config
 from peco.core.device import uses_cuda
-from peco.core.environment import THREADS, WORKERS
+from peco.core.environment import HEARTBEAT, THREADS, WORKERS
 from peco.core.errors import Interrupted, PecoError
 from peco.core.numbers import rounded
 from peco.core.params import load_params
@@ -147,6 +147,8 @@ def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]
         # Afterwards they are ignored: the process is about to exit.
         with StopSignals(_interrupt, signals=STOP_SIGNALS, afterwards=signal.SIG_IGN) as stop:
             try:
+                if HEARTBEAT.is_set():
+                    heartbeat.stop_when_silent(Path(HEARTBEAT.text()), name)
                 _set_up_torch()
                 run = StageRun(name, schema.restrict(load_params(), params))
                 try:

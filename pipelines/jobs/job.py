@@ -72,6 +72,11 @@ def job_name(stage: Stage, resources: Resources, env: Mapping[str, str]) -> str:
     return f"peco-{label}-{key}"
 
 
+def heartbeat_path(name: str) -> Path:
+    """The file that the launcher of a job touches."""
+    return workfiles.root().resolve() / f"{name}.alive"
+
+
 def _key(stage: Stage) -> str:
     """Hash of commit, changed files, stage and parameters: a run after a change must not attach to an earlier job."""
     try:

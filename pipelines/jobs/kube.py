@@ -2,72 +2,57 @@
 
 from __future__ import annotations
 
-import json
-import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, TypeVar
 
-from kubernetes import client, config
+from kubernetes import client
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
+from pipelines.jobs import refusals
 from pipelines.jobs.backend import StopRequested
+from pipelines.jobs.connection import connect, permanent, reason_of
 
 T = TypeVar("T")
 
-TIMEOUTS = (10, 30)  # seconds to connect, and to wait for an answer
+SERVER_ERRORS = range(500, 600)
 LONGEST_DELAY = 30.0
+NOTICE_SECONDS = 5.0  # without an answer, until that is reported
+# A quota of a new namespace is computed within five minutes.
+PENDING_SECONDS = 600.0
+PENDING_DELAY = 5.0
 
 
 class Unreachable(Exception):
     """The API didn't answer for too long."""
 
 
-class _Client(client.ApiClient):  # type: ignore[misc]
-    def request(self, *args: Any, _request_timeout: Any = None, **others: Any) -> Any:
-        return super().request(*args, _request_timeout=_request_timeout or TIMEOUTS, **others)
+class Api:
+    """Calls in one namespace, retried with growing delays while the API can't be reached.
 
-
-def connect() -> client.ApiClient:
-    """A client for the cluster that this pod is in, or else for the one that kubeconfig names.
+    Args:
+        namespace: the namespace.
+        stops: the stop signals, which end the waiting.
+        patience: seconds for which the API may be away.
+        note: shows a notice.
 
     Raises:
-        PecoError: there is neither.
+        PecoError: there is no cluster, or a file of the kubeconfig can't be used.
     """
-    configuration = client.Configuration()
-    try:
-        config.load_incluster_config(client_configuration=configuration)
-    except ConfigException:
-        try:
-            # The client reads the variable only once, when it is imported.
-            config.load_kube_config(config_file=os.environ.get("KUBECONFIG"), client_configuration=configuration)
-        except (ConfigException, OSError) as error:
-            raise PecoError(f"no cluster: not in a pod, and no usable kubeconfig ({error}); set KUBECONFIG") from None
-    configuration.retries = False  # Api has its own
-    return _Client(configuration)
 
-
-def error_message(error: ApiException) -> str:
-    """The message in the API's answer, in one line."""
-    try:
-        message = str(json.loads(error.body)["message"])
-    except (ValueError, KeyError, TypeError):
-        message = str(error.reason)
-    return " ".join(message.split())
-
-
-class Api:
-    """Calls in one namespace, retried with growing delays while the API can't be reached."""
-
-    def __init__(self, namespace: str, stops: StopSignals, patience: float) -> None:
+    def __init__(self, namespace: str, stops: StopSignals, patience: float, note: Callable[[str], None]) -> None:
         self.client = connect()
+        self.host = str(self.client.configuration.host)
         self.core, self.custom = client.CoreV1Api(self.client), client.CustomObjectsApi(self.client)
         self.namespace = namespace
-        self._stops, self._patience = stops, patience
+        self._stops, self._patience, self._note = stops, patience, note
+        self._answered = False
+        self._trouble = ""  # the last reason without an answer
+        self._noted = False  # it was reported
 
     def call(
         self,
@@ -92,26 +77,71 @@ class Api:
             Unreachable: it didn't answer for too long.
             StopRequested: a stop signal came while it didn't answer, or with `ignore_stop_for` a second one.
         """
-        deadline = time.monotonic() + (self._patience if ignore_stop_for is None else ignore_stop_for)
-        delay = 1.0
+        begun, pending = time.monotonic(), ""
         while True:
             try:
-                return action()
+                return self._answer(action, (*retry_statuses, *SERVER_ERRORS), ignore_stop_for)
             except ApiException as error:
                 if error.status in pass_statuses:
                     raise
-                if error.status and error.status < 500 and error.status not in retry_statuses:
-                    raise self.refused(right, error) from None
-                reason = f"{error.status} {error.reason}"
-            except (HTTPError, OSError) as error:
-                reason = str(error)
-            reason = " ".join(reason.split())
-            if time.monotonic() + delay > deadline:
-                raise Unreachable(reason)
-            self._stops.wait(delay, ignore_first=ignore_stop_for is not None)
-            if self._stops.first if ignore_stop_for is None else self._stops.second:
-                raise StopRequested(reason)
-            delay = min(2 * delay, LONGEST_DELAY)
+                refusal = refusals.of_call(error, right, self.namespace)
+                if not refusal.pending or time.monotonic() - begun > PENDING_SECONDS:
+                    raise PecoError(refusal.text) from None
+            if refusal.text != pending:
+                self._note(f"{refusal.text}; waiting for up to {PENDING_SECONDS:.0f} s")
+            pending = refusal.text
+            self._wait(PENDING_DELAY, ignore_stop_for, pending)
+
+    def _answer(self, action: Callable[[], T], retry_statuses: Container[int], ignore_stop_for: float | None) -> T:
+        """Make the call, again and again while the API is away.
+
+        Raises:
+            ApiException: it refuses.
+        """
+        patience = self._patience if ignore_stop_for is None else ignore_stop_for
+        deadline, delay = time.monotonic() + patience, 1.0
+        self._trouble = "no answer in time"
+        notice = threading.Timer(NOTICE_SECONDS, self._note_silence, [patience])
+        notice.daemon = True
+        notice.start()
+        try:
+            while True:
+                try:
+                    result = action()
+                    self._answered = True
+                    if self._noted:
+                        self._noted = False
+                        self._note("the cluster's API answers again")
+                    return result
+                except ApiException as error:
+                    if error.status and error.status not in retry_statuses:
+                        self._answered = True
+                        raise
+                    self._trouble = (
+                        f"{error.status}: {refusals.error_message(error)}" if error.status else reason_of(error)
+                    )
+                    failed: Exception = error
+                except (HTTPError, OSError) as error:
+                    self._trouble, failed = reason_of(error), error
+                if final := permanent(failed, self.host, answered=self._answered):
+                    raise final from None
+                if time.monotonic() + delay > deadline:
+                    raise Unreachable(self._trouble)
+                self._wait(delay, ignore_stop_for, self._trouble)
+                delay = min(2 * delay, LONGEST_DELAY)
+        finally:
+            notice.cancel()
+
+    def _wait(self, seconds: float, ignore_stop_for: float | None, reason: str) -> None:
+        self._stops.wait(seconds, ignore_first=ignore_stop_for is not None)
+        if self._stops.first if ignore_stop_for is None else self._stops.second:
+            raise StopRequested(reason)
+
+    def _note_silence(self, patience: float) -> None:
+        self._noted = True
+        self._note(
+            f"no usable answer from the cluster's API at {self.host} ({self._trouble}); trying for {patience:.0f} s"
+        )
 
     def call_if_exists(self, right: str, action: Callable[[], T], **options: Any) -> T | None:
         """`call`, but None where there is no such object."""
@@ -122,8 +152,4 @@ class Api:
 
     def refused(self, right: str, error: ApiException) -> PecoError:
         """An ApiException as a line for the user."""
-        action = f"{right} in namespace {self.namespace} ({error.status}: {error_message(error)})"
-        if error.status == 403:
-            return PecoError(f"not allowed to {action}; give the step's service account that right")
-        hints = {401: "; renew the credentials", 404: "; is Volcano installed, and does the namespace exist?"}
-        return PecoError(f"the cluster refuses to {action}{hints.get(error.status, '')}")
+        return PecoError(refusals.of_call(error, right, self.namespace).text)

@@ -218,6 +218,8 @@ class _LocalJob:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""
             text = f"its process {label}{reason}{hint}; its logs are in {self.folder}"
             self.screen.note(f"error: {self.stage.name}: {text}")
+        if code == -signal.SIGKILL:
+            return 2
         return code if code in (2, 128 + signal.SIGINT, 128 + signal.SIGTERM) else 1
 
     def _failed_rank(self, default: int) -> tuple[int, str]:

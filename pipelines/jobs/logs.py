@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,15 @@ class Screen:
         self.errors = 0
         self._explained = False
         self._drawn: TextIO | None = None
+        self._lock = threading.Lock()
 
     def show(self, lines: list[Line]) -> None:
         """Show lines of the processes."""
         # Ranks end at almost the same time: the one that names the cause comes first.
         lines.sort(key=lambda line: not self._is_cause(line))
-        for line in lines:
-            self._show(line)
+        with self._lock:
+            for line in lines:
+                self._show(line)
 
     def close(self) -> None:
         """End a redrawn line, if there is one."""
@@ -103,9 +106,10 @@ class Screen:
             self._drawn = None
 
     def note(self, text: str) -> None:
-        """Show a line of the launcher itself."""
-        self._write(sys.stderr, text)
-        sys.stderr.flush()
+        """Show a line of the launcher itself; any thread may call it."""
+        with self._lock:
+            self._write(sys.stderr, text)
+            sys.stderr.flush()
 
     @staticmethod
     def _is_cause(line: Line) -> bool:

@@ -55,6 +55,10 @@ class Output:
         """Exit code of the node's rank that failed first; torchrun itself always exits with 1. `status` where it is unknown."""
         return self._failed.get(node, {}).get("code", status)
 
+    def was_stopped(self, node: str, status: int) -> bool:
+        """True if the node's process that failed first was ended by SIGTERM, which may be its own where there is no heartbeat."""
+        return self.exit_code(node, status) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+
     def failure(self, node: str, status: int, origin: str) -> tuple[int, str | None]:
         """Exit status of a job whose process on `node` failed, and the error to show, None where its own lines explain it.
 
@@ -66,12 +70,11 @@ class Output:
         code = self.exit_code(node, status)
         if code == 2 and self._explained:
             return 2, None
-        if code in (-signal.SIGTERM, 128 + signal.SIGTERM):
-            return 1, f"{origin} was stopped from outside; run again, it resumes from its last checkpoint"
         rank = self._failed.get(node, {}).get("rank")
         process = f"rank {rank}" if rank is not None else "its process"
         reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
-        hint = " (out of memory?)" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
+        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        hint = " (out of memory?)" if killed else ""
         lines = self._last.get(str(rank)) or self._last.get(node) or ()
         text = f"{process} of {origin} {reason}{hint}" + ("; its last lines:" if lines else "")
-        return 2 if code == 2 else 1, "\n".join([text, *(f"  {line}" for line in lines)])
+        return 2 if code == 2 or killed else 1, "\n".join([text, *(f"  {line}" for line in lines)])

@@ -15,8 +15,9 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import ReadTimeoutError
 
 from pipelines.jobs import pods
-from pipelines.jobs.kube import Api, error_message
+from pipelines.jobs.kube import Api
 from pipelines.jobs.output import Output
+from pipelines.jobs.refusals import error_message
 
 RETRY_SECONDS = 2.0
 TRIES = 5  # failed ones in a row, before it is reported
@@ -50,7 +51,7 @@ class PodLogs:
             self._logs[name] = _PodLog(self._api.client, self._api.namespace, name, container, self._lines)
             self._logs[name].start()
         if name in self._logs and pods.has_ended(pod):
-            self._logs[name].finished.set()
+            self._logs[name].finish()
 
     def show(self) -> None:
         """Show the lines since the last call.
@@ -68,14 +69,15 @@ class PodLogs:
                 self._unreadable.add(name)
                 self._note(f"the log of pod {name} can't be read ({log.trouble}); its lines are shown once it can")
 
-    def drain(self, *names: str) -> None:
-        """Show the last lines of these pods, which have ended; by default of all."""
+    def drain(self, *names: str) -> bool:
+        """Show the last lines of these pods, which have ended, by default of all; False if some can't be read."""
         deadline = time.monotonic() + LOG_SECONDS
-        for name in names or self._logs:
-            if name in self._logs:
-                self._logs[name].finished.set()
-                self._logs[name].join(max(0.0, deadline - time.monotonic()))
+        logs = [self._logs[name] for name in names or self._logs if name in self._logs]
+        for log in logs:
+            log.finish()
+            log.join(max(0.0, deadline - time.monotonic()))
         self.show()
+        return not any(log.is_alive() for log in logs)
 
 
 class _PodLog(threading.Thread):
@@ -88,16 +90,24 @@ class _PodLog(threading.Thread):
         self._client, self._lines = client, lines
         self._path = f"/api/v1/namespaces/{namespace}/pods/{pod}/log"
         self._pod, self._container = pod, container
-        self.finished = threading.Event()  # the container has ended, its log is complete
+        self._finished = threading.Event()
+        self._response: Any = None  # while a log is being read
         self.refused: ApiException | None = None
         self.trouble: str | None = None  # the reason of failed attempts; they are repeated
         self._newest: datetime | None = None
         self._recent: Counter[tuple[datetime, str]] = Counter()  # lines of the last seconds
 
+    def finish(self) -> None:
+        """The container has ended, its log is complete. It is read once more: the stream is closed only a second later."""
+        if not self._finished.is_set():
+            self._finished.set()
+            with contextlib.suppress(AttributeError, RuntimeError, ValueError, OSError):  # it has ended by itself
+                self._response.shutdown()
+
     def run(self) -> None:
         failed = 0  # in a row
         while True:
-            finished = self.finished.is_set()
+            finished = self._finished.is_set()
             complete = False
             reason = ""
             try:
@@ -119,7 +129,7 @@ class _PodLog(threading.Thread):
                 self.trouble = reason
             if finished and complete:
                 return
-            self.finished.wait(RETRY_SECONDS) if not finished else time.sleep(RETRY_SECONDS / 4)
+            self._finished.wait(RETRY_SECONDS) if not finished else time.sleep(RETRY_SECONDS / 4)
 
     def _read(self, *, last: bool) -> None:
         """Read until the connection ends."""
@@ -137,6 +147,7 @@ class _PodLog(threading.Thread):
             _return_http_data_only=True,
             _request_timeout=(10, SILENCE_SECONDS),
         )
+        self._response = response
         with contextlib.closing(response):
             for raw in _lines(response, last=last):
                 stamp, text = _split(raw)

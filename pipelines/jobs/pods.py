@@ -53,9 +53,14 @@ def has_started(pod: Pod) -> bool:
     return "running" in state or "terminated" in state
 
 
+def has_succeeded(pod: Pod) -> bool:
+    """True if its container has ended with status 0. The pod's own phase follows a second later."""
+    return bool(container_state(pod).get("terminated", {}).get("exitCode") == 0)
+
+
 def has_ended(pod: Pod) -> bool:
-    """True if it has succeeded or failed."""
-    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+    """True if it has succeeded or failed, or its container has ended: the phase follows a second later."""
+    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed") or "terminated" in container_state(pod)
 
 
 def end(pod: Pod) -> End | None:

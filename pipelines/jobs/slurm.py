@@ -21,7 +21,7 @@ from torchx.specs import Resource, macros
 from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
-from pipelines.jobs.backend import RESUME, Backend, StopRequested
+from pipelines.jobs.backend import RESUME, Backend, Lost, StopRequested
 from pipelines.jobs.job import Job
 from pipelines.jobs.logs import Screen, Tail, drop_old
 
@@ -31,13 +31,16 @@ PATIENCE_SECONDS = 300.0  # with Slurm's daemons while they don't answer
 LATE_SECONDS = 30.0  # the delay that accounting may have
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")
 LIVE = (*WAITING, "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+# Ends that may pass.
+LOST = {"BOOT_FAIL": "got a node that didn't boot", "NODE_FAIL": "lost a node", "PREEMPTED": "was preempted"}
 FAILURES = {
     "CANCELLED": f"was cancelled by someone else; {RESUME}",
     "DEADLINE": f"reached its deadline; {RESUME}",
-    "NODE_FAIL": f"lost a node; {RESUME}",
     "OUT_OF_MEMORY": "ran out of memory and was killed; raise memory (meta: or PECO_MEMORY) and run again",
-    "PREEMPTED": f"was preempted; {RESUME}",
 }
+# Slurm's own line about it. Without cgroups it is the only sign: the job's state is FAILED.
+MEMORY_KILL = re.compile(rb"slurmstepd\S*: .*(exceeded (job )?memory limit|oom.kill)", re.IGNORECASE)
+SEARCHED_BYTES = 2**16  # at the end of a file
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -48,18 +51,31 @@ class _NoAnswer(Exception):
 class Slurm(Backend):
     """A Slurm job of the current user."""
 
+    shortest_poll_seconds = 0.5
     poll_seconds = 5.0
 
     def __init__(self, job: Job, screen: Screen, stops: StopSignals) -> None:
-        super().__init__(job, screen, stops)
         self.role = job.app.roles[0]
         self.folder = workfiles.root().resolve() / "logs" / self.role.name
+        super().__init__(job, screen, stops)
+
+    def reset(self) -> None:
+        """Forget the job that was followed."""
+        super().reset()
         self.id = ""
         self.state = "RUNNING"  # until Slurm reports another one
         self.tails: list[tuple[str, Tail]] = []
 
     def start(self) -> None:
-        """Submit the job, or find the one of its name that waits or runs."""
+        """Submit the job, or find the one of its name that waits or runs.
+
+        Raises:
+            PecoError: Slurm refuses the job.
+            Lost: Slurm doesn't answer for too long.
+        """
+        if self.id and self.state in LIVE:  # Slurm was away
+            return
+        self.reset()
         found = self._find()
         if not found and self.stops.first:
             raise StopRequested
@@ -112,14 +128,15 @@ class Slurm(Backend):
         """Show new lines; the exit status once the job has ended.
 
         Raises:
-            PecoError: Slurm doesn't answer, or doesn't know the job, for too long.
+            PecoError: Slurm doesn't know the job.
+            Lost: the job was preempted or lost a node, or Slurm doesn't answer for too long.
         """
         unknown_since: float | None = None
         while not (found := self._retry(self._look, f"job {self.id} is left as it is: run again to follow it")):
             unknown_since = unknown_since or time.monotonic()
             if time.monotonic() - unknown_since > LATE_SECONDS:
                 raise PecoError(f"job {self.id}: neither squeue nor sacct knows it; is accounting switched on?")
-            self._pause()
+            self._pause(time.monotonic() - unknown_since)
         self.state, code = found
         self._show()
         if self.state in LIVE:
@@ -170,7 +187,7 @@ class Slurm(Backend):
         """The result of a query, repeated until Slurm answers.
 
         Raises:
-            PecoError: it doesn't answer for too long; `advice` is for the user.
+            Lost: it doesn't answer for too long; `advice` is for the user.
             StopRequested: a stop signal came before it answered.
         """
         started = time.monotonic()
@@ -181,14 +198,14 @@ class Slurm(Backend):
             except _NoAnswer as error:
                 waited = time.monotonic() - started
                 if waited > PATIENCE_SECONDS:
-                    raise PecoError(f"Slurm doesn't answer ({error}); {advice}") from None
+                    raise Lost(f"Slurm doesn't answer ({error})", advice) from None
                 if waited > LATE_SECONDS and not announced:
                     self.note(f"Slurm doesn't answer ({error}); retrying for up to {PATIENCE_SECONDS:.0f} s")
                     announced = True
-            self._pause()
+            self._pause(time.monotonic() - started)
 
-    def _pause(self) -> None:
-        self.stops.wait(self.poll_seconds)
+    def _pause(self, waited: float) -> None:
+        self.stops.wait(self.interval(waited))
         if self.stops.first:
             raise StopRequested
 
@@ -225,12 +242,28 @@ class Slurm(Backend):
     def _failed(self, code: int) -> int:
         if self.state == "TIMEOUT":
             return self.fail(f"job {self.id} reached time_limit {self.job.resources.time_limit}; raise it and {RESUME}")
+        if self.state in LOST:
+            raise Lost(f"job {self.id} {LOST[self.state]}")
+        if self.state == "FAILED" and self._out_of_memory():
+            self.state = "OUT_OF_MEMORY"
         if self.state in FAILURES:
             return self.fail(f"job {self.id} {FAILURES[self.state]}")
         nodes = [node for node, _ in self.tails]
         node = next((node for node in nodes if self.output.exit_code(node, 0)), nodes[0])
-        status, message = self.output.failure(node, code or 1, f"job {self.id}, {node}")
+        origin = f"job {self.id}, {node}"
+        if self.output.was_stopped(node, code or 1):
+            raise Lost(f"{origin} was stopped from outside")
+        status, message = self.output.failure(node, code or 1, origin)
         return self.fail(f"{message}\n  its logs are in {self.folder}", status) if message else status
+
+    def _out_of_memory(self) -> bool:
+        """True if Slurm's daemon on a node has written that it killed the job for its memory."""
+        for path in (*self.folder.glob(f"slurm-{self.id}-*.err"), self.folder / f"slurm-{self.id}.log"):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - SEARCHED_BYTES))
+                if MEMORY_KILL.search(file.read()):
+                    return True
+        return False
 
     def _show(self) -> None:
         for node, tail in self.tails:

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
 from torchx.runner import Runner
 from torchx.schedulers.kubernetes_scheduler import create_scheduler
 
+from peco.core import heartbeat
+from peco.core.environment import HEARTBEAT
+from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
-from pipelines.jobs import pods
-from pipelines.jobs.backend import RESUME, Backend, StopRequested
-from pipelines.jobs.job import Job
+from pipelines.jobs import capacity, pods
+from pipelines.jobs.backend import RESUME, Backend, Lost, StopRequested
+from pipelines.jobs.job import Job, heartbeat_path
 from pipelines.jobs.kube import Api, Unreachable
 from pipelines.jobs.logs import Screen
 from pipelines.jobs.pod_log import LOG_SECONDS, PodLogs
 from pipelines.jobs.volcano_job import GROUP, PLURAL, VERSION, adjust, read_settings, scheduler_options
+from pipelines.jobs.waiting import Waiting
 from pipelines.workflow.environment import API_PATIENCE_SECONDS
 
-NOTE_SECONDS = 300.0  # between two notices that a job still waits
-FIRST_NOTE_SECONDS = 15.0
-STUCK_SECONDS = 120.0  # an image that can't be pulled may not have been pushed yet
 JOBS = f"{PLURAL}.{GROUP}"
 # Phases of a job that Volcano still works on; at first there is none.
 LIVE = ("", "Pending", "Running", "Restarting", "Completing")
+SAVING = ("Aborting", "Terminating")
 
 
 class Volcano(Backend):
@@ -36,47 +39,75 @@ class Volcano(Backend):
         PecoError: a variable is missing or wrong, or there is no cluster.
     """
 
-    poll_seconds = 2.0
+    shortest_poll_seconds, poll_seconds = 0.25, 2.0
 
     def __init__(self, job: Job, screen: Screen, stops: StopSignals, env: Mapping[str, str]) -> None:
-        super().__init__(job, screen, stops)
         self.settings = read_settings(env)
-        self.api = Api(self.settings.namespace, stops, API_PATIENCE_SECONDS.integer(env))
+        self.api = Api(self.settings.namespace, stops, API_PATIENCE_SECONDS.integer(env), self.note)
         self.runner = Runner("peco", {"kubernetes": lambda name, **_: create_scheduler(name, client=self.api.client)})
         namespace = self.settings.namespace
         self.key = {"group": GROUP, "version": VERSION, "namespace": namespace, "plural": PLURAL, "name": job.name}
+        self.heartbeat = heartbeat_path(job.name)
+        if self.settings.owner:
+            job.app.roles[0].env[HEARTBEAT.name] = str(self.heartbeat)
+        super().__init__(job, screen, stops)
+
+    def reset(self) -> None:
+        """Forget the job that was followed."""
+        super().reset()
+        self.uid = ""  # of the job that is followed; empty until it is known, and after its end
         self.logs = PodLogs(self.api, self.output, self.note)
+        self.runs = False
         self.cause: pods.End | None = None
         self.ends_at = float("inf")
-        self.waiting_since = time.monotonic()
-        self.noted = self.waiting_since + FIRST_NOTE_SECONDS - NOTE_SECONDS
-        self.stuck_since: float | None = None
+        self.waiting = Waiting(self.api, self.job, self.note)
 
     def follow(self) -> int:
-        """`Backend.follow`; an unreachable API leaves the job as it is."""
-        try:
+        """`Backend.follow`, with a heartbeat for the job's processes."""
+        with heartbeat.beating(self.heartbeat):
             return super().follow()
-        except Unreachable as error:
-            return self.fail(
-                f"the cluster's API can't be reached ({error}); job {self.job.name} is left as it is: "
-                "run again to find and follow it"
-            )
 
     # Creating or finding
 
     def start(self) -> None:
         """Create the job, or attach to a live one; one that has ended is replaced."""
+        with self._losing():
+            self._start()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Turns an API that is away for too long into Lost."""
+        try:
+            yield
+        except Unreachable as error:
+            then = "ends with a checkpoint unless it is followed" if self.settings.owner else "is left as it is"
+            raise Lost(
+                f"the cluster's API can't be reached ({error})",
+                f"job {self.job.name} {then}: run again to find and follow it",
+            ) from None
+
+    def _start(self) -> None:
         request = None
+        late = time.monotonic() + self.job.grace + LOG_SECONDS
         while not self.stops.first:
             found = self._get()
             if found is None:
-                request = request or self._request()
+                if request is None:
+                    capacity.refuse_impossible(self.api, self.job.resources)
+                    request = self._request()
                 if self._create(request):
+                    self.reset()
                     self.note(f"job {self.job.name} created in namespace {self.settings.namespace}")
                     return
-            elif found["metadata"].get("deletionTimestamp"):
-                self.stops.wait(self.poll_seconds)
+            elif "deletionTimestamp" in found["metadata"]:
+                if time.monotonic() >= late:
+                    late = float("inf")
+                    self._report_stuck_pods()
+                self.stops.wait(self.shortest_poll_seconds)
+            elif found["metadata"]["uid"] == self.uid:
+                return  # it may have ended while the API was away
             elif _phase(found) in LIVE:
+                self.reset()
                 self._adopt()
                 self.note(f"job {self.job.name} already exists ({_phase(found) or 'new'}): following it")
                 return
@@ -84,6 +115,13 @@ class Volcano(Backend):
                 self.note(f"job {self.job.name} of an earlier attempt has ended ({_phase(found)}): replacing it")
                 self._delete()
         raise StopRequested
+
+    def _report_stuck_pods(self) -> None:
+        names = " ".join(pods.name(pod) for pod in self._list_pods())
+        self.note(
+            f"job {self.job.name} is being removed, but pods are left of it ({names}); if their node is lost: "
+            f"kubectl --namespace {self.settings.namespace} delete pod --force {names}"
+        )
 
     def _request(self) -> Any:
         request = self.runner.dryrun(self.job.app, "kubernetes", scheduler_options(self.job, self.settings))
@@ -115,43 +153,61 @@ class Volcano(Backend):
                 f"patch {JOBS}", lambda: self.api.custom.patch_namespaced_custom_object(**self.key, body=patch)
             )
 
-    def _delete(self) -> None:
+    def _delete(self, **options: Any) -> None:
         # Foreground: the job is gone only when its pods are.
         self.api.call_if_exists(
             f"delete {JOBS}",
             lambda: self.api.custom.delete_namespaced_custom_object(**self.key, propagation_policy="Foreground"),
+            **options,
         )
 
     # Following
 
     def poll(self) -> int | None:
-        """Show new lines and the reason why the job waits; the exit status once it has ended."""
+        """Show new lines and the reason why the job waits; the exit status once it has ended, which removes the job."""
+        with self._losing():
+            return self._poll()
+
+    def _poll(self) -> int | None:
         found = self._get()
         current = self._pods()
         self.logs.show()
         if found is None:
-            return self.fail(f"job {self.job.name} was deleted by someone else; run again")
-        phase = _phase(found)
+            return self.fail(f"job {self.job.name} was deleted by someone else; {RESUME}")
+        phase, removed = _phase(found), "deletionTimestamp" in found["metadata"]
+        self.uid = found["metadata"]["uid"]
+        if not self.runs and current and all(map(pods.has_started, current)):
+            self.runs, self.begun = True, time.monotonic()
         self.cause = self.cause or pods.first_end(current)
-        if phase == "Completed":
-            self.logs.drain()
+        done = len(current) == self.job.app.roles[0].num_replicas and all(map(pods.has_succeeded, current))
+        if done or phase == "Completed":
+            self._finish()
             return 0
         if self.cause and self.cause.kind != "evicted":
-            self.logs.drain(self.cause.pod)
+            self._finish(self.cause.pod)
             return self._ended(self.cause)
-        if phase in LIVE:
-            return self._waiting(found, current)
-        # A preempted job is saving its work: its last lines and its end are worth the grace period.
-        grace = self.job.grace + LOG_SECONDS if phase == "Terminating" else 0
-        self.ends_at = min(self.ends_at, time.monotonic() + grace)
-        if time.monotonic() < self.ends_at:
+        if phase in LIVE and not removed:
+            problem = self.waiting.problem(found, current)
+            return self._give_up(problem) if problem else None
+        # A preempted, aborted or removed job is saving its work: its last lines and its end are worth the grace period.
+        self.ends_at = min(self.ends_at, time.monotonic() + self.job.grace + LOG_SECONDS)
+        saving = removed or phase in SAVING or not all(map(pods.has_ended, current))
+        if saving and time.monotonic() < self.ends_at:
             return None
-        self.logs.drain()
+        self._finish()
+        if removed or phase.startswith("Abort"):
+            action = "deleted" if removed else "aborted"
+            return self.fail(f"job {self.job.name} was {action} by someone else; {RESUME}")
         return self._ended(self.cause) if self.cause else self._ended_unseen(found)
 
     def _pods(self) -> list[pods.Pod]:
         """The job's pods; their logs are followed."""
+        found = self._list_pods()
+        for pod in found:
+            self.logs.follow(pod)
+        return found
 
+    def _list_pods(self) -> list[pods.Pod]:
         def read() -> list[pods.Pod]:
             # As plain data: the client's classes refuse objects that differ from its own version of the API.
             response = self.api.core.list_namespaced_pod(
@@ -159,43 +215,40 @@ class Volcano(Backend):
             )
             return list(json.loads(response.data)["items"])
 
-        found = self.api.call("list pods", read)
-        for pod in found:
-            self.logs.follow(pod)
-        return found
-
-    def _waiting(self, found: Mapping[str, Any], current: list[pods.Pod]) -> int | None:
-        """Report now and then why the job doesn't run yet; abort it and return 2 where that is permanent."""
-        now = time.monotonic()
-        if reason := pods.stuck(current):
-            self.stuck_since = self.stuck_since or now
-            if now - self.stuck_since >= STUCK_SECONDS:
-                self._abort(ignore_stop_for=float(self.job.grace))
-                return self.fail(f"job {self.job.name} can't start: {reason}; fix that and run again", 2)
-        else:
-            self.stuck_since = None
-        if current and all(pods.has_started(pod) for pod in current):
-            self.noted = now
-        elif now - self.noted >= NOTE_SECONDS:
-            self.noted = now
-            state = found.get("status", {}).get("state", {})
-            queued = f"no capacity yet in queue {self.job.resources.queue or 'default'}"
-            reason = reason or pods.unscheduled(current) or state.get("message") or state.get("reason") or queued
-            waited = f"{now - self.waiting_since:.0f} s"
-            self.note(f"job {self.job.name} has been waiting for {waited}: {' '.join(str(reason).split())}")
-        return None
+        return self.api.call("list pods", read)
 
     # Ending
+
+    def _give_up(self, problem: str) -> int:
+        """End a job that can't start."""
+        self._abort(ignore_stop_for=float(self.job.grace))
+        self._finish()
+        return self.fail(problem)
+
+    def _finish(self, *names: str) -> None:
+        """Show the last lines of these pods, by default of all, and remove the job: it is of no use once its log is shown.
+
+        A job that can't be removed now is removed by Kubernetes (volcano_job.FINISHED_SECONDS).
+        """
+        self.uid = ""
+        if self.logs.drain(*names):
+            self._remove()
+
+    def _remove(self) -> None:
+        with contextlib.suppress(PecoError, Unreachable, StopRequested):
+            self._delete(ignore_stop_for=0.0)
 
     def _ended(self, cause: pods.End) -> int:
         pod, resources = f"pod {cause.pod}", self.job.resources
         if cause.kind == "failed":
+            if self.output.was_stopped(cause.pod, cause.status):
+                raise Lost(f"{pod} was stopped from outside")
             status, message = self.output.failure(cause.pod, cause.status, pod)
             return self.fail(message, status) if message else status
-        reason = f" ({cause.reason})" if cause.reason else ""
+        if cause.kind == "evicted":
+            raise Lost(f"{pod} was preempted or evicted" + (f" ({cause.reason})" if cause.reason else ""))
         return self.fail(
             {
-                "evicted": f"{pod} was preempted or evicted{reason}; {RESUME}",
                 "time_limit": f"{pod} reached time_limit {resources.time_limit}; raise it (meta: or PECO_TIME_LIMIT) "
                 f"and {RESUME}",
                 "memory": f"{pod} ran out of memory and was killed; raise memory {resources.memory} (meta: or "
@@ -206,38 +259,41 @@ class Volcano(Backend):
     def _ended_unseen(self, found: Mapping[str, Any]) -> int:
         """The job ended, and no pod is left that shows why."""
         phase = _phase(found)
-        if phase.startswith("Abort"):
-            return self.fail(f"job {self.job.name} was aborted by someone else; {RESUME}")
         message = found["status"]["state"].get("message")
-        return self.fail(
-            f"job {self.job.name} ended ({phase}{f': {message}' if message else ''}), its pods were preempted or evicted; "
-            f"{RESUME}"
+        raise Lost(
+            f"job {self.job.name} ended ({phase}{f': {message}' if message else ''}), its pods were preempted or evicted"
         )
 
     def cancel(self) -> None:
         """Abort the job and wait for its pods, as long as they may take to save their work."""
         patience = float(self.job.grace + LOG_SECONDS)
         deadline = time.monotonic() + patience
-        self.note(f"stopping job {self.job.name}, which saves its work; a second signal ends the waiting")
         try:
-            self._abort(ignore_stop_for=patience)
+            if not self._abort(ignore_stop_for=patience):
+                return
+            # After the call: where the parent of this process was stopped, too, there may be less than a second for it.
+            self.note(f"stopping job {self.job.name}, which saves its work; a second signal ends the waiting")
             while time.monotonic() < deadline and not self.stops.second and not all(map(pods.has_ended, self._pods())):
                 self.logs.show()
-                self.stops.wait(self.poll_seconds, ignore_first=True)
+                self.stops.wait(self.shortest_poll_seconds, ignore_first=True)
         except (Unreachable, StopRequested) as error:
             self.note(f"the cluster's API can't be reached ({error}): job {self.job.name} may still run")
-        if not self.stops.second:
-            self.logs.drain()
+            return
+        if self.stops.second:
+            self._remove()
+        else:
+            self._finish()
 
-    def _abort(self, *, ignore_stop_for: float) -> None:
-        """Volcano ends the pods of an aborted job with their grace period."""
-        self.api.call_if_exists(
-            f"update {PLURAL}/status.{GROUP}",
-            lambda: self.runner.cancel(f"kubernetes://peco/{self.settings.namespace}:{self.job.name}"),
-            # 409: the job has changed between TorchX's reading and writing.
-            retry_statuses=(408, 409, 429),
+    def _abort(self, *, ignore_stop_for: float) -> bool:
+        """Volcano ends the pods of an aborted job with their grace period. False where there is no job."""
+        aborted = {"status": {"state": {"phase": "Aborted"}}}
+        found = self.api.call_if_exists(
+            f"patch {PLURAL}/status.{GROUP}",
+            lambda: self.api.custom.patch_namespaced_custom_object_status(**self.key, body=aborted),
+            retry_statuses=(408, 409, 429),  # 409: the job changes at the same time
             ignore_stop_for=ignore_stop_for,
         )
+        return found is not None
 
 
 def _phase(job: Mapping[str, Any]) -> str:

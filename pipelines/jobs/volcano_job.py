@@ -13,11 +13,13 @@ from peco.core.environment import WORK
 from peco.core.errors import PecoError
 from pipelines.components import USER
 from pipelines.jobs.job import Job
-from pipelines.workflow import environment
+from pipelines.workflow import environment, kubernetes_names
 
 GROUP, VERSION, PLURAL = "batch.volcano.sh", "v1alpha1", "jobs"
 # Added to the ranks' grace period before Kubernetes kills the pod: torchrun ends after its ranks.
 SPARE_SECONDS = 15
+# A job that has ended is removed by its launcher, or after this time if that was killed.
+FINISHED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class JobSettings:
 
     namespace: str
     image: str
+    pull_policy: str
     claim: str
     path: str  # of the shared volume, here and in the pods
     service_account: str
     secret: str
+    certificates: str  # config map with the key ca.crt
     owner: dict[str, Any] | None  # reference to the pod with which the job is deleted
 
 
@@ -37,7 +41,7 @@ def read_settings(env: Mapping[str, str]) -> JobSettings:
     """The settings from the environment.
 
     Raises:
-        PecoError: a variable is missing, or the current directory is not on the shared volume.
+        PecoError: a variable is missing or wrong, or the current directory is not on the shared volume.
     """
     for variable, meaning in (
         (environment.NAMESPACE, "the namespace the job runs in"),
@@ -64,12 +68,14 @@ def read_settings(env: Mapping[str, str]) -> JobSettings:
         }
         owner |= {"controller": False, "blockOwnerDeletion": False}
     return JobSettings(
-        namespace=environment.NAMESPACE.text(env),
-        image=environment.IMAGE.text(env),
-        claim=environment.VOLUME_CLAIM.text(env),
+        namespace=kubernetes_names.namespace(environment.NAMESPACE, env),
+        image=kubernetes_names.image(environment.IMAGE, env),
+        pull_policy=kubernetes_names.pull_policy(env),
+        claim=kubernetes_names.object_name(environment.VOLUME_CLAIM, env),
         path=path,
-        service_account=environment.SERVICE_ACCOUNT.text(env) or "default",
-        secret=environment.JOB_SECRET.text(env),
+        service_account=kubernetes_names.object_name(environment.SERVICE_ACCOUNT, env) or "default",
+        secret=kubernetes_names.object_name(environment.JOB_SECRET, env),
+        certificates=kubernetes_names.object_name(environment.CA_CONFIGMAP, env),
         owner=owner,
     )
 
@@ -97,8 +103,9 @@ def adjust(resource: Mapping[str, Any], job: Job, settings: JobSettings) -> dict
         body["metadata"]["ownerReferences"] = [settings.owner]
     spec = body["spec"]
     spec["minAvailable"] = len(spec["tasks"])  # all or none
-    # Only the pipeline's step starts a job again: an ended pod, failed or evicted, ends the job. (0 would become 3.)
+    # Only the launcher starts a job again: an ended pod, failed or evicted, ends the job. (0 would become 3.)
     spec["maxRetry"] = 1
+    spec["ttlSecondsAfterFinished"] = FINISHED_SECONDS
     spec["policies"] = [{"event": event, "action": "TerminateJob"} for event in ("PodFailed", "PodEvicted")]
     # Volcano's own policy blocks all but the job's pods, even Prometheus; k8s/base has one that doesn't.
     spec["plugins"]["svc"].append("--disable-network-policy")
@@ -136,14 +143,19 @@ def _adjust_pod(pod: dict[str, Any], job: Job, settings: JobSettings) -> None:
             {"name": "peco", "persistentVolumeClaim": {"claimName": settings.claim}},
         ],
     }
-    amounts = {"cpu": str(resources.cpu), "memory": resources.memory}
-    if resources.gpus:
-        amounts["nvidia.com/gpu"] = str(resources.gpus)
+    capabilities = {"drop": ["ALL"]}
+    if resources.capabilities:
+        capabilities["add"] = resources.capabilities.split(",")
     container |= {
-        "resources": {"requests": amounts, "limits": dict(amounts)},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "imagePullPolicy": settings.pull_policy,
+        "resources": {"requests": resources.amounts, "limits": resources.amounts},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": capabilities},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "peco", "mountPath": settings.path}],
         "workingDir": os.getcwd(),
     }
     if settings.secret:
         container["envFrom"] = [{"secretRef": {"name": settings.secret}}]
+    if settings.certificates:
+        spec["volumes"].append({"name": "ca", "configMap": {"name": settings.certificates}})
+        container["volumeMounts"].append({"name": "ca", "mountPath": environment.CA_FOLDER, "readOnly": True})
+        container["env"] += [{"name": name, "value": path} for name, path in environment.CA_VARIABLES.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,22 @@ class NoAnswerError(PecoError):
 
 class RefusedError(PecoError):
     """The server answered with a refusal."""
+
+
+class NotFoundError(RefusedError):
+    """The server has no such object."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a pipeline that Kubeflow has registered."""
+
+    pipeline_id: str
+    version_id: str
+
+    def reference(self) -> dict[str, str]:
+        """The version as runs refer to it."""
+        return {"pipeline_id": self.pipeline_id, "pipeline_version_id": self.version_id}
 
 
 class Kubeflow:
@@ -60,6 +77,8 @@ class Kubeflow:
         self._experiments = api.ExperimentServiceApi(self._client)
         self._runs = api.RunServiceApi(self._client)
         self._schedules = api.RecurringRunServiceApi(self._client)
+        self._pipelines = api.PipelineServiceApi(self._client)
+        self._uploads = api.PipelineUploadServiceApi(self._client)
 
     def check(self) -> None:
         """Check that Kubeflow Pipelines answers at the address and that the namespace may be used.
@@ -94,6 +113,38 @@ class Kubeflow:
         body = {"display_name": name, **self.namespace}
         return str(self._call(self._experiments.experiment_service_create_experiment, body).experiment_id)
 
+    def find_pipeline(self, name: str) -> str | None:
+        """The id of the pipeline of this name, None if there is none."""
+        try:
+            found = self._call(self._pipelines.pipeline_service_get_pipeline_by_name, name, **self.namespace)
+        except NotFoundError:
+            return None
+        return str(found.pipeline_id)
+
+    def find_version(self, pipeline_id: str, name: str) -> Version | None:
+        """The version of this name of a pipeline, None if there is none."""
+        found = self._call(
+            self._pipelines.pipeline_service_list_pipeline_versions,
+            pipeline_id,
+            filter=_filter("EQUALS", "name", name),
+        )
+        return (
+            Version(pipeline_id, str(found.pipeline_versions[0].pipeline_version_id))
+            if found.pipeline_versions
+            else None
+        )
+
+    def create_pipeline(self, name: str, description: str) -> str:
+        """Create a pipeline without versions and return its id."""
+        body = {"name": name, "display_name": name, "description": description, **self.namespace}
+        return str(self._call(self._pipelines.pipeline_service_create_pipeline, body).pipeline_id)
+
+    def upload_version(self, file: Path, pipeline_id: str, name: str, description: str) -> Version:
+        """Create a version of a pipeline from a compiled file."""
+        options = {"name": name, "pipelineid": pipeline_id, "description": description}
+        made = self._call(self._uploads.upload_pipeline_version, str(file), **options)
+        return Version(pipeline_id, str(made.pipeline_version_id))
+
     def find_runs(self, experiment_id: str, label: str) -> list[Any]:
         """The runs whose description has the label, newest first, without archived ones."""
         found = self._call(
@@ -105,9 +156,9 @@ class Kubeflow:
         )
         return [run for run in found.runs or () if run.storage_state != "ARCHIVED"]
 
-    def create_run(self, experiment_id: str, name: str, description: str, spec: object, arguments: object) -> str:
+    def create_run(self, experiment_id: str, name: str, description: str, version: Version, arguments: object) -> str:
         """Start a pipeline and return the id of its run."""
-        body = self._run(experiment_id, name, description, spec, arguments)
+        body = self._run(experiment_id, name, description, version, arguments)
         return str(self._call(self._runs.run_service_create_run, body).run_id)
 
     def get_run(self, run_id: str) -> Any:
@@ -125,7 +176,7 @@ class Kubeflow:
         return [schedule for schedule in found.recurring_runs or () if schedule.status == "ENABLED"]
 
     def create_schedule(
-        self, experiment_id: str, name: str, description: str, spec: object, arguments: object, schedule: Schedule
+        self, experiment_id: str, name: str, description: str, version: Version, arguments: object, schedule: Schedule
     ) -> str:
         """Start a pipeline repeatedly, one run at a time, and return the id of the recurring run."""
         # Long integers are strings in this API.
@@ -135,7 +186,7 @@ class Kubeflow:
             else {"periodic_schedule": {"interval_second": str(schedule.seconds)}}
         )
         body = {
-            **self._run(experiment_id, name, description, spec, arguments),
+            **self._run(experiment_id, name, description, version, arguments),
             "trigger": trigger,
             "max_concurrency": "1",
             "no_catchup": True,
@@ -143,6 +194,21 @@ class Kubeflow:
         }
         created = self._call(self._schedules.recurring_run_service_create_recurring_run, body)
         return str(created.recurring_run_id)
+
+    def read(self, path: str, query: Mapping[str, str]) -> str | None:
+        """The text at an address that the generated API lacks, None if it isn't there or may not be read."""
+        from kfp_server_api import ApiException
+        from urllib3.exceptions import HTTPError
+
+        try:
+            self._client.call_api(
+                path, "GET", query_params=list(query.items()), header_params={"Accept": "*/*"}, auth_settings=["Bearer"],
+                _request_timeout=TIMEOUTS, _preload_content=False, _return_http_data_only=True,
+            )  # fmt: skip
+            answer = self._client.last_response
+            return str(answer.data.decode(errors="replace")) if answer.status == 200 else None
+        except (ApiException, HTTPError):
+            return None
 
     def run_address(self, run_id: str) -> str:
         """Address of the run's page."""
@@ -152,12 +218,14 @@ class Kubeflow:
         """Address of the recurring run's page."""
         return f"{self.host}/#/recurringrun/details/{schedule_id}"
 
-    def _run(self, experiment_id: str, name: str, description: str, spec: object, arguments: object) -> dict[str, Any]:
+    def _run(
+        self, experiment_id: str, name: str, description: str, version: Version, arguments: object
+    ) -> dict[str, Any]:
         return {
             "experiment_id": experiment_id,
             "display_name": name,
             "description": description,
-            "pipeline_spec": spec,
+            "pipeline_version_reference": version.reference(),
             "runtime_config": {"parameters": arguments},
             **self.account,
         }
@@ -177,7 +245,7 @@ class Kubeflow:
         except ApiException as error:
             if error.status in (0, 429) or error.status >= 500:  # 0: a broken TLS connection
                 raise NoAnswerError(f"KFP_HOST={self.host}: {error.status or ''} {_message(error)}") from None
-            raise RefusedError(self._explain(error)) from None
+            raise (NotFoundError if error.status == 404 else RefusedError)(self._explain(error)) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             raise NoAnswerError(f"KFP_HOST={self.host}: can't be reached: {type(reason).__name__}: {reason}") from None

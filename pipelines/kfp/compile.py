@@ -1,22 +1,23 @@
-"""The graph of dvc.yaml as a Kubeflow pipeline: one task per stage, and `collect` after all of them.
+"""The graph of dvc.yaml as a Kubeflow pipeline: one task per stage with the same edges, and `collect` after all of them.
 
-Each task receives the lock entries of the stages that it depends on. Only tasks are retried. Kubeflow caches nothing; DVC does.
-The pipeline has the parameters of `pipelines.kfp.step`: repository, revision, params (base64 of params.yaml), experiment (a name).
+Tasks pass on nothing through Kubeflow: a step leaves its result in the folder of the run (pipelines/kfp/run_folder.py). A stage
+that depends on no other receives the parameters of the pipeline (pipelines/kfp/parameters.py) and keeps them there. Kubeflow caches
+nothing; DVC does.
 """
 
-# kfp reads the annotations of components at run time: no `from __future__ import annotations` here.
+# kfp reads the annotations of the pipeline at run time: no `from __future__ import annotations` here.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kfp import compiler, dsl, kubernetes
 
-from peco.core.environment import CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT
-from peco.core.errors import PecoError
 from peco.core.stage_name import StageName
 from pipelines.components import USER
+from pipelines.kfp import components
+from pipelines.kfp.page import has_page
+from pipelines.kfp.parameters import Parameters
+from pipelines.kfp.target import Target
 from pipelines.workflow import environment, stage_resources
 from pipelines.workflow.graph import Graph, Stage
 
@@ -27,140 +28,11 @@ STEP = {"cpu_request": "250m", "cpu_limit": "2", "memory_request": "1Gi", "memor
 # Besides the stage's own time limit: for fetching, pushing, and waiting in the queue for GPUs.
 STEP_SECONDS = 7 * 24 * 3600
 COLLECT_SECONDS = 1800
-CREDENTIALS = "/var/run/secrets/peco/git"
-STORAGE_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
-PULL_POLICIES = ("IfNotPresent", "Always", "Never")
-# The variables that set the fields of a target.
-VARIABLES = {
-    "image": environment.IMAGE,
-    "pull_policy": environment.PULL_POLICY,
-    "scheduler": environment.SCHEDULER,
-    "service_account": environment.SERVICE_ACCOUNT,
-    "volume_claim": environment.VOLUME_CLAIM,
-    "volume_path": environment.VOLUME_PATH,
-    "workspaces": environment.WORKSPACES,
-    "cache": environment.CACHE,
-    "remote": environment.REMOTE,
-    "remote_endpoint": environment.REMOTE_ENDPOINT,
-    "storage_secret": environment.STORAGE_SECRET,
-    "git_read_secret": environment.GIT_READ_SECRET,
-    "git_write_secret": environment.GIT_WRITE_SECRET,
-}
-# The variables that the steps receive unchanged, besides those of the resources.
-SETTINGS = (
-    environment.API_PATIENCE_SECONDS, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, environment.GRACE_SECONDS,
-    environment.JOB_SECRET, METRICS_PORT,
-)  # fmt: skip
+NOTHING = Parameters(repository="", revision="", preset="", seed=0, overrides="", experiment="")
 
 
-@dataclass(frozen=True)
-class Target:
-    """The place where a pipeline runs, and its settings. Names of secrets and claims are those of k8s/."""
-
-    image: str = "peco"
-    pull_policy: str = environment.PULL_POLICY.default
-    # Of the stages' jobs, as the service account.
-    scheduler: str = "kubernetes"
-    service_account: str = "peco-job"
-    # Empty: no pods, the pipeline runs on this machine.
-    volume_claim: str = "peco"
-    volume_path: str = environment.VOLUME_PATH.default
-    # Empty: folders of the volume.
-    workspaces: str = ""
-    cache: str = ""
-    # Empty: the repository's own.
-    remote: str = ""
-    remote_endpoint: str = ""
-    # Its keys are named as the variables; it may be missing.
-    storage_secret: str = environment.STORAGE_SECRET.default
-    # Basic or SSH authentication; both may be missing. Only `collect` receives the second.
-    git_read_secret: str = environment.GIT_READ_SECRET.default
-    git_write_secret: str = environment.GIT_WRITE_SECRET.default
-    # `PECO_…` variables that the steps receive unchanged.
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str]) -> "Target":
-        """The target that the environment describes; an empty variable counts as unset.
-
-        Raises:
-            PecoError: PECO_PULL_POLICY is not one of Kubernetes' policies.
-        """
-        fields = {name: variable.text(env) for name, variable in VARIABLES.items() if variable.is_set(env)}
-        if (policy := fields.get("pull_policy", PULL_POLICIES[0])) not in PULL_POLICIES:
-            raise PecoError(
-                f"{environment.PULL_POLICY.name}: {policy!r} is not allowed; expected {', '.join(PULL_POLICIES)}"
-            )
-        names = {variable.name for variable in SETTINGS}
-        settings = {
-            name: value for name, value in env.items() if value and (name in names or stage_resources.is_variable(name))
-        }
-        return cls(**fields, settings=settings)
-
-    def env(self) -> dict[str, str]:
-        """The environment of the steps."""
-        variables = {
-            environment.SCHEDULER.name: self.scheduler,
-            environment.WORKSPACES.name: self.workspaces or f"{self.volume_path}/workspaces",
-            environment.CACHE.name: self.cache or f"{self.volume_path}/cache",
-            environment.REMOTE.name: self.remote,
-            environment.REMOTE_ENDPOINT.name: self.remote_endpoint,
-            **self.settings,
-        }
-        if self.volume_claim:
-            variables |= {
-                environment.IMAGE.name: self.image,
-                environment.SERVICE_ACCOUNT.name: self.service_account,
-                environment.VOLUME_CLAIM.name: self.volume_claim,
-                environment.VOLUME_PATH.name: self.volume_path,
-                environment.GIT_CREDENTIALS.name: CREDENTIALS,
-                # The folder that every pod may write to; DVC's state in it need not be shared.
-                "HOME": "/tmp",
-                "DVC_SITE_CACHE_DIR": "/tmp/dvc",
-            }
-        return {name: value for name, value in variables.items() if value}
-
-
-# The bodies of these two run in the steps' pods, as text: they can use no name of this module.
-
-
-def run_stage(
-    stage: str,
-    repository: str,
-    revision: str,
-    params: str,
-    locks: list[str],
-    metrics: dsl.Output[dsl.Metrics],
-    page: dsl.Output[dsl.HTML],
-    lock: dsl.OutputPath(str),  # type: ignore[valid-type]
-    parameters: dsl.OutputPath(dict),  # type: ignore[valid-type]
-    computed: dsl.OutputPath(bool),  # type: ignore[valid-type]
-) -> None:
-    from pipelines.kfp import step
-
-    step.main(
-        stage, repository, revision, params, locks,
-        metrics=metrics, page=page.path, lock=lock, parameters=parameters, computed=computed,
-    )  # fmt: skip
-
-
-def collect(
-    repository: str,
-    revision: str,
-    params: str,
-    locks: list[str],
-    experiment: str,
-    commit: dsl.OutputPath(str),  # type: ignore[valid-type]
-) -> None:
-    from pipelines.kfp import step
-
-    step.collect(repository, revision, params, locks, experiment, commit=commit)
-
-
-def build(
-    graph: Graph, target: Target, *, repository: str = "", revision: str = "", params: str = "", experiment: str = ""
-) -> Any:
-    """The pipeline of a graph; the strings are defaults of its parameters.
+def build(graph: Graph, target: Target, defaults: Parameters = NOTHING) -> Any:
+    """The pipeline of a graph, whose parameters have these defaults.
 
     Raises:
         PecoError: `meta:` or the environment has a wrong value for a resource.
@@ -168,19 +40,29 @@ def build(
     requested = {stage.name: stage_resources.resolve(stage, target.settings) for stage in graph.stages.values()}
 
     def pipeline(
-        repository: str = repository, revision: str = revision, params: str = params, experiment: str = experiment
+        repository: str = defaults.repository,
+        revision: str = defaults.revision,
+        preset: str = defaults.preset,
+        seed: int = defaults.seed,
+        overrides: str = defaults.overrides,
+        experiment: str = defaults.experiment,
     ) -> None:
-        common = {"repository": repository, "revision": revision, "params": params}
+        given = {
+            "repository": repository, "revision": revision, "preset": preset, "seed": seed, "overrides": overrides,
+            "experiment": experiment,
+        }  # fmt: skip
+        run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         tasks: dict[str, dsl.PipelineTask] = {}
         for stage in _ordered(graph):
-            before = [name for name in tasks if (stage.name, name) in graph.edges]
-            locks = [tasks[name].outputs["lock"] for name in before]
-            task = _component(run_stage, stage.name, target)(stage=str(stage.name), locks=locks, **common)
+            before = [task for name, task in tasks.items() if (stage.name, name) in graph.edges]
+            component = _component(components.run_stage if before else components.begin, stage.name, target)
+            if not has_page(stage):
+                del component.component_spec.outputs["page"]
+            task = component(run=run, stage=str(stage.name), **({} if before else given)).after(*before)
             tasks[stage.name] = task
             own = requested[stage.name]
             _configure(task, stage.name, target, retries=own.retries, seconds=own.seconds + STEP_SECONDS)
-        locks = [task.outputs["lock"] for task in tasks.values()]
-        last = _component(collect, COLLECT, target)(locks=locks, experiment=experiment, **common)
+        last = _component(components.collect, COLLECT, target)(run=run).after(*tasks.values())
         retries = max((own.retries for own in requested.values()), default=0)
         _configure(last, COLLECT, target, retries=retries, seconds=COLLECT_SECONDS, writes=True)
 
@@ -189,9 +71,9 @@ def build(
     )
 
 
-def compile(path: Path | str, graph: Graph, target: Target, **defaults: str) -> None:
+def compile(path: Path | str, graph: Graph, target: Target, defaults: Parameters = NOTHING) -> None:
     """Write the pipeline of `build` as Kubeflow's IR, in YAML if the suffix is `.yaml`. Raises as `build`."""
-    compiler.Compiler().compile(build(graph, target, **defaults), str(path))
+    compiler.Compiler().compile(build(graph, target, defaults), str(path))
 
 
 def _ordered(graph: Graph) -> list[Stage]:
@@ -214,6 +96,9 @@ def _component(function: Any, name: str, target: Target) -> Any:
     """A new component for each task, so that tasks are named after stages, not after the function."""
     component = dsl.component(function, base_image=target.image, packages_to_install=[], install_kfp_package=False)
     component.component_spec.name = StageName(name).label
+    if target.volume_claim:
+        # The image has the function: without this, kfp would put its text into the command.
+        component.component_spec.implementation.container.command = ["python3", "-m", components.__name__]
     return component
 
 
@@ -228,6 +113,7 @@ def _configure(
     if not target.volume_claim:
         return
     if retries:
+        # For a step whose own pod is lost. A step that ends with a status is not started again.
         task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
     task.set_cpu_request(STEP["cpu_request"]).set_cpu_limit(STEP["cpu_limit"])
     task.set_memory_request(STEP["memory_request"]).set_memory_limit(STEP["memory_limit"])
@@ -236,9 +122,7 @@ def _configure(
     kubernetes.add_pod_label(task, "app.kubernetes.io/component", "peco-step")  # k8s/base/network.yaml
     kubernetes.set_image_pull_policy(task, target.pull_policy)
     kubernetes.mount_pvc(task, target.volume_claim, target.volume_path)
-    kubernetes.use_field_path_as_env(task, environment.POD_NAME.name, "metadata.name")
-    kubernetes.use_field_path_as_env(task, environment.POD_UID.name, "metadata.uid")
-    kubernetes.use_field_path_as_env(task, environment.NAMESPACE.name, "metadata.namespace")
-    kubernetes.use_secret_as_env(task, target.storage_secret, {key: key for key in STORAGE_KEYS}, optional=True)
-    secret = target.git_write_secret if writes else target.git_read_secret
-    kubernetes.use_secret_as_volume(task, secret, CREDENTIALS, optional=True)
+    for folder, secret in target.secrets(writes=writes).items():
+        kubernetes.use_secret_as_volume(task, secret, folder, optional=True)
+    if target.ca_configmap:
+        kubernetes.use_config_map_as_volume(task, target.ca_configmap, environment.CA_FOLDER)

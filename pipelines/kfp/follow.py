@@ -1,54 +1,122 @@
-"""Follow runs in the terminal until they end: one line for each change of a stage's state."""
+"""Follow runs in the terminal until they end: one line for each change of a stage's state, and why a run failed."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from peco.core.errors import PecoError
 from pipelines.kfp.client import Kubeflow, NoAnswerError
+from pipelines.kfp.pods import Pod
 
 POLL_SECONDS = 5.0
 # Time without an answer after which following ends.
 PATIENCE_SECONDS = 600.0
+# Time after which a pod that has not started is looked at, and between two looks.
+START_SECONDS = 60.0
+# A run has failed up to two seconds before its tasks show it.
+SETTLING_POLLS = 2
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-UNKNOWN = (None, "RUNTIME_STATE_UNSPECIFIED")
+SUCCEEDED = ("SUCCEEDED", "SKIPPED")
+UNKNOWN = (None, "RUNTIME_STATE_UNSPECIFIED")  # of tasks that Argo has left out
+ROOT_DRIVER = "root-driver"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a pipeline: the stage's name, and Argo's template of its pod."""
+
+    stage: str
+    template: str
 
 
 @dataclass
 class Followed:
-    """A run and its states as last reported.
+    """A run and what was last reported of it.
 
     Attributes:
-        stages: the stage's name by the name of its task in Kubeflow.
+        steps: the steps by the names of their tasks in Kubeflow.
+        env: environment variables, for the namespace of the pods.
     """
 
     run_id: str
     name: str
-    stages: Mapping[str, str]
+    steps: Mapping[str, Step]
+    env: Mapping[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     ended: bool = False
+    waits: dict[str, str] = field(default_factory=dict)  # why pods wait, by stage
+    looked: float = field(default_factory=time.monotonic)  # at the pods
+    failed_pods: int = 0
+    canceling: bool = False
+    settling: int = 0
 
     def changes(self, run: Any) -> list[tuple[str, str]]:
         """The stages whose state has changed since the last call, with their states."""
         changed = []
-        for task in _tasks(run):
-            stage = self.stages.get(task.display_name)
-            if stage and task.state not in UNKNOWN and self.states.get(stage) != task.state:
-                self.states[stage] = task.state
-                changed.append((stage, str(task.state)))
+        for task in tasks_of(run):
+            step = self.steps.get(task.display_name)
+            if step and task.state not in UNKNOWN and self.states.get(step.stage) != task.state:
+                self.states[step.stage] = task.state
+                changed.append((step.stage, str(task.state)))
         return changed
 
-    def failure(self, run: Any) -> str:
-        """The step that failed and its error, or the error of the run if no step failed."""
-        tasks = _tasks(run)
-        for task in tasks:
-            if (stage := self.stages.get(task.display_name)) and task.state == "FAILED":
-                return f"step {stage} failed: {_error(task, tasks) or 'see its log'}"
-        return _message(run.error) or "no step failed; see the page of the run"
+    def running(self) -> list[str]:
+        """The names of the tasks that run."""
+        return [task for task, step in self.steps.items() if self.states.get(step.stage) == "RUNNING"]
+
+    def pods(self, run: Any, task: str) -> Iterator[Pod]:
+        """The pods of a task, that of the last attempt first."""
+        names = [str(other.display_name) for other in tasks_of(run)]
+        attempt = _highest(names, re.escape(task))
+        for number in range(_highest(names, "executor"), -1, -1):
+            node = f"root(0).{task}({attempt}).executor({number})"
+            if pod := Pod.of(run, node, self.steps[task].template, self.env):
+                yield pod
+
+    def notices(self, run: Any, kubeflow: Kubeflow) -> list[str]:
+        """What is worth a line besides the states: the run is being terminated, a pod failed or does not start."""
+        found = []
+        if run.state == "CANCELING" and not self.canceling:
+            self.canceling = True
+            found.append("is being terminated; waiting for its steps to end")
+        executors = [
+            str(task.state) for task in tasks_of(run) if re.fullmatch(r"executor\(\d+\)", str(task.display_name))
+        ]
+        failed = executors.count("FAILED")
+        if failed > self.failed_pods and not self.canceling:
+            # Until Kubeflow calls the step failed pass up to a minute.
+            found += [f"{self.steps[task].stage}: {why}" for task, why in self._failed(run, kubeflow)]
+        self.failed_pods = failed
+        if "PENDING" not in executors:
+            self.looked = time.monotonic()
+        elif time.monotonic() - self.looked >= START_SECONDS:
+            self.looked = time.monotonic()
+            found += [f"{self.steps[task].stage}: {why}" for task, why in self._waiting(run, kubeflow)]
+        return found
+
+    def _failed(self, run: Any, kubeflow: Kubeflow) -> Iterator[tuple[str, str]]:
+        for task in self.running():
+            reason = next((text for pod in self.pods(run, task) if (text := pod.state(kubeflow))), "")
+            if reason:
+                yield task, f"its pod failed: {reason}"
+
+    def _waiting(self, run: Any, kubeflow: Kubeflow) -> Iterator[tuple[str, str]]:
+        running = self.running()
+        for task in running:
+            pod = next(self.pods(run, task), None)
+            if pod is None:
+                continue
+            reason = pod.state(kubeflow)
+            if not reason and len(running) == 1:
+                reason = f"its pod has not started; `{pod.describe_command()}` shows why"
+            if reason and self.waits.get(task) != reason:
+                self.waits[task] = reason
+                yield task, f"waits: {reason}"
 
 
 def follow(kubeflow: Kubeflow, runs: Sequence[Followed]) -> int:
@@ -72,35 +140,89 @@ def follow(kubeflow: Kubeflow, runs: Sequence[Followed]) -> int:
                 break
             last_answer = time.monotonic()
             for stage, state in followed.changes(run):
-                print(f"{time.strftime('%H:%M:%S')}  {followed.name}  {stage}: {state.lower()}", flush=True)
-            if run.state in ENDED:
+                _report(followed, f"{stage}: {state.lower()}")
+            for notice in followed.notices(run, kubeflow):
+                _report(followed, notice)
+            if run.state in ENDED and _is_settled(followed, run):
                 followed.ended = True
-                status = max(status, _conclude(followed, run))
+                status = max(status, _conclude(followed, run, kubeflow))
         if all(run.ended for run in runs):
             return status
         time.sleep(POLL_SECONDS)
 
 
-def _conclude(followed: Followed, run: Any) -> int:
-    if run.state in ("SUCCEEDED", "SKIPPED"):
-        print(f"{time.strftime('%H:%M:%S')}  {followed.name}: succeeded", flush=True)
+def tasks_of(run: Any) -> list[Any]:
+    """Its tasks, each a node of Argo's workflow."""
+    return list((run.run_details and run.run_details.task_details) or ())
+
+
+def _report(followed: Followed, text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {followed.name}  {text}", flush=True)
+
+
+def _is_settled(followed: Followed, run: Any) -> bool:
+    """False for a run that has just failed, while its tasks are still those of before."""
+    if run.state in SUCCEEDED or _was_terminated(run) or _failed_task(followed, run):
+        return True
+    followed.settling += 1
+    return followed.settling > SETTLING_POLLS
+
+
+def _conclude(followed: Followed, run: Any, kubeflow: Kubeflow) -> int:
+    if run.state in SUCCEEDED:
+        unseen = [step.stage for step in followed.steps.values() if followed.states.get(step.stage) not in SUCCEEDED]
+        note = f" (Kubeflow has not reported the end of {', '.join(unseen)})" if unseen else ""
+        print(f"{time.strftime('%H:%M:%S')}  {followed.name}: succeeded{note}", flush=True)
         return 0
-    reason = "cancelled" if run.state == "CANCELED" else followed.failure(run)
+    if _was_terminated(run):
+        reason = "was terminated; finished work is kept, and the same command submits it again"
+    else:
+        reason = _failure(followed, run, kubeflow)
     print(f"error: {followed.name}: {reason}", file=sys.stderr)
     return 1
 
 
-def _tasks(run: Any) -> list[Any]:
-    return list((run.run_details and run.run_details.task_details) or ())
+def _was_terminated(run: Any) -> bool:
+    """True if somebody ended the run: Kubeflow calls it failed in the end."""
+    states = [status.state for status in run.state_history or ()]
+    return run.state == "CANCELED" or "CANCELING" in states
 
 
-def _error(task: Any, tasks: Sequence[Any]) -> str:
-    """The error of the tasks below a task, where the error of its pod is, or else its own."""
-    below = [_error(other, tasks) for other in tasks if other.parent_task_id and other.parent_task_id == task.task_id]
-    history = [_message(status.error) for status in reversed(task.state_history or ())]
-    return next((text for text in (*below, _message(task.error), *history) if text), "")
+def _failed_task(followed: Followed, run: Any) -> str:
+    """The name of the task that ended the run: a step's, a driver's, or empty if none shows."""
+    names = [ROOT_DRIVER, *(f"{task}-driver" for task in followed.steps), *followed.steps]
+    failed = {task.display_name for task in tasks_of(run) if task.state == "FAILED"}
+    return next((name for name in names if name in failed), "")
 
 
-def _message(error: Any) -> str:
-    text = " ".join(str(error.message or "").split()) if error else ""
-    return text if len(text) <= 500 else text[:500] + "…"
+def _failure(followed: Followed, run: Any, kubeflow: Kubeflow) -> str:
+    """What failed and why, or where that shows."""
+    task, page = _failed_task(followed, run), kubeflow.run_address(followed.run_id)
+    if not task:
+        return f"failed, but Kubeflow does not report which step; see its page: {page}"
+    if task in followed.steps:
+        what, advice = f"step {followed.steps[task].stage} failed", ""
+        pods = list(followed.pods(run, task))
+    else:
+        node, template = f"root(0).{task}(0)", "system-container-driver"
+        what = (
+            f"Kubeflow's driver of step {followed.steps[task.removesuffix('-driver')].stage} failed"
+            if task != ROOT_DRIVER
+            else ""
+        )
+        if task == ROOT_DRIVER:
+            node, template = f"{task}(0)", "system-dag-driver"
+            what = "Kubeflow's driver of the run failed, before the first step"
+        pod = Pod.of(run, node, template, followed.env)
+        pods = [pod] if pod else []
+        advice = "; check `defaultPipelineRoot` in the ConfigMap kfp-launcher, and Kubeflow's bucket and its keys"
+    if reason := next((text for pod in pods if (text := pod.failure(kubeflow))), ""):
+        return f"{what}: {reason}{advice}"
+    command = f"`{pods[0].log_command()}` or " if pods else ""
+    return f"{what}; {command}{page} shows why{advice}"
+
+
+def _highest(names: Sequence[str], pattern: str) -> int:
+    """The highest number of the nodes `NAME(NUMBER)`, 0 without one."""
+    found = [re.fullmatch(rf"{pattern}\((\d+)\)", name) for name in names]
+    return max((int(match[1]) for match in found if match), default=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import yaml
 from peco.core import config, schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from pipelines.kfp import revision
+from pipelines.kfp import parameters, revision
+from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.revision import Revision
 from pipelines.workflow import overrides
-from pipelines.workflow.graph import Graph, leaves, load_graph
+from pipelines.workflow.graph import Graph, load_graph, lookup
 
 NAME_LENGTH = 100
 
@@ -31,13 +32,15 @@ class PlannedRun:
         name: of the run and of its DVC experiment.
         label: the same for the same commit and parameters.
         settings: changes to the commit's parameters.
-        params: the text of params.yaml.
+        parameters: those of the pipeline.
+        params: the text of params.yaml that its steps make of them.
         graph: the stages with these parameters.
     """
 
     name: str
     label: str
     settings: tuple[str, ...]
+    parameters: Parameters
     params: str
     graph: Graph
 
@@ -50,15 +53,24 @@ def plan(found: Revision, settings: Sequence[str], sweep: Sequence[str], limit: 
     """
     committed, stages = revision.read(found.sha, "params.yaml"), revision.read(found.sha, "dvc.yaml")
     origin = f"params.yaml of commit {found.short}"
-    keys = leaves(load(committed, origin))
     runs: dict[str, PlannedRun] = {}
     for changed in overrides.points(settings, sweep, limit):
-        params = overrides.apply(committed.decode(), changed)
-        parsed = _parse(load(params.encode(), origin), found)
+        values = load(overrides.apply(committed.decode(), changed).encode(), origin)
+        parsed = _parse(values, found)
+        others = parameters.split(changed)
+        params = parameters.apply(committed.decode(), parsed.seed, others)
         label = hashlib.sha256(f"{found.sha} {schema.fingerprint(parsed)}".encode()).hexdigest()[:16]
-        name = free_name(experiment_name(found, changed, keys, label), found.experiments)
-        runs[label] = PlannedRun(name, f"submission {label}", changed, params, graph_of(stages, params))
+        name = free_name(experiment_name(found, changed, label), found.experiments)
+        given = Parameters(found.url, found.sha, parsed.preset, parsed.seed, others, name)
+        runs[label] = PlannedRun(name, f"submission {label}", changed, given, params, graph_of(stages, params))
     return list(runs.values())
+
+
+def committed_parameters(found: Revision) -> Parameters:
+    """The parameters of the pipeline for a commit without changes."""
+    values = load(revision.read(found.sha, "params.yaml"), f"params.yaml of commit {found.short}")
+    preset, seed = lookup(values, "preset"), lookup(values, "seed")
+    return Parameters(found.url, found.sha, str(preset), int(seed), "", f"run-{found.short}")
 
 
 def load(params: bytes, origin: str) -> Any:
@@ -92,27 +104,16 @@ def graph_of(stages: bytes, params: str) -> Graph:
         return load_graph(folder)
 
 
-def experiment_name(found: Revision, settings: Sequence[str], keys: Iterable[str], label: str) -> str:
-    """A readable name of the commit and its changes that DVC accepts: `run-1a2b3c4-perceptual.weight-0-seed-1`.
+def experiment_name(found: Revision, settings: Sequence[str], label: str) -> str:
+    """A readable name of the commit and its changes that DVC accepts: `run-1a2b3c4-tokenizer.perceptual.weight-0-seed-1`.
 
-    A key is shortened to its last parts, as many as distinguish it from the others. A name that is too long or has other characters
-    ends in a hash.
+    A name that is too long or has other characters ends in a hash.
     """
-    text = "-".join(["run", found.short, *(_shortened(setting, keys) for setting in settings)])
+    text = "-".join(["run", found.short, *(setting.replace("=", "-", 1) for setting in settings)])
     name = re.sub(r"\.{2,}|[^A-Za-z0-9._-]", "-", text).removesuffix(".lock").rstrip(".")
     if name == text and len(name) <= NAME_LENGTH:
         return name
     return f"{name[: NAME_LENGTH - 9]}-{label[:8]}"
-
-
-def _shortened(setting: str, keys: Iterable[str]) -> str:
-    key, _, value = setting.partition("=")
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        short = ".".join(parts[-count:])
-        if sum(other == short or other.endswith(f".{short}") for other in keys) == 1:
-            return f"{short}-{value}"
-    return f"{key}-{value}"
 
 
 def free_name(name: str, taken: Set[str]) -> str:

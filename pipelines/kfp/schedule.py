@@ -12,13 +12,22 @@ SECONDS = {"m": 60, "h": 3600, "d": 86400}
 
 @dataclass(frozen=True)
 class Schedule:
-    """A cron expression with Kubeflow's six fields, or the seconds between two starts; the other one is None."""
+    """The start times of a recurring run.
 
+    Attributes:
+        text: as the user wrote it.
+        cron: with Kubeflow's six fields, or None.
+        seconds: between two starts, or None.
+    """
+
+    text: str
     cron: str | None = None
     seconds: int | None = None
 
     def __str__(self) -> str:
-        return f"at {self.cron}" if self.cron else f"every {self.seconds} s"
+        if self.cron:
+            return f"at {self.text}"
+        return "every " + re.sub(r"(\d+)", r"\1 ", self.text)
 
 
 def parse(text: str) -> Schedule:
@@ -30,10 +39,10 @@ def parse(text: str) -> Schedule:
         PecoError: it is neither.
     """
     if match := re.fullmatch(r"([1-9]\d{0,4})([mhd])", text.strip()):
-        return Schedule(seconds=int(match[1]) * SECONDS[match[2]])
+        return Schedule(match[0], seconds=int(match[1]) * SECONDS[match[2]])
     fields = text.split()
     if len(fields) not in (5, 6):
         raise PecoError(
             f"SCHEDULE: {text!r} is not allowed; expected cron's five fields, as in '0 3 * * *', or an interval such as 30m, 6h, 1d"
         )
-    return Schedule(cron=" ".join(fields if len(fields) == 6 else ["0", *fields]))
+    return Schedule(" ".join(fields), cron=" ".join(fields if len(fields) == 6 else ["0", *fields]))

@@ -1,46 +1,47 @@
 """One step of the Kubeflow pipeline, in its pod: run one stage of a commit through DVC, or collect the experiment.
 
-A step fetches the stage's inputs, lets DVC compute the results or take them from the run-cache, pushes them, and outputs the
-stage's lock entry. It works in a workspace (pipelines/kfp/workspace.py lists its variables). It can be killed at any moment: the
-retry resumes in the same workspace. Exit status: 0, 2 after a line `error: …`, 128 + the signal if it was stopped.
+A step fetches the stage's inputs, lets DVC compute the results or take them from the run-cache, pushes them, and leaves the stage's
+lock entry in the folder of the run (pipelines/kfp/run_folder.py). It works in a workspace (pipelines/kfp/workspace.py lists its
+variables). It can be killed at any moment: the retry resumes in the same workspace.
+
+Exit status, after a line `error: …`: 0; 2; 75 if the cluster ended the stage's job or couldn't be reached, so that the run may be
+retried; 128 + the signal if it was stopped.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import html
-import json
-import math
 import os
 import re
 import signal
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil  # type: ignore[import-untyped]
 
 from peco.core.errors import PecoError
 from peco.core.stopping import StopSignals
-from peco.report.charts import line_chart
-from peco.report.style import STYLE
 from pipelines.kfp import workspace
-from pipelines.kfp.workspace import Entry, Workspace
+from pipelines.kfp.page import headlines, numbers, page
+from pipelines.kfp.parameters import Parameters
+from pipelines.kfp.run_folder import Result, RunFolder
+from pipelines.kfp.workspace import Workspace
 from pipelines.workflow.git import git, without_secrets
-from pipelines.workflow.graph import leaves, load_graph
+from pipelines.workflow.graph import load_graph
 from pipelines.workflow.processes import Stopped, run_dvc
 
 EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 IDENTITY = {"NAME": "peco", "EMAIL": "peco@localhost"}  # author of experiments, unless git's variables name another
 # DVC's hints for a person at a terminal.
 NOISE = re.compile(r"\s*$|To (track|enable) |\t(git add|dvc config) |Use `dvc push`|(Generat|Updat)ing lock file")
+# Kubernetes keeps the text of this file as the message of the container that ended; elsewhere there is none.
+TERMINATION_LOG = Path("/dev/termination-log")
+MESSAGE_LENGTH = 2000  # characters; Kubernetes keeps 4096 bytes
 
 
 class MetricsArtifact(Protocol):
@@ -72,92 +73,90 @@ class Outcome:
         return None
 
 
-def main(
-    stage: str,
-    repository: str,
-    revision: str,
-    params: str,
-    locks: list[str],
-    *,
-    metrics: MetricsArtifact,
-    page: str,
-    lock: str,
-    parameters: str,
-    computed: str,
-) -> None:
-    """Run one stage. The last five are its outputs: an object, and paths of files to write.
+class StageFailedError(PecoError):
+    """The stage failed; its launcher has printed why.
+
+    Attributes:
+        reason: the launcher's line, or this error's own if it printed none.
+        status: of the step.
+    """
+
+    def __init__(self, reason: str, status: int) -> None:
+        advice = "Retry the run" if status == os.EX_TEMPFAIL else "Fix it and retry"
+        super().__init__(f"not finished; see the reason above. {advice}: the stage resumes")
+        self.reason = reason or str(self)
+        self.status = status
+
+
+def main(run: str, stage: str, *, parameters: Parameters | None = None, page_path: str = "") -> None:
+    """Run one stage.
 
     Args:
+        run: the id of the run.
         stage: its name in dvc.yaml.
-        repository: address of the git repository.
-        revision: full hash of a commit in it.
-        params: base64 of params.yaml.
-        locks: lock entries of the stages that it depends on, as their steps output them.
-        metrics: receives the scalar metrics.
-        page: HTML: the report, or charts and numbers of the stage.
-        lock: the stage's lock entry, for the steps after it.
-        parameters: JSON of the stage's own parameters.
-        computed: JSON: true if the stage ran, false if its results come from an earlier run.
+        parameters: those of the run, for a stage that depends on no other: it keeps them for the stages after it.
+        page_path: where to write the stage's HTML page; empty for none.
 
     Raises:
         SystemExit: it failed or was stopped.
     """
     # The start of Python counts too.
     begun = psutil.Process().create_time()
-    with _ending(stage), workspace.git_credentials():
-        with workspace.prepared(stage, repository, revision, params, decode_entries(locks)) as prepared:
+    with _ending(run, stage), workspace.git_credentials():
+        folder = RunFolder(run)
+        if parameters is not None:
+            folder.write_parameters(parameters)
+        with workspace.prepared(stage, folder.parameters(), folder) as prepared:
             watch = _Watch(stage)
             _fetch(prepared)
             if run_dvc(["repro", "--single-item", "--pull", stage], cwd=prepared.path, show=watch):
-                raise PecoError("not finished; see the reason above. Fix it and retry: the stage resumes")
+                raise watch.failure()
             entry = prepared.entry()
             reproduced = time.time()
             if run_dvc(["push", "--run-cache", stage], cwd=prepared.path, show=_show):
                 raise PecoError(
                     "finished, but its results can't be pushed; see the reason above. Fix it and retry: it only pushes"
                 )
-            numbers = _numbers(prepared)
-            for name, value in numbers.items():
-                metrics.log_metric(name, value)
-            _write(page, _page(prepared, numbers))
-            _write(parameters, json.dumps(_parameters(prepared.parameters)))
-            _write(computed, json.dumps(watch.started is not None))
-            _write(lock, encode_entry(stage, entry))
+            scalars = numbers(prepared.stage, prepared.path)
+            if page_path:
+                _write(page_path, page(prepared.stage, prepared.path, scalars, prepared.parameters))
+            folder.write_result(stage, Result(entry, scalars))
         started = watch.started or reproduced
         ended = max(started, watch.ended or reproduced)
         outcome = Outcome(stage, watch.started is not None, ended - started, started - begun, time.time() - ended)
         print(outcome, flush=True)
 
 
-def collect(repository: str, revision: str, params: str, locks: list[str], experiment: str, *, commit: str) -> None:
-    """Make a DVC experiment of the run: a commit on top of `revision` with params.yaml and dvc.lock, pushed under its ref.
+def collect(run: str, *, metrics: MetricsArtifact, commit: str) -> None:
+    """Make a DVC experiment of the run: a commit on top of its revision with params.yaml and dvc.lock, pushed under its ref.
 
     Args:
-        repository, revision, params: as for `main`.
-        locks: the lock entries of all stages.
-        experiment: its name.
+        run: the id of the run.
+        metrics: receives the numbers of all stages by which runs are compared.
         commit: path of a file to which the commit's hash is written.
 
     Raises:
         SystemExit: it failed or was stopped.
     """
-    with _ending("collect"), workspace.git_credentials(), tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with _ending(run, "collect"), workspace.git_credentials(), tempfile.TemporaryDirectory() as temporary:
+        root, folder = Path(temporary), RunFolder(run)
+        parameters = folder.parameters()
+        revision, experiment = parameters.revision, parameters.experiment
         check_name(experiment)
-        text, entries = workspace.decode_params(params), decode_entries(locks)
-        workspace.checkout(repository, revision, root)
-        (root / "params.yaml").write_bytes(text)
-        order = list(load_graph(root).stages)
-        if missing := sorted(set(order) ^ set(entries)):
-            raise PecoError(f"the steps' stages differ from those of dvc.yaml at {revision[:7]}: {', '.join(missing)}")
-        lock = workspace.lock_text({name: entries[name] for name in order})
+        workspace.checkout(parameters.repository, revision, root)
+        workspace.write_params(parameters, root)
+        results = {stage: folder.result(stage) for stage in load_graph(root).stages}
+        lock = workspace.lock_text({stage: result.entry for stage, result in results.items()})
         (root / "dvc.lock").write_text(lock, encoding="utf-8")
         git("add", "--force", "--", "params.yaml", "dvc.lock", cwd=root)
         tree = git("write-tree", cwd=root).strip()
         names = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in IDENTITY.items()}
         env = {name: os.environ.get(name) or value for name, value in names.items()}
         sha = git("commit-tree", tree, "-p", revision, "-m", f"Experiment {experiment}", cwd=root, env=env).strip()
-        sha = _publish(root, repository, f"refs/exps/{revision[:2]}/{revision[2:]}/{experiment}", sha, tree)
+        ref = f"refs/exps/{revision[:2]}/{revision[2:]}/{experiment}"
+        sha = _publish(root, parameters.repository, ref, sha, tree)
+        for name, value in headlines({stage: result.numbers for stage, result in results.items()}).items():
+            metrics.log_metric(name, value)
         _write(commit, sha)
         print(f"experiment {experiment}: {sha}", flush=True)
 
@@ -187,26 +186,8 @@ def _publish(root: Path, repository: str, ref: str, sha: str, tree: str) -> str:
     return git("rev-parse", "FETCH_HEAD", cwd=root).strip()
 
 
-def encode_entry(stage: str, entry: Entry) -> str:
-    """A lock entry as a pipeline parameter: compressed, since one command line holds all of them."""
-    return base64.b64encode(zlib.compress(json.dumps([stage, entry]).encode(), 9)).decode()
-
-
-def decode_entries(texts: list[str]) -> dict[str, Entry]:
-    """Lock entries by stage.
-
-    Raises:
-        PecoError: one doesn't come from `encode_entry`.
-    """
-    try:
-        pairs = [json.loads(zlib.decompress(base64.b64decode(text, validate=True))) for text in texts]
-        return {stage: dict(entry) for stage, entry in pairs}
-    except (binascii.Error, zlib.error, ValueError, TypeError):
-        raise PecoError("the parameter `locks` holds no lock entries of earlier steps; submit the run again") from None
-
-
 @contextlib.contextmanager
-def _ending(name: str) -> Iterator[None]:
+def _ending(run: str, name: str) -> Iterator[None]:
     """Turn errors and stops into one line and an exit status."""
 
     def end(number: signal.Signals) -> None:
@@ -220,7 +201,17 @@ def _ending(name: str) -> Iterator[None]:
             yield
     except (PecoError, OSError) as error:  # OSError: a volume that is full, or belongs to another user
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.status if isinstance(error, Stopped) else 2)
+        _keep_reason(run, name, error.reason if isinstance(error, StageFailedError) else str(error))
+        sys.exit(error.status if isinstance(error, Stopped | StageFailedError) else 2)
+
+
+def _keep_reason(run: str, name: str, reason: str) -> None:
+    """Leave why the step failed where it can be read without its log: the pod's termination message, the folder of the run."""
+    with contextlib.suppress(OSError):
+        if TERMINATION_LOG.exists():
+            TERMINATION_LOG.write_text(reason[:MESSAGE_LENGTH], encoding="utf-8")
+    with contextlib.suppress(PecoError, OSError):
+        RunFolder(run).write_error(name, reason)
 
 
 def _fetch(prepared: Workspace) -> None:
@@ -231,12 +222,15 @@ def _fetch(prepared: Workspace) -> None:
 
 
 class _Watch:
-    """Callback for DVC's lines: shows them, and records when the stage's command started and ended."""
+    """Callback for DVC's lines: shows them, records when the stage's command started and ended, and why it failed."""
 
     def __init__(self, stage: str) -> None:
         self.started: float | None = None
         self.ended: float | None = None
+        self._stage = stage
         self._start = f"Running stage '{stage}':"
+        self._reason = ""
+        self._status = 2
 
     def __call__(self, line: str) -> None:
         if line.startswith(self._start):
@@ -244,7 +238,16 @@ class _Watch:
         elif not (NOISE.match(line) or line.startswith("> ")):
             # The launcher writes its last line when the stage has ended.
             self.ended = time.time()
+        if line.startswith(f"error: {self._stage}: "):
+            self._reason = line.removeprefix(f"error: {self._stage}: ").strip()
+        # DVC itself ends with 255 whatever the launcher's status.
+        if (match := re.search(r"failed to run: .*, exited with (\d+)", line)) and int(match[1]) == os.EX_TEMPFAIL:
+            self._status = os.EX_TEMPFAIL
         _show(line)
+
+    def failure(self) -> StageFailedError:
+        """The error for a `dvc repro` that failed."""
+        return StageFailedError(self._reason, self._status)
 
 
 def _show(line: str) -> None:
@@ -255,41 +258,3 @@ def _show(line: str) -> None:
 def _write(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text, encoding="utf-8")
-
-
-def _numbers(prepared: Workspace) -> dict[str, float]:
-    """Scalars of the stage's metrics; a nested one is named `a.b`."""
-    found: dict[str, Any] = {}
-    for out in prepared.stage.outs:
-        if out.endswith(".json"):
-            found |= leaves(json.loads((prepared.path / out).read_text(encoding="utf-8")))
-    return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-
-
-def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The parameters by their dotted keys. Kubeflow has no null, neither as a parameter nor in one."""
-    return {key: "null" if value is None else value for key, value in leaves(values).items()}
-
-
-def _page(prepared: Workspace, numbers: dict[str, float]) -> str:
-    """The HTML page that the stage writes, or else one with its curves and numbers."""
-    for out in prepared.stage.outs:
-        if out.endswith(".html"):
-            return (prepared.path / out).read_text(encoding="utf-8")
-    figures = []
-    for file in sorted(file for out in prepared.stage.outs for file in (prepared.path / out).glob("*.tsv")):
-        header, *rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
-        points = [(float(row[0]), float(row[1])) for row in rows]
-        if any(math.isfinite(y) for _, y in points):
-            chart = line_chart(points, label=f"{prepared.stage.name}: {header[1]}", x_label=header[0])
-            figures.append(f"<figure><figcaption><b>{html.escape(header[1])}</b></figcaption>{chart}</figure>")
-    rows_ = [f"<tr><th>{html.escape(name)}</th><td>{value:.6g}</td></tr>" for name, value in numbers.items()]
-    title = html.escape(prepared.stage.name)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>'
-        f'<body><h1>{title}</h1><div class="grid">{"".join(figures)}</div><table>{"".join(rows_)}</table></body></html>\n'
-    )

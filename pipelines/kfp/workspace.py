@@ -15,8 +15,6 @@ Environment (pipelines/workflow/environment.py):
 
 from __future__ import annotations
 
-import base64
-import binascii
 import configparser
 import contextlib
 import hashlib
@@ -39,12 +37,13 @@ from ruamel.yaml import YAML
 from peco.core import locks
 from peco.core.environment import WORK
 from peco.core.errors import PecoError
+from pipelines.kfp.parameters import Parameters
+from pipelines.kfp.run_folder import Entry, RunFolder
 from pipelines.workflow import environment
 from pipelines.workflow.git import git, read_file, without_secrets
 from pipelines.workflow.graph import Stage, load_graph, lookup
 from pipelines.workflow.processes import end_processes
 
-Entry = dict[str, Any]  # of dvc.lock, for one stage
 REMOTE = "pipeline"  # name of the DVC remote
 
 
@@ -94,21 +93,6 @@ class Workspace:
         return entry
 
 
-def decode_params(text: str) -> bytes:
-    """params.yaml from a pipeline parameter.
-
-    Raises:
-        PecoError: it is not base64 of a YAML mapping.
-    """
-    try:
-        data = base64.b64decode(text, validate=True)
-        if isinstance(yaml.safe_load(data), dict):
-            return data
-    except (binascii.Error, ValueError, yaml.YAMLError):
-        pass
-    raise PecoError("the parameter `params` is not the base64 text of a params.yaml; submit the run again")
-
-
 def read_lock(text: str) -> dict[str, Entry]:
     """The entries of a dvc.lock. DVC writes YAML 1.2, in which 1e-05 is a number; PyYAML would read a string."""
     found = YAML(typ="safe", pure=True).load(text) or {}
@@ -125,28 +109,29 @@ def lock_text(entries: Mapping[str, Entry]) -> str:
 
 
 @contextlib.contextmanager
-def prepared(name: str, repository: str, revision: str, params: str, upstream: dict[str, Entry]) -> Iterator[Workspace]:
+def prepared(name: str, parameters: Parameters, run: RunFolder) -> Iterator[Workspace]:
     """The workspace of a step, locked, with everything but data; removed when the step has succeeded.
 
     Sets PECO_WORK and PECO_JOB_KEY for the processes in it.
 
     Raises:
-        PecoError: a parameter is wrong, the commit can't be fetched, or its dvc.yaml has another graph than the pipeline.
+        PecoError: a parameter is wrong, the commit can't be fetched, or the run lacks the result of a stage before this one.
     """
-    text = decode_params(params)
+    revision = parameters.revision
     base = Path(environment.WORKSPACES.text()).absolute()
     with _temporary(base) as fresh:
         fresh.mkdir()
-        checkout(repository, revision, fresh)
-        (fresh / "params.yaml").write_bytes(text)
+        checkout(parameters.repository, revision, fresh)
+        text = write_params(parameters, fresh)
         graph = load_graph(fresh)
         stage = graph[name]
-        expected = {before for after, before in graph.edges if after == name}
-        if expected != set(upstream):
+        before = [other for other in graph.stages if (name, other) in graph.edges]
+        if missing := [other for other in before if not run.has(other)]:
             raise PecoError(
-                f"depends on {_joined(expected)} at {revision[:7]}, but the pipeline passes it {_joined(set(upstream))}; "
-                "compile the pipeline at that commit"
+                f"depends on {', '.join(missing)} at {revision[:7]}, of which this run has no result; the pipeline is that of "
+                "another commit, or the run's folder was deleted: submit the run again"
             )
+        upstream = {other: run.result(other).entry for other in before}
         values = yaml.safe_load(text)
         own = {key: lookup(values, key) for key in stage.params}
         parts = json.dumps([revision, name, own, upstream], sort_keys=True, default=str)
@@ -194,6 +179,18 @@ def _temporary(base: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+def write_params(parameters: Parameters, folder: Path) -> str:
+    """Write params.yaml of the run into a checkout of its commit and return it. Raises as `Parameters.params`."""
+    path = folder / "params.yaml"
+    try:
+        committed = path.read_bytes().decode()
+    except (FileNotFoundError, UnicodeDecodeError):
+        raise PecoError(f"commit {parameters.revision[:7]} has no params.yaml; name one that has") from None
+    text = parameters.params(committed)
+    path.write_bytes(text.encode())
+    return text
 
 
 def checkout(repository: str, revision: str, folder: Path) -> None:
@@ -311,7 +308,3 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def _within(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
-
-
-def _joined(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"

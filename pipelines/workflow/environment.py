@@ -25,11 +25,18 @@ VOLUME_CLAIM = Variable("PECO_VOLUME_CLAIM", "claim of the shared volume")
 VOLUME_PATH = Variable("PECO_VOLUME_PATH", "where the shared volume is mounted, in steps and jobs", "/peco")
 SERVICE_ACCOUNT = Variable("PECO_SERVICE_ACCOUNT", "service account of the jobs' pods, which get no token")
 JOB_SECRET = Variable("PECO_JOB_SECRET", "a secret whose keys become environment variables of the jobs")
+STEP_SECRET = Variable("PECO_STEP_SECRET", "a secret whose keys become environment variables of the steps")
+CA_CONFIGMAP = Variable(
+    "PECO_CA_CONFIGMAP", "a config map whose key `ca.crt` holds all certificates that steps and jobs trust"
+)
 API_PATIENCE_SECONDS = Variable(
     "PECO_API_PATIENCE_SECONDS", "how long the cluster's API may be unreachable before a step gives up", "300"
 )
 POD_NAME = Variable("PECO_POD_NAME", "name of the pod that owns the job: the job is deleted with it")
 POD_UID = Variable("PECO_POD_UID", "its uid")
+UMASK = Variable(
+    "PECO_UMASK", "umask of the steps, in octal: the rights of what they write to the shared volume", "022"
+)
 
 WORKSPACES = Variable("PECO_WORKSPACES", "folder in which steps work", ".work/pipeline/workspaces")
 CACHE = Variable("PECO_CACHE", "DVC cache that all steps share")
@@ -41,3 +48,9 @@ GIT_CREDENTIALS = Variable(
 STORAGE_SECRET = Variable("PECO_STORAGE_SECRET", "secret with the keys of the DVC remote", "peco-storage")
 GIT_READ_SECRET = Variable("PECO_GIT_READ_SECRET", "secret with which steps read the git remote", "peco-git-read")
 GIT_WRITE_SECRET = Variable("PECO_GIT_WRITE_SECRET", "secret with which `collect` writes to it", "peco-git-write")
+
+# Where the config map of PECO_CA_CONFIGMAP is mounted, and the variables that lead Python, git and the clients of buckets to it.
+CA_FOLDER = "/etc/peco/ca"
+CA_VARIABLES = dict.fromkeys(
+    ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE", "GIT_SSL_CAINFO"), f"{CA_FOLDER}/ca.crt"
+)

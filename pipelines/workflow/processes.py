@@ -69,8 +69,23 @@ class Stopped(Interrupted):
         self.status = 128 + number
 
 
+@contextlib.contextmanager
+def _ends_with_this_process(group: int) -> Iterator[None]:
+    """Kill a process group when this process is killed, or an exception leaves the block.
+
+    A shell waits at a pipe that only this process holds open, so nothing in the group has to cooperate.
+    """
+    script = 'read -r finished || kill -KILL "-$1" 2>/dev/null'
+    command = ["/bin/sh", "-c", script, "sh", str(group)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        yield
+        watcher.communicate(b"finished\n")
+
+
 def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable[[str], None] | None = None) -> int:
     """Run DVC and return its status. A stop signal stops the stage, which saves its work.
+
+    If this process is killed, DVC and the launcher are killed too, and with the launcher a stage on this machine ends.
 
     Call it from the main thread: it handles the signals until DVC has ended.
 
@@ -111,11 +126,12 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
         if stop.first:  # it came while DVC was starting
             forward(stop.first)
         in_traceback = False
-        for line in process.stdout or ():
-            in_traceback = in_traceback or (stop.first is not None and line.startswith("Traceback"))
-            if show and not in_traceback:  # DVC's traceback after a stop is of no interest
-                show(line)
-        status = process.wait()
+        with _ends_with_this_process(process.pid):
+            for line in process.stdout or ():
+                in_traceback = in_traceback or (stop.first is not None and line.startswith("Traceback"))
+                if show and not in_traceback:  # DVC's traceback after a stop is of no interest
+                    show(line)
+            status = process.wait()
     if stop.first:
         raise Stopped(stop.first)
     return status if status >= 0 else 128 - status

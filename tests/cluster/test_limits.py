@@ -1,0 +1,43 @@
+"""What will fail again is not started again: too little memory or time, an image that isn't there."""
+
+from __future__ import annotations
+
+import pytest
+from harness import Client, find
+from project import Project
+
+
+@pytest.mark.core
+def test_out_of_memory(project: Project) -> None:
+    status, lines = project.launch(PECO_MEMORY="96Mi", PECO_SHARED_MEMORY="32Mi", PECO_RETRIES="1").end()
+    assert status == 2
+    find(
+        lines,
+        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 ran out of memory and was killed; raise memory 96Mi "
+        r"\(meta: or PECO_MEMORY\), or lower workers, and run again",
+    )
+    assert lines.count(project.created) == 1
+    assert project.client.cluster.find_all("jobs.batch.volcano.sh") == []
+
+
+def test_time_limit(project: Project) -> None:
+    project.lengthen()
+    status, lines = project.launch(PECO_TIME_LIMIT="8s", PECO_RETRIES="1").end()
+    assert status == 2
+    find(
+        lines,
+        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 reached time_limit 8s; raise it \(meta: or PECO_TIME_LIMIT\) "
+        "and run again, it resumes from the last checkpoint",
+    )
+    assert lines.count(project.created) == 1
+
+
+def test_an_image_that_is_not_there(project: Project, client: Client) -> None:
+    """The job's pods have the pull policy of PECO_PULL_POLICY."""
+    process = project.launch(PECO_IMAGE="localhost/none:1", PECO_PULL_POLICY="Never")
+    process.wait_for_line(project.created)
+    [task] = client.cluster.get("jobs.batch.volcano.sh", project.job)["spec"]["tasks"]
+    assert task["template"]["spec"]["containers"][0]["imagePullPolicy"] == "Never"
+    status, lines = process.end()
+    assert status == 2
+    find(lines, rf"error: tokenizer: job {project.job} can't start: its image can't be pulled \(.*localhost/none:1.*")
