@@ -54,9 +54,9 @@ test-cluster: setup ## test on the cluster of KUBECONFIG, with Volcano: PECO_IMA
 test-kubeflow: setup ## test on Kubeflow Pipelines at KFP_HOST, as for pipeline-submit
 	@python -m pytest tests/kubeflow --durations=0
 
-test-slurm: setup ## test on the Slurm of this machine: PECO_QUEUE=… URGENT=partition-that-preempts FOLDER=shared-folder DISPOSABLE=1
+test-slurm: setup ## test on the Slurm of this machine: PECO_QUEUE=… URGENT=partition-that-preempts FOLDER=shared-folder ALL=1 DISPOSABLE=1
 	@mkdir -p '$(or $(FOLDER),.work)'
-	@URGENT='$(URGENT)' DISPOSABLE='$(DISPOSABLE)' python -m pytest tests/slurm --durations=0 --basetemp='$(abspath $(or $(FOLDER),.work))/test-slurm'
+	@URGENT='$(URGENT)' DISPOSABLE='$(DISPOSABLE)' python -m pytest tests/slurm --durations=0 $(if $(ALL),,-m core) --basetemp='$(abspath $(or $(FOLDER),.work))/test-slurm'
 
 lint: setup ## run ruff, mypy and the import contracts
 	@ruff check . && ruff format --check . && mypy && lint-imports

@@ -8,6 +8,7 @@ table in docs/architecture.md, which also lists the environment variables.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -81,4 +82,6 @@ def _record_time(name: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    gc.freeze()  # at its end the interpreter would look for garbage in all modules, which doubles the time that it takes to end
+    sys.exit(exit_status)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from harness import Client, Cluster
 from objects import Settings
-from project import LOCAL_SECONDS, Project, Proxy, prepare
+from project import LONG_SECONDS, Project, Proxy, prepare
 
 
 @pytest.hookimpl(wrapper=True)
@@ -60,7 +60,7 @@ def project(prepared: Client, request: pytest.FixtureRequest) -> Iterator[Projec
 def lock(prepared: Client) -> str:
     """dvc.lock of the tokenizer, trained without a cluster and without a break."""
     project = Project.make(prepared, "reference")
-    status, lines = project.repro(PECO_SCHEDULER="local_cwd").end(LOCAL_SECONDS)
+    status, lines = project.repro(PECO_SCHEDULER="local_cwd").end(LONG_SECONDS)
     assert status == 0, lines
     return project.lock()
 

@@ -12,7 +12,9 @@ PREPARED = f"{FOLDER}/prepared"
 STEPS, EPOCHS = 300, 100.0  # of the tokenizer: about 20 seconds
 PREPARE = f"from pathlib import Path; from prepared import prepare; prepare(Path.cwd(), steps={STEPS})"
 PROXY_PORT = 7443
-LOCAL_SECONDS = 900  # the client's pod has the CPU time that the jobs leave
+LONG_SECONDS = (
+    900  # for trainings in the client's pod, which has the CPU time that the jobs leave, and for jobs that wait
+)
 
 
 def prepare(client: Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness import Client, find
-from project import Project
+from project import LONG_SECONDS, Project
 
 
 @pytest.mark.core
@@ -13,7 +13,7 @@ def test_two_ranks_in_two_pods_give_the_results_of_two_processes_in_one(project:
     client.sh(f"cp -a {project.folder} {other.folder}")
     locks = []
     for each, processes in ((other, {"PECO_NPROC": "2", "PECO_THREADS": "1"}), (project, {"PECO_NODES": "2"})):
-        status, lines = each.repro(**processes).end()
+        status, lines = each.repro(**processes).end(LONG_SECONDS)
         assert status == 0, lines
         find(lines, r"\[0\] tokenizer  step \d+/.*")
         locks.append(each.lock())

@@ -80,6 +80,7 @@ def resumed(folder: Path, env: dict[str, str]) -> Results:
 # The ends of a job
 
 
+@pytest.mark.core
 def test_ctrl_c_lets_the_job_save_its_work(folder: Path, expected: Results) -> None:
     env = settings()
     with running(folder, PECO_CHECKPOINT_STEPS="5", **env) as process:
@@ -100,6 +101,7 @@ def test_a_cancelled_job_is_reported_and_resumes(folder: Path, expected: Results
     assert resumed(folder, env) == expected
 
 
+@pytest.mark.core
 @pytest.mark.skipif(
     not os.environ.get("URGENT"), reason="set URGENT to a partition whose jobs preempt those of PECO_QUEUE"
 )
@@ -120,6 +122,7 @@ def test_a_lost_node_is_reported_when_no_retry_is_left(folder: Path, expected: R
     assert resumed(folder, env) == expected
 
 
+@pytest.mark.core
 def test_a_killed_client_leaves_the_job_and_the_next_one_follows_it(folder: Path, expected: Results) -> None:
     env = settings()
     with running(folder, PECO_CHECKPOINT_STEPS="5", **env) as process:
@@ -134,6 +137,7 @@ def test_a_killed_client_leaves_the_job_and_the_next_one_follows_it(folder: Path
     assert results(folder) == expected
 
 
+@pytest.mark.core
 def test_out_of_memory_is_an_error_that_the_user_can_fix(folder: Path) -> None:
     """By Slurm's own watch over memory or by a control group, whichever this Slurm has."""
     status, _, err = launch(folder, **settings(PECO_MEMORY="200Mi", PECO_RETRIES="1"))
@@ -152,17 +156,18 @@ def test_the_time_limit_is_an_error_that_the_user_can_fix(folder: Path) -> None:
     assert re.search(r"error: tokenizer: job \d+ reached time_limit 1m; raise it and ", err)
 
 
-def test_a_parameter_that_the_stage_refuses_is_one_line(folder: Path) -> None:
-    params = folder / "params.yaml"
-    params.write_text(params.read_text().replace("batch_size: 16", "batch_size: 15"))
-    status, out, err = launch(folder, **settings())
+def test_an_input_that_is_missing_is_one_line(folder: Path) -> None:
+    shutil.rmtree(folder / "artifacts/perceptual_net")
+    status, out, err = launch(folder, **settings(PECO_RETRIES="1"))
     assert status == 2
-    assert (out + err).count("error: ") == 1
+    assert (out + err).count("error: ") == 1 and "perceptual_net" in out + err
+    assert "retry" not in err
 
 
 # Several ranks
 
 
+@pytest.mark.core
 def test_two_ranks_give_the_bytes_of_two_ranks_on_this_machine(prepared: Path, tmp_path: Path) -> None:
     """On two nodes, or where the partition has only one, in two processes."""
     shape = {"PECO_NODES": "2", "PECO_NPROC": "1"} if node_count() > 1 else {"PECO_NPROC": "2"}
