@@ -276,13 +276,12 @@ class Volcano(Backend):
             while time.monotonic() < deadline and not self.stops.second and not all(map(pods.has_ended, self._pods())):
                 self.logs.show()
                 self.stops.wait(self.shortest_poll_seconds, ignore_first=True)
+            if not self.stops.second:
+                self.logs.drain()
         except (Unreachable, StopRequested) as error:
             self.note(f"the cluster's API can't be reached ({error}): job {self.job.name} may still run")
-            return
-        if self.stops.second:
-            self._remove()
-        else:
-            self._finish()
+        finally:
+            self._remove()  # also if nobody reads the output any more: Kubernetes keeps aborted jobs for ever
 
     def _abort(self, *, ignore_stop_for: float) -> bool:
         """Volcano ends the pods of an aborted job with their grace period. False where there is no job."""

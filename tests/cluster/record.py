@@ -17,7 +17,7 @@ from typing import Any
 
 from harness import CHECKOUT, Client, Cluster, Process
 from objects import Json, Settings
-from project import Project, prepare
+from project import LONG_SECONDS, Project, prepare
 
 PORT = 7444
 LOG_LINES = 3
@@ -134,7 +134,7 @@ def record(client: Client, name: str, situation: Situation) -> list[Json]:
     variables = {"KUBECONFIG": kubeconfig, "KUBERNETES_SERVICE_HOST": "", "PECO_RETRIES": "0"} | situation.variables
     process = project.launch(**client.owner(), **variables)
     situation.act(project, process)
-    status, lines = process.end()
+    status, lines = process.end(LONG_SECONDS)
     print(f"{name}: {status}", *lines[-1:], sep="\n  ", flush=True)
     recorder.kill(signal.SIGTERM)
     recorder.end()
