@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from harness import API, CHECKOUT, FOLDER, Client, Process, wait_for
 
 PREPARED = f"{FOLDER}/prepared"
-STEPS, EPOCHS = 300, 100.0  # of the tokenizer: about 20 seconds
+STEPS, EPOCHS = 210, 70.0  # of the tokenizer: about 15 seconds
 PREPARE = f"from pathlib import Path; from prepared import prepare; prepare(Path.cwd(), steps={STEPS})"
 PROXY_PORT = 7443
 LONG_SECONDS = (

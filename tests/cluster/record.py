@@ -21,6 +21,7 @@ from project import LONG_SECONDS, Project, prepare
 
 PORT = 7444
 LOG_LINES = 3
+LONG_PART = 300  # characters
 # Times, versions and hashes.
 VARYING = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z|sinceTime=[^&]*|\"resourceVersion\": \"\d+\"|[0-9a-f]{64}")
 
@@ -111,7 +112,7 @@ def parsed(text: str) -> Any:
 
 
 def distinct(records: list[Json]) -> list[Json]:
-    """The answers without repetitions: times, ids and versions don't count."""
+    """The answers without repetitions: times, ids and versions don't count. A part such as a `spec` is given once."""
     found, seen = [], set()
     for record in records:
         answer = record | {"request": parsed(record["request"]), "answer": parsed(record["answer"])}
@@ -119,12 +120,26 @@ def distinct(records: list[Json]) -> list[Json]:
         if shape not in seen:
             seen.add(shape)
             found.append(answer)
-    return found
+    parts: set[str] = set()
+    return [entry | {key: brief(entry[key], parts) for key in ("request", "answer")} for entry in found]
+
+
+def brief(value: Any, seen: set[str]) -> Any:
+    """The value, in which long parts that were seen before are `"as before"`."""
+    if isinstance(value, dict | list) and len(text := json.dumps(value)) > LONG_PART:
+        if text in seen:
+            return "as before"
+        seen.add(text)
+    if isinstance(value, dict):
+        return {key: brief(part, seen) for key, part in value.items()}
+    return [brief(part, seen) for part in value] if isinstance(value, list) else value
 
 
 def record(client: Client, name: str, situation: Situation) -> list[Json]:
     """Run the launcher in a situation, with a proxy between it and the API, and return the answers."""
     project = Project.make(client, f"record-{name}")
+    if situation != Situation():
+        project.lengthen()
     folder = f"{project.folder}-answers"
     recorder = client.start(CHECKOUT, "python", f"{CHECKOUT}/tests/cluster/recorder.py", str(PORT), folder)
     recorder.wait_for_line("ready")
