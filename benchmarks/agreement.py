@@ -26,9 +26,9 @@ from peco.data import views
 from peco.data.images import decode
 from peco.evaluate.agreement import scores as agreement
 from peco.evaluate.agreement.triplets import PAIRS, Triplets, generate
+from peco.files.archives import open_archive
+from peco.files.names import IMAGE_EXTENSIONS, extension, hashed, is_hidden
 from peco.perceptual.features import FeatureNet
-from peco.sources.archives import is_hidden, open_archive
-from peco.sources.base import IMAGE_EXTENSIONS, extension, hashed
 from peco.tokenizer import storage
 
 Scores = dict[str, np.ndarray]  # (R, P) by method

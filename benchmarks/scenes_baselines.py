@@ -31,8 +31,8 @@ from peco.core.params import parse_params
 from peco.mim.model import build_backbone
 from peco.probes import linear
 from peco.probes.features import extract
+from peco.scenes.scenes import CLASSES, render
 from peco.sources.open import VAL_START
-from peco.sources.scenes import CLASSES, render
 from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("tiny", []))

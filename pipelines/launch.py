@@ -24,8 +24,12 @@ from peco.core.errors import PecoError
 from peco.core.params import load_params
 from pipelines.jobs import cluster, local
 from pipelines.jobs.logs import Screen
+from pipelines.workflow import edits, failures, variables
 from pipelines.workflow.environment import SCHEDULER
 from pipelines.workflow.graph import Stage, load_graph
+from pipelines.workflow.streams import tolerate_unwritable
+
+STOPPED = 128  # and above: the exit statuses of a stage that was stopped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: python -m pipelines.launch STAGE", file=sys.stderr)
         return 2
     [name] = arguments
+    tolerate_unwritable()
     started = time.monotonic()
     try:
+        variables.require_known()
         load_params("params.yaml")
         stage = load_graph()[name]
         _require_module(stage)
@@ -46,10 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             # DVC starts a stage after recording the previous one. Experiments may run at the same time.
             workfiles.remove_finished(keep=stage.name.role)
+        edits.require_parameters_of_this_run(stage)
+        read = edits.State.read(stage)
         run = local.run if SCHEDULER.text() == "local_cwd" else cluster.run
-        status = run(stage, Screen())
+        screen = Screen()
+        status = run(stage, screen)
         if status == 0:
+            edits.require_unedited(read)
             _record_time(name, time.monotonic() - started)
+        elif status < STOPPED and failures.is_evaluation(name):
+            failures.record(stage, screen.reason or f"status {status}")
         return status
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ from peco.core.stopping import StopSignals
 from pipelines.kfp import step, workspace
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.step import Outcome
-from pipelines.workflow import environment, stage_resources
+from pipelines.workflow import environment, stage_resources, variables
 from pipelines.workflow.git import git, without_secrets
 from pipelines.workflow.graph import Graph, load_graph
 from pipelines.workflow.processes import cores, single_instance
@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     stop = StopSignals(_forward_stop)
     try:
+        variables.require_known()
         with stop, single_instance("pipeline-local"):
             status = _run(arguments.git, arguments.remote, arguments.name)
     except PecoError as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from pipelines.workflow import inputs
+from pipelines.workflow import inputs, variables
 from pipelines.workflow.compose import PRESETS, check_architectures, compose_params, current_params, write
 
 HUB_SECONDS = 20
@@ -68,13 +68,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="Hydra overrides: group choices and values")
     args = parser.parse_args(argv)
     try:
+        variables.require_known()
         # Everything is checked before the images are imported, which may take long.
         before = {} if args.preset else current_params()
         preset = args.preset or before.get("preset", "tiny")
         if args.data:
             found = inputs.inspect(args.data)
             values = compose_params(preset, [*found.overrides, *args.overrides])
-            check_architectures(parse_params(values))
+            parameters = parse_params(values)
+            check_architectures(parameters)
+            inputs.check_images(found, parameters.dataset)
             inputs.import_data(found)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])

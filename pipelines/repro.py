@@ -11,9 +11,9 @@ from pathlib import Path
 from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.params import load_params
-from pipelines.workflow import inputs
+from pipelines.workflow import failures, inputs, variables
 from pipelines.workflow.compose import check_architectures
-from pipelines.workflow.processes import Stopped, run_dvc
+from pipelines.workflow.processes import Stopped, clear_locks_of_killed_dvc, run_dvc
 
 REPORT = Path("reports/report.html")
 
@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     file = workfiles.root() / "times.jsonl"
     before = len(_lines(file))
     start = time.monotonic()
+    failed: dict[str, str] = {}
+    reported = False
     try:
+        variables.require_known()
         parameters = load_params()
         check_architectures(parameters)
         for key, path in inputs.input_paths(parameters).items():
@@ -67,7 +70,13 @@ def main(argv: list[str] | None = None) -> int:
                 inputs.require_exists(key, path)
                 inputs.require_pulled(path)
         _check_lock(Path("dvc.lock"))
+        if not arguments:
+            failures.clear(Path())
+        clear_locks_of_killed_dvc()
         status = run_dvc(["repro", *arguments])
+        if status and not arguments:
+            failed = failures.run_others()
+            reported = bool(failed) and failures.make_report()
     except Stopped as stop:
         status = stop.status
     except PecoError as error:
@@ -79,6 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         for stage, seconds in ran:
             print(f"  {stage:<20} {seconds:7.1f} s")
         print(f"  {'total':<20} {time.monotonic() - start:7.1f} s")
+    for name, line in failed.items():
+        print(f"error: {name}: {line}", file=sys.stderr)
+    if reported:
+        print(f"\nThe report is in {REPORT}; it shows {', '.join(failed)} as failed.")
     if status:
         print("\nNot finished. Finished work is kept: `make repro` resumes from there.", file=sys.stderr)
         return status

@@ -40,7 +40,7 @@ from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.plan import PlannedRun, committed_parameters, free_name, graph_of, inputs, load, plan
 from pipelines.kfp.revision import Revision
 from pipelines.kfp.schedule import Schedule
-from pipelines.workflow import overrides
+from pipelines.workflow import overrides, variables
 from pipelines.workflow.environment import IMAGE, SWEEP_LIMIT
 from pipelines.workflow.graph import Graph, load_graph
 
@@ -312,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
+        variables.require_known()
         if arguments.command == "compile":
             compile_pipeline(arguments.out, arguments.rev, arguments.set, os.environ)
             return 0

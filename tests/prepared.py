@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from PIL import Image
 
 from peco.core.params import parse_params
 from peco.runtime import paths
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
 from pipelines.workflow.compose import compose_params, write
@@ -38,7 +37,7 @@ class Gradients:
     total: int | None = None
 
     def __init__(self) -> None:
-        self.ignored: Counter[str] = Counter()
+        self.ignored, self.notes = Ignored(), list[str]()
 
     def samples(self) -> Iterator[RawSample]:
         for number, (split, count) in enumerate(COUNTS.items()):

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
 from peco.tokenizer import storage as tokenizer_storage
@@ -251,7 +250,7 @@ class Unlabeled:
     total: int | None = None
 
     def __init__(self) -> None:
-        self.ignored: Counter[str] = Counter()
+        self.ignored, self.notes = Ignored(), list[str]()
 
     def samples(self) -> Iterator[RawSample]:
         for i in range(6):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.chain
 
 ROOT = Path(__file__).parents[1]
 STAGES = {
-    "shards", "perceptual_net", "tokenizer", "tokens", "pretrain",
+    "annotations", "shards", "perceptual_net", "tokenizer", "tokens", "pretrain",
     "evaluate@knn", "evaluate@linear", "evaluate@finetune", "evaluate@segmentation", "evaluate@detection", "evaluate@agreement",
     "evaluate@codebook", "report",
 }  # fmt: skip

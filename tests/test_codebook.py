@@ -7,7 +7,6 @@ import io
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,7 @@ from peco.evaluate.codebook import stage as evaluate_codebook
 from peco.evaluate.codebook.frechet import frechet_distance
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
 from peco.tokenizer import storage as tokenizer_storage
@@ -255,7 +254,8 @@ class Stripes:
     splits: dict[str, int]
     classes: tuple[str, ...]
     total: int | None = None
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
+    notes: list[str] = field(default_factory=list)
 
     def samples(self) -> Iterator[RawSample]:
         for number, (split, count) in enumerate(self.splits.items()):

@@ -114,6 +114,21 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
             "pretrain.optim.batch_size: 60 is not allowed; expected a multiple of loader.lanes (16)",
         ),
         ("pretrain.optim.warmup_epochs", 99, "pretrain.optim.warmup_epochs: 99.0 is not allowed"),
+        (
+            "dataset.labels",
+            "tars",
+            "dataset.labels: 'tars' is not allowed; expected auto, folders or none where dataset.source is scenes",
+        ),
+        (
+            "dataset.image_field",
+            "jpg",
+            "dataset.image_field: 'jpg' is not allowed; expected null where dataset.source is scenes",
+        ),
+        (
+            "dataset.class_numbers",
+            "id",
+            "dataset.class_numbers: 'id' is not allowed; expected auto where dataset.source is scenes",
+        ),
         ("pretrain.masking.count", 64, "pretrain.masking.count: 64 is not allowed; expected less than the 64 patches"),
         (
             "pretrain.vit.num_heads",

@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
+from peco.annotations.loader import IndexLoader
+from peco.annotations.sets import Objects
+from peco.boxes.records import RecordedSet
+from peco.boxes.yolo import open_yolo
 from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from peco.evaluate.annotated.loader import IndexLoader
-from peco.evaluate.annotated.sets import Objects
 from peco.evaluate.detection import coco_eval
 from peco.evaluate.detection import model as detection
 from peco.evaluate.detection import pictures as detection_pictures
 from peco.evaluate.detection import stage as evaluate_detection
 from peco.evaluate.detection.letterbox import DetectionView
 from peco.evaluate.detection.model import Detections, DetectionTask, SimplePyramid, build_detector, detect
-from peco.evaluate.detection.records import RecordedSet
-from peco.evaluate.detection.yolo import open_yolo
 from peco.mim.model import build_backbone
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
-from peco.sources import scenes
+from peco.scenes import scenes
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from pipelines.workflow.compose import compose_params
@@ -433,7 +433,7 @@ def eight_photos(root: Path, tmp_path: Path, polygons: bool) -> RecordedSet:
         r
         for data in sets
         for r in data.records
-        if 1 <= len(r.labels) <= 3 and ((r.boxes[:, 2:] - r.boxes[:, :2]) >= 0.2 * max(r.size)).all()
+        if 1 <= len(r.labels) <= 3 and ((r.boxes[:, 2:] - r.boxes[:, :2]) >= 0.2 * max(r.photo.size)).all()
     ]
     return RecordedSet("eight photos", sets[0].classes, polygons, records[:8], sets[0].skipped)
 

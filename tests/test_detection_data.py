@@ -17,25 +17,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from peco.annotations.photos import annotated_photo
+from peco.annotations.sets import DetectionSet, Objects
+from peco.boxes.coco import open_coco
+from peco.boxes.open import open_splits
+from peco.boxes.records import NO_OBJECT, ZERO_AREA
+from peco.boxes.regions import Rle, rasterize, run_lengths, segment_numbers
+from peco.boxes.voc import open_voc
+from peco.boxes.yolo import open_yolo
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.data import images as data_images
 from peco.data.images import decode
-from peco.evaluate.annotated.sets import DetectionSet, Objects
-from peco.evaluate.detection.coco import open_coco
-from peco.evaluate.detection.data import open_splits
 from peco.evaluate.detection.letterbox import DetectionView, draw_view, letterbox_image, letterbox_objects, whole_view
-from peco.evaluate.detection.records import (
-    NO_OBJECT,
-    ZERO_AREA,
-    Rle,
-    image_size,
-    rasterize,
-    run_lengths,
-    segment_numbers,
-)
-from peco.evaluate.detection.voc import open_voc
-from peco.evaluate.detection.yolo import open_yolo
-from peco.sources import scenes
+from peco.scenes import scenes
 
 OPTIM = config.Optim(
     epochs=1, batch_size=2, lr=1e-3, min_lr=0, warmup_epochs=0, weight_decay=0.05, betas=(0.9, 0.999), clip_grad=None,
@@ -297,7 +292,7 @@ def test_an_image_has_the_size_in_which_it_is_seen(orientation: int, tmp_path: P
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (WIDTH, HEIGHT)).save(path, exif=exif)
-    assert image_size(path, "") == decode(path.read_bytes()).size
+    assert annotated_photo(path, None, "").size == decode(path.read_bytes()).size
 
 
 # --- bad input
@@ -395,7 +390,7 @@ def test_run_lengths_that_dont_add_up_are_refused(counts: object, tmp_path: Path
         ("labels/val/7.txt", "3 0.5 0.5 1 1", r"val/7\.txt: there is no image 7"),
         ("images/train/0.png", "no image", r"0\.png: can't be read"),
         ("data.yaml", "names: [a]\ntrain: images/none\nval: images/val", "train: images/none: no such folder"),
-        ("data.yaml", "names: [a]\ntrain: ../images/train\nval: images/val", "no such folder of images below"),
+        ("data.yaml", "names: [a]\ntrain: ../images/none\nval: images/val", "no such folder of images below"),
         ("data.yaml", "names: [a]\nval: images/val", "train is None; expected a folder"),
         ("data.yaml", "names: [a]\nnc: 2\ntrain: images/train\nval: images/val", "nc is 2, but there are 1 names"),
         ("data.yaml", "train: images/train\nval: images/val", "names is None; expected"),
@@ -578,9 +573,9 @@ def test_splits_may_share_a_folder(tmp_path: Path) -> None:
 def test_a_decompression_bomb_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_panoptic(tmp_path / "set")
     png = root / "annotations/panoptic_val2017/0.png"
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 2 - 1)  # Pillow refuses twice as many
+    monkeypatch.setattr(data_images, "MAX_PIXELS", WIDTH * HEIGHT - 1)
     for read in (lambda: opened("coco", root), lambda: segment_numbers(png)):
-        with pytest.raises(PecoError, match=r"0\.png: can't be read .*decompression bomb") as caught:
+        with pytest.raises(PecoError, match=r"0\.png: can't be read .*more than 2047 pixels") as caught:
             read()
         assert "\n" not in str(caught.value)
 

@@ -66,8 +66,8 @@ def test_each_stage_reads_the_results_that_it_needs() -> None:
         "knn": {"shards", "pretrain"},
         "linear": {"shards", "pretrain"},
         "finetune": {"shards", "pretrain"},
-        "segmentation": {"pretrain"},
-        "detection": {"pretrain"},
+        "segmentation": {"annotations", "pretrain"},
+        "detection": {"annotations", "pretrain"},
         "agreement": {"shards", "tokenizer", "perceptual_net"},
         "codebook": {"shards", "tokenizer", "perceptual_net"},
     }
@@ -85,6 +85,14 @@ def test_each_stage_reads_the_results_that_it_needs() -> None:
         ("pretrain", "tokenizer"),
         ("pretrain", "tokens"),
     }
+
+
+def test_annotated_sets_are_checked_first_and_are_no_input_of_a_training() -> None:
+    """DVC runs the stages of a whole graph in the order of dvc.yaml, as far as their dependencies allow it."""
+    assert next(iter(GRAPH.stages)) == "annotations"
+    assert {stage for stage, other in GRAPH.edges if other == "annotations"} == {
+        "evaluate@segmentation", "evaluate@detection", "report",
+    }  # fmt: skip
 
 
 def test_models_are_declared_as_artifacts() -> None:

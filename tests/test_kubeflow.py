@@ -122,10 +122,10 @@ def test_the_last_task_comes_after_all_others(compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_first_stage_receives_the_parameters_of_the_run(compiled: Compiled, name: str) -> None:
+def test_only_stages_that_depend_on_no_other_receive_the_parameters_of_the_run(compiled: Compiled, name: str) -> None:
     inputs = compiled.tasks[name]["inputs"]["parameters"]
     own = {"run"} if name == compiler.COLLECT else {"run", "stage"}
-    assert set(inputs) == (own | set(DEFAULTS.as_dict()) if name == "shards" else own)
+    assert set(inputs) == (own | set(DEFAULTS.as_dict()) if name in ("annotations", "shards") else own)
     assert inputs["run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
 
 

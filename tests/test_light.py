@@ -108,5 +108,5 @@ def test_the_command_peco_works_without_the_extras(folder: Path, command: str) -
 
 
 def test_the_image_installs_the_workflow_and_kubernetes() -> None:
-    assert "pip install '.[workflow,kubernetes]'" in (ROOT / "k8s/Dockerfile").read_text()
-    assert "-e '.[workflow,kubernetes,dev]'" in (ROOT / "Makefile").read_text()
+    assert "pip install '.[workflow,heif,parquet,kubernetes]'" in (ROOT / "k8s/Dockerfile").read_text()
+    assert "-e '.[workflow,heif,parquet,kubernetes,dev]'" in (ROOT / "Makefile").read_text()

@@ -58,6 +58,7 @@ def picture(color: int = 0) -> bytes:
 
 
 def folder(root: Path, names: Iterable[str]) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(picture(i))
@@ -184,7 +185,8 @@ def test_a_pattern_must_match_readable_tars_of_images(
 
 
 @pytest.mark.parametrize("data", ["https://host/a/train-{000..003}.tar", "s3://bucket/x.tar", "pipe:cat x.tar"])
-def test_an_address_becomes_a_list(project: Path, data: str) -> None:
+def test_an_address_becomes_a_list(project: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_ALLOW_PIPE", "1")
     found = inputs.inspect(data)
     inputs.import_data(found)
     assert found.source == "webdataset" and found.path.suffix == ".txt"
@@ -236,14 +238,14 @@ def empty(at: Path) -> Path:
         (lambda at: at / "nowhere", "no such file or folder"),
         (lambda at: at / "*.tar", "no such file"),
         (lambda at: at / "{a.tar", "braces"),
-        (empty, "no image and no tar in this folder"),
+        (empty, "no image in it; expected a folder"),
         (lambda at: written(at / "notes.txt", b"hello\n"), "no such file"),
         (lambda at: written(at / "film.mp4", b"\x00\xff\xfe\x80" * 300), "neither a folder, a tar, a zip nor a list"),
         (lambda at: written(at / "cut.tar", b"\x1f\x8bnothing"), "not a readable tar"),
         (lambda at: written(at / "cut.zip", b"PK\x03\x04nothing"), "can't be read"),
-        (lambda at: tar(at / "texts.tar", {"a.txt": b"a"}), "no image in this archive"),
+        (lambda at: tar(at / "texts.tar", {"a.txt": b"a"}), "no image among its 1 files (a.txt, …)"),
         (bad_list, "lists tars of this machine"),
-        (mixed, "both images and tars"),
+        (mixed, "holds both images (a.png) and tars (0.tar)"),
         (lambda at: at.parent, "holds this project itself"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -254,6 +256,70 @@ def test_wrong_data_is_refused_and_leaves_nothing(
     home = tmp_path / "home"
     home.mkdir()
     assert message in refusal(project, capsys, "--preset", "cifar", "--data", str(make(home)))
+
+
+def test_links_and_names_that_dvc_cannot_store_are_copied(project: Path, tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", [f"store/{name}/{i}.png" for name in ("cat", "dog") for i in range(4)])
+    for split in ("train", "val"):
+        (root / split).mkdir()
+        for name in ("cat", "dog"):
+            os.symlink(f"../store/{name}", root / split / name)
+    with open(os.fsencode(root) + b"/train/caf\xe9.txt", "wb") as file:
+        file.write(b"x")
+    assert params.main(["--preset", "cifar", "--data", str(root), "dataset.max_ignored=0.5"]) == 0
+    assert counts(project) == {"train": 8, "val": 8}
+    assert (project / "data/photos/train/cat/0.png").is_file()
+    assert (project / "data/photos/train/café.txt").is_file()
+    assert params.main(["--preset", "cifar", "--data", str(root), "dataset.max_ignored=0.5"]) == 0  # imported already
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda at: folder(at / "p", [*PHOTOS, "other/x.png"]),
+            "1 of 9 images have no place in its layout, more than dataset.max_ignored allows (0.01): 1 outside the splits: ",
+        ),
+        (lambda at: folder(at / "p", ["a.png", "b.dng"]), "1 of 2 images have formats that are not read (b.dng)"),
+        (
+            lambda at: written(folder(at / "p", ["a.png"]) / "b.heic", b"no image").parent,
+            "1 of 2 images can't be used, more than dataset.max_rejected allows (0.01), the first: b.heic (not an image of a known",
+        ),
+        (lambda at: folder(at / "p", ["val/a/1.png", "test/a/1.png"]), "there is test, val, but no train"),
+        (
+            lambda at: written(folder(at / "p", ["1.png"]) / "labels.csv", b"file,label\n"),
+            "name the folder that holds it",
+        ),
+        (
+            lambda at: written(folder(at / "p", []) / "batches.meta", b"?").parent,
+            "holds CIFAR's pickled batches (batches.meta)",
+        ),
+    ],
+    ids=["outside the splits", "raw", "not an image", "no train", "a table", "pickles"],
+)
+def test_images_that_the_first_stage_would_refuse_are_refused_before_it(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], message: str
+) -> None:
+    assert message in refusal(project, capsys, "--preset", "cifar", "--data", str(make(tmp_path)))
+
+
+def test_tars_with_several_readings_are_refused_until_a_parameter_chooses(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home" / "views"
+    home.mkdir(parents=True)
+    members = {f"{i}.{view}.png": picture(i) for i in range(4) for view in ("rgb", "depth")}
+    tar(home / "a.tar", members | {f"{i}.cls": b"%d" % (i % 2 * 100000) for i in range(4)})
+    arguments = ("--preset", "cifar", "--data", str(home))
+    assert refusal(project, capsys, *arguments) == (
+        f"error: {home}: 0.depth.png and 0.rgb.png are images of one sample; choose by dataset.image_field: depth.png, rgb.png, or "
+        "all\n"
+    )
+    chosen = (*arguments, "dataset.image_field=rgb.png")
+    assert "choose by dataset.class_numbers" in refusal(project, capsys, *chosen)
+    assert params.main([*chosen, "dataset.class_numbers=id"]) == 0
+    assert sum(counts(project).values()) == 4
+    assert open_source(load_params().dataset, project / "work").classes == ("0", "100000")
 
 
 def test_a_wrong_override_leaves_the_images_alone(

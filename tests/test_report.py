@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -31,7 +30,7 @@ from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.report import charts, figures
 from peco.runtime.stage import StageRun
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import report
 from peco.tokenizer import storage as tokenizer_storage
@@ -63,7 +62,8 @@ class Source:
 
     splits: dict[str, int]
     classes: tuple[str, ...]
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
+    notes: list[str] = field(default_factory=list)
     total: int | None = None
 
     def samples(self) -> Iterator[RawSample]:
@@ -76,9 +76,11 @@ class Source:
                 yield RawSample(split, f"{split}/{i}.png", out.getvalue(), label)
 
 
-def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...]) -> Path:
+def make_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...], source: Source | None = None) -> Path:
     """Results of the earlier stages, with models at random initialisation."""
-    write_shards(Source(splits, classes), root / "artifacts" / "shards", CFG.dataset, work=root / "work", workers=1)
+    write_shards(
+        source or Source(splits, classes), root / "artifacts" / "shards", CFG.dataset, work=root / "work", workers=1
+    )
     torch.manual_seed(0)
     tokenizer = PerceptualTokenizer(CFG.tokenizer.autoencoder, CFG.tokenizer.quantizer)
     tokenizer_storage.save(
@@ -208,7 +210,7 @@ def test_results_are_shown_next_to_their_baselines(folder: Path, monkeypatch: py
 def test_data_parameters_and_versions_are_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     html = make_report(folder, monkeypatch)
     text = words(html)
-    assert "20 training and 10 validation images" in text and "No unreadable images were left out" in text
+    assert "20 training and 10 validation images" in text and "Nothing was left out." in text
     assert "<b>bee & co 10 train · 5 val" in text, "names are data, not markup"
     assert "<b>bee & co" not in html
     assert "val 10 2 all" in text
@@ -226,6 +228,16 @@ def test_skipped_evaluations_have_a_reason(folder: Path, monkeypatch: pytest.Mon
     assert "Fine-tuned: no result; the stage evaluate@finetune has not run." in text
     assert "PeCo backbone skipped skipped \u2013" in text
     assert "No evaluation was run on this data" in text
+
+
+def test_what_was_left_out_is_shown_next_to_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source({"train": 9}, (), notes=["read as: collection"])
+    source.ignored.extend("masks", [f"<{i}>.png" for i in range(5)], by_rule=True)
+    html = make_report(make_folder(tmp_path, {"train": 9}, (), source), monkeypatch)
+    text = words(html)
+    assert "Some files were left out: see below." in text
+    assert "5 masks: <0>.png, <1>.png, <2>.png, …" in text and "<0>.png" not in html
+    assert "read as: collection" in text
 
 
 def test_unlabeled_training_images_alone_give_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

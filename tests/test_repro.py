@@ -23,6 +23,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PECO_WORK", "")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "params.yaml").write_text(render(compose_params("smoke", [])))
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/scenes.yaml").write_text("x")
     (tmp_path / "dvc.py").write_text(
@@ -146,3 +147,19 @@ def test_a_killed_client_takes_dvc_and_the_launcher_with_it(project: Path) -> No
         wait_for((project / "running").exists)
         client.kill()
     wait_for(lambda: not left_over(project))
+
+
+@pytest.mark.parametrize(("holder", "kept"), [("this process", True), ("a zombie", False), ("an ended process", False)])
+def test_locks_of_a_dvc_that_was_killed_are_removed(project: Path, holder: str, kept: bool) -> None:
+    child = subprocess.Popen(["true"])
+    if holder == "an ended process":
+        child.wait()
+    else:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its parent has not noticed
+    pid = os.getpid() if holder == "this process" else child.pid
+    lock = project / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps({"metrics/shards.json": {"write": {"pid": pid, "cmd": "dvc repro"}}, "x": {"read": []}}))
+    assert repro.main([]) == 0
+    assert lock.exists() == kept
+    child.wait()

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from peco.sources.scenes import CLASSES, MIN_VISIBLE, Scene, fingerprint, render
+from peco.scenes.scenes import CLASSES, MIN_VISIBLE, Scene, fingerprint, render
 
 FINGERPRINT = "c78b4d0eb0e8e6ba02a6d8d51de474033b570f3f906d4c672ef3368ddb804625"
 

@@ -21,15 +21,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from peco.annotations.scenes import open_segmentation
+from peco.annotations.sets import IGNORE
+from peco.annotations.stages import index_loader
 from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from peco.evaluate.annotated.scenes import open_segmentation
-from peco.evaluate.annotated.sets import IGNORE
-from peco.evaluate.annotated.stages import index_loader
 from peco.evaluate.segmentation import model as segmentation
 from peco.evaluate.segmentation import stage as evaluate_segmentation
-from peco.evaluate.segmentation.data import open_folder
 from peco.evaluate.segmentation.model import (
     SegmentationTask,
     UperNet,
@@ -39,11 +38,12 @@ from peco.evaluate.segmentation.model import (
     scores,
 )
 from peco.evaluate.segmentation.stage import AnnotatedCrop
+from peco.masks.folder import open_folder
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
-from peco.sources import scenes
+from peco.scenes import scenes
 from peco.training.distributed import Dist
 from peco.training.loop import train
 from pipelines.workflow.compose import compose_params

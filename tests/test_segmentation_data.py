@@ -17,15 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from peco.annotations import scenes as annotated_scenes
+from peco.annotations.loader import IndexLoader
+from peco.annotations.sets import IGNORE
 from peco.core import config
 from peco.core.errors import PecoError
 from peco.data.images import decode, upright_size
-from peco.evaluate.annotated import scenes as annotated_scenes
-from peco.evaluate.annotated.loader import IndexLoader
-from peco.evaluate.annotated.sets import IGNORE
-from peco.evaluate.segmentation import data as segmentation_data
-from peco.evaluate.segmentation.data import Crop, open_folder
-from peco.sources import scenes
+from peco.evaluate.segmentation import crop as segmentation_crop
+from peco.evaluate.segmentation.crop import Crop
+from peco.masks.folder import open_folder
+from peco.scenes import scenes
 from peco.sources.open import VAL_START
 
 WIDTH, HEIGHT = 20, 12
@@ -222,7 +223,7 @@ def other_classes_in_val(root: Path) -> None:
 
 
 def colors_for_indices(root: Path) -> None:
-    write(root / "annotations/training/a.png", photo())
+    write(root / "annotations/training/a.png", photo() + np.array([0, 0, 1], dtype=np.uint8))
 
 
 def damaged_mask(root: Path) -> None:
@@ -268,7 +269,7 @@ def only_ignored_class(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "ignore", "message"),
     [
-        (bad_size, None, r"b\.png: 20x11 pixels, but b\.jpg has 20x12"),
+        (bad_size, None, r"b\.png: .*b\.jpg is 20 x 12 pixels, but annotated as 20 x 11"),
         (bad_index, None, r"b\.png: class index 2 is out of range, the list of classes has 0 to 1"),
         (bad_index_in_val, None, r"c\.png: class index 7 is out of range.* training .* 0 to 1 .*splits differ"),
         (bad_index_in_val, 255, r"c\.png: class index 7"),
@@ -307,7 +308,7 @@ def test_a_missing_folder_and_a_truncated_photo_are_named(root: Path) -> None:
     train, _ = open_folder(root, None)
     file = root / "images/training/a.jpg"
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(PecoError, match=r"a\.jpg: truncated"):
+    with pytest.raises(PecoError, match=r"a\.jpg: can.t be read: truncated"):
         train.image(0)
     file.unlink()
     with pytest.raises(PecoError, match=r"a\.jpg: can't be read"):
@@ -325,15 +326,15 @@ sides = st.integers(8, 90)
 def test_crops_are_inside_the_resized_image_and_keep_its_aspect(
     width: int, height: int, size: int, scale: tuple[float, float], seed: int
 ) -> None:
-    crop = segmentation_data.draw(np.random.default_rng(seed), scale, width, height, size)
-    assert crop == segmentation_data.draw(np.random.default_rng(seed), scale, width, height, size)
+    crop = segmentation_crop.draw(np.random.default_rng(seed), scale, width, height, size)
+    assert crop == segmentation_crop.draw(np.random.default_rng(seed), scale, width, height, size)
     assert scale[0] * size - 1 <= min(crop.width, crop.height) <= scale[1] * size + 1
     assert abs(crop.width / width - crop.height / height) <= 0.5 / width + 0.5 / height
     assert 0 <= crop.left <= max(0, crop.width - size) and 0 <= crop.top <= max(0, crop.height - size)
     rng = np.random.default_rng(seed)
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     mask = rng.integers(IGNORE, 5, (height, width), dtype=np.int32)
-    pixels, labels = segmentation_data.apply(image, mask, crop, size)
+    pixels, labels = segmentation_crop.apply(image, mask, crop, size)
     assert pixels.shape == (size, size, 3) and pixels.dtype == np.uint8
     assert labels.shape == (size, size) and labels.dtype == np.int32
     assert set(np.unique(labels)) <= {IGNORE, *np.unique(mask)}
@@ -347,8 +348,8 @@ def test_without_resizing_a_crop_is_a_slice(width: int, height: int, flip: bool,
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     mask = rng.integers(0, 200, (height, width), dtype=np.int32)
     left, top = int(rng.integers(max(0, width - size) + 1)), int(rng.integers(max(0, height - size) + 1))
-    pixels, labels = segmentation_data.apply(Image.fromarray(image), mask, Crop(width, height, left, top, flip), size)
-    expected = np.full((size, size, 3), segmentation_data.FILL), np.full((size, size), IGNORE)
+    pixels, labels = segmentation_crop.apply(Image.fromarray(image), mask, Crop(width, height, left, top, flip), size)
+    expected = np.full((size, size, 3), segmentation_crop.FILL), np.full((size, size), IGNORE)
     for whole, canvas in zip((image, mask), expected, strict=True):
         part = whole[top : top + size, left : left + size]
         canvas[: part.shape[0], : part.shape[1]] = part
@@ -361,14 +362,14 @@ def test_image_and_mask_stay_together_when_resized() -> None:
     mask = ((x - 30) ** 2 + (y - 25) ** 2 < 400).astype(np.int32)
     image = Image.fromarray(np.repeat(255 * mask[..., None], 3, axis=2).astype(np.uint8))
     for seed in range(8):
-        crop = segmentation_data.draw(np.random.default_rng(seed), (0.6, 2.0), 80, 60, 48)
-        pixels, labels = segmentation_data.apply(image, mask, crop, 48)
+        crop = segmentation_crop.draw(np.random.default_rng(seed), (0.6, 2.0), 80, 60, 48)
+        pixels, labels = segmentation_crop.apply(image, mask, crop, 48)
         known = labels != IGNORE
         assert np.mean((pixels[..., 0] > 127)[known] == (labels == 1)[known]) > 0.97
 
 
 def test_scale_and_flip_are_drawn_evenly() -> None:
-    crops = [segmentation_data.draw(np.random.default_rng(i), (0.5, 2.0), 100, 100, 100) for i in range(400)]
+    crops = [segmentation_crop.draw(np.random.default_rng(i), (0.5, 2.0), 100, 100, 100) for i in range(400)]
     assert 0.4 < np.mean([crop.flip for crop in crops]) < 0.6
     assert abs(np.mean([crop.width for crop in crops]) - 125) < 8
 

@@ -11,7 +11,6 @@ import os
 import pickle
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,11 +26,27 @@ from peco.core.errors import PecoError
 from peco.data import images
 from peco.data.images import decode
 from peco.data.shards import Sample, load_index, open_shards
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.open import open_source
 from peco.sources.shard_writer import write_shards
 
-DATASET = Dataset("images", "data/x", Scenes(12, 4, 32), None, 7, 0.1, 0.0, 0)
+DATASET = Dataset(
+    source="images",
+    path="data/x",
+    scenes=Scenes(12, 4, 32),
+    resize=None,
+    samples_per_shard=7,
+    val_fraction=0.1,
+    max_rejected=0.0,
+    max_ignored=0.01,
+    max_pixels=89_478_485,
+    range_16bit=(0, 65535),
+    labels="auto",
+    label_field=None,
+    image_field=None,
+    class_numbers="auto",
+    seed=0,
+)
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -50,7 +65,8 @@ class Fake:
 
     items: list[RawSample]
     classes: tuple[str, ...] = ("ant", "bee")
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
+    notes: list[str] = field(default_factory=list)
     total: int | None = None
 
     def samples(self) -> Iterator[RawSample]:
@@ -88,7 +104,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_index_describes_classes_splits_and_shards(written: Path) -> None:
     index = load_index(written)
-    assert list(index) == ["version", "source", "classes", "splits", "rejected", "ignored"]
+    keys = ["version", "source", "classes", "splits", "rejected", "ignored", "rejected_reasons", "notes", "max_pixels"]
+    assert list(index) == keys
     assert (index["source"], index["classes"], index["rejected"], index["ignored"]) == ("images", ["ant", "bee"], 0, {})
     train = index["splits"]["train"]
     assert (train["samples"], train["labelled"], train["classes"]) == (45, True, ["ant", "bee"])
@@ -212,7 +229,7 @@ def test_a_folder_of_images_becomes_shards(tmp_path: Path) -> None:
     assert index == load_index(tmp_path / "s")
     assert {split: entry["samples"] for split, entry in index["splits"].items()} == {"train": 24, "val": 6}
     assert index["classes"] == ["a", "b"]
-    assert index["ignored"] == {"not an image by its name": 1}
+    assert index["ignored"] == {"not an image by its name": {"count": 1, "by_rule": True, "first": ["notes.txt"]}}
 
 
 # --- rejecting

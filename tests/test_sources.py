@@ -21,22 +21,41 @@ from PIL import Image
 
 from peco.core.config import Dataset, Scenes
 from peco.core.errors import PecoError
-from peco.sources import scenes
-from peco.sources.archives import open_archive
+from peco.files.archives import open_archive
+from peco.scenes import scenes
 from peco.sources.base import Source
 from peco.sources.imagefolder import read_layout
 from peco.sources.open import open_source
-from peco.sources.webdataset import find_tars
+from peco.sources.webdataset.tars import find_tars
 
 Files = dict[str, bytes]
 
 
-def dataset(source: str, path: Path | str, *, val_fraction: float = 0.25, seed: int = 0) -> Dataset:
-    return Dataset(source, str(path), Scenes(12, 4, 32), None, 10, val_fraction, 0.0, seed)  # type: ignore[arg-type]
+def dataset(source: str, path: Path | str, **values: object) -> Dataset:
+    defaults = {
+        "scenes": Scenes(12, 4, 32),
+        "resize": None,
+        "samples_per_shard": 10,
+        "val_fraction": 0.25,
+        "max_rejected": 0.0,
+        "max_ignored": 0.0,
+        "max_pixels": 89_478_485,
+        "range_16bit": (0, 65535),
+        "labels": "auto",
+        "label_field": None,
+        "image_field": None,
+        "class_numbers": "auto",
+        "seed": 0,
+    }
+    return Dataset(source=source, path=str(path), **(defaults | values))  # type: ignore[arg-type]
 
 
-def opened(source: str, path: Path | str, work: Path | None = None, **options: float) -> Source:
-    return open_source(dataset(source, path, **options), work or Path("unused"))  # type: ignore[arg-type]
+def opened(source: str, path: Path | str, work: Path | None = None, **values: object) -> Source:
+    return open_source(dataset(source, path, **values), work or Path("unused"))
+
+
+def ignored(source: Source) -> dict[str, int]:
+    return {found.reason: len(found.names) for found in source.ignored}
 
 
 def as_folder(root: Path, files: Files) -> Path:
@@ -103,15 +122,17 @@ EXPECTED = {
     ("pack", "name"), [(as_folder, "f"), (as_tar, "f.tar"), (as_gzip, "f.tar.gz"), (as_zip, "f.zip")]
 )
 def test_an_image_folder_reads_the_same_however_it_is_packed(pack, name: str, tmp_path: Path) -> None:
-    source = opened("images", pack(tmp_path / name, SPLIT | CLUTTER), tmp_path / "work")
+    source = opened("images", pack(tmp_path / name, SPLIT | CLUTTER), tmp_path / "work", max_ignored=0.3)
     assert listed(source) == EXPECTED
     assert source.classes == ("cat", "dog", "emu")
     assert source.total == 5
-    assert source.ignored == {
+    assert ignored(source) == {
         "not an image by its name": 1,
         "beside the class folders": 1,
         "outside the splits": 1,
+        "hidden": 1,
     }
+    assert source.ignored.counted == 2
 
 
 def test_a_packed_folder_may_be_wrapped_in_another_one(tmp_path: Path) -> None:
@@ -140,7 +161,7 @@ def test_hard_links_in_a_tar_are_files(tmp_path: Path) -> None:
 def test_splits_are_found_by_the_names_of_folders(folders: tuple[str, ...], splits: dict[str, str]) -> None:
     layout = read_layout([f"{folder}/a/1.jpg" for folder in folders], 0.1, 0)
     assert {images[0][0].split("/")[0]: split for split, images in layout.splits.items()} == splits
-    assert layout.ignored["outside the splits"] == len(folders) - len(splits)
+    assert [found.reason for found in layout.ignored] == ["an unused test split"] * (len(folders) - len(splits))
 
 
 def test_an_input_without_splits_gets_a_stratified_val_split() -> None:
@@ -167,10 +188,11 @@ def test_images_without_classes_have_no_labels() -> None:
     assert "val" not in read_layout([f"{i}.jpg" for i in range(8)], 0.0, 0).splits
 
 
-def test_one_split_may_lack_the_labels_that_the_other_has() -> None:
-    layout = read_layout(["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], 0.1, 0)
-    assert layout.splits["val"] == [("test/1.jpg", None)]
+def test_val_may_lack_the_labels_that_train_has() -> None:
+    layout = read_layout(["train/a/1.jpg", "train/b/1.jpg", "val/1.jpg"], 0.1, 0)
+    assert layout.splits["val"] == [("val/1.jpg", None)]
     assert layout.classes == ("a", "b")
+    assert "val has no labels, though train has" in layout.notes
 
 
 names = st.lists(
@@ -370,10 +392,10 @@ def test_labels_are_read_from_cls_or_json(kinds: dict[str, object], label: int, 
 
 
 def test_the_member_with_the_simplest_name_is_the_image(tmp_path: Path) -> None:
-    as_tar(tmp_path / "a.tar", {"x.seg.png": b"mask", "x.jpg": b"photo", "x.png": b"map", "y.cls": b"1", "z.jpg": b"z"})
+    as_tar(tmp_path / "a.tar", {"x.seg.png": b"mask", "x.jpg": b"photo", "y.cls": b"1", "z.jpg": b"z"})
     source = opened("webdataset", tmp_path)
     assert {s.name: s.encoded for s in source.samples()} == {"a.tar/x": b"photo", "a.tar/z": b"z"}
-    assert source.ignored == {"sample without an image": 1}
+    assert ignored(source) == {"another image of a sample": 1, "sample without an image": 1}
 
 
 @pytest.mark.parametrize(
@@ -443,7 +465,8 @@ def served(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_tars_are_read_from_addresses(served: str, tmp_path: Path) -> None:
+def test_tars_are_read_from_addresses(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_ALLOW_PIPE", "1")
     source = opened("webdataset", served + "/{train-0,train-1,val-0}.tar?key=1")
     assert source.total is None
     check_two_splits(source)
@@ -466,7 +489,8 @@ def test_a_store_that_refuses_is_reported_in_one_line(monkeypatch: pytest.Monkey
         list(opened("webdataset", "s3://bucket/a.tar").samples())
 
 
-def test_addresses_that_fail_are_reported(served: str, tmp_path: Path) -> None:
+def test_addresses_that_fail_are_reported(served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_ALLOW_PIPE", "1")
     for url in (f"{served}/train-7.tar", "pipe:false", "nosuch://x/train.tar"):
         assert "can't be read as a WebDataset tar" in message(lambda url=url: list(opened("webdataset", url).samples()))
     assert "(the server has no such file)" in message(lambda: list(opened("webdataset", f"{served}/no.tar").samples()))
@@ -474,7 +498,8 @@ def test_addresses_that_fail_are_reported(served: str, tmp_path: Path) -> None:
     assert "can't be read as a WebDataset tar" in message(lambda: list(opened("webdataset", late).samples()))
 
 
-def test_streams_need_the_names_of_named_classes(tmp_path: Path) -> None:
+def test_streams_need_the_names_of_named_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_ALLOW_PIPE", "1")
     tar = write_wds(tmp_path, "a", 3, jpg=picture, cls=lambda i: b"bee")
     assert "need all class names" in message(lambda: list(opened("webdataset", f"pipe:cat {tar}").samples()))
     (tmp_path / "l.json").write_text(json.dumps({"shards": [f"pipe:cat {tar}"], "classes": ["ant", "bee"]}))

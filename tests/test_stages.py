@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +43,7 @@ from peco.probes import inputs as probes
 from peco.runtime import paths
 from peco.runtime import stage as stage_module
 from peco.runtime.stage import StageRun, run_stage
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net, pretrain, tokens
 from peco.tokenizer import storage as tokenizer_storage
@@ -64,7 +63,7 @@ class Noise:
     total: int | None = None
 
     def __init__(self) -> None:
-        self.ignored: Counter[str] = Counter()
+        self.ignored, self.notes = Ignored(), list[str]()
 
     def samples(self) -> Iterator[RawSample]:
         for number, (split, count) in enumerate(COUNTS.items()):
@@ -343,6 +342,9 @@ def run_to_end(
     torch.set_num_threads(threads)
 
 
+FILES = "error: stage: too many open files: raise the limit (`ulimit -n 4096`) or lower PECO_WORKERS, and run again"
+
+
 def raising(error: BaseException) -> Callable[[StageRun], None]:
     def main(run: StageRun) -> None:
         raise error
@@ -361,6 +363,8 @@ def test_a_stage_ends_with_a_line_and_a_status(run_to_end: Any) -> None:
         (Interrupted("stopped at step 3"), 143, "stage: stopped at step 3"),
         (KeyboardInterrupt(), 143, "stage: interrupted; run it again to resume"),
         (OSError(28, "No space", "x.tar"), 2, "error: stage: disk full while writing x.tar: free space and run again"),
+        (OSError(24, "Too many open files", "x"), 2, FILES),
+        (RuntimeError("Too many open files. Communication with the workers is no longer possible."), 2, FILES),
     ],
 )
 def test_an_error_that_the_user_can_fix_is_one_line(

@@ -422,6 +422,7 @@ class SharedMean(Toy):
 def _rank(rank: int, world: int, folder: Path) -> None:
     os.chdir(folder)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), PECO_DEVICE="cpu")
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
     torch.set_num_threads(1)
     dist = Dist.init()
     local = torch.tensor([[rank + 1.0, 2.0]])

@@ -4,7 +4,6 @@ import io
 import math
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from peco.data.shards import open_shards
 from peco.evaluate.agreement import distortions
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, match_error, mean_squared_error
 from peco.evaluate.agreement.triplets import PAIRS, TwoAfc, generate, generate_split
-from peco.sources.base import RawSample
+from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from pipelines.workflow.compose import compose_params
 
@@ -193,7 +192,7 @@ class Blobs:
     total: int | None = None
 
     def __init__(self) -> None:
-        self.ignored: Counter[str] = Counter()
+        self.ignored, self.notes = Ignored(), list[str]()
 
     def samples(self) -> Iterator[RawSample]:
         for i in range(5):

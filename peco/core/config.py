@@ -52,7 +52,31 @@ class Dataset:
     samples_per_shard: Count
     val_fraction: Fraction  # share for val; used only if the input has no val split
     max_rejected: Fraction  # share of unreadable images above which the stage fails
+    max_ignored: Fraction  # share of images that the layout has no place for, above which it fails
+    max_pixels: Count  # of an image; larger ones are rejected
+    range_16bit: tuple[Natural, Natural]  # values of 16-bit images that become 0 and 255
+    labels: Literal["auto", "folders", "tars", "none"]  # are folders classes? auto: by the rules of docs/data.md
+    label_field: (
+        str | None
+    )  # where labels are: a column of a table, a member or a JSON key of WebDataset; null: the usual names
+    image_field: (
+        str | None
+    )  # WebDataset: ending of the member with the image, or `all`; null: the only one with an image's ending
+    class_numbers: Literal["auto", "index", "id"]  # WebDataset: are numbers positions or names of classes?
     seed: Natural  # of the split and of the order in the shards; the seed of training is the top-level one
+
+    def check(self, key: str) -> None:
+        low, high = self.range_16bit
+        tars = self.source == "webdataset"
+        only = f"where {key}.source is {self.source}"
+        require_all(
+            self,
+            key,
+            ("range_16bit", low < high <= 65535, "two rising whole numbers from 0 to 65535"),
+            ("labels", tars or self.labels != "tars", f"auto, folders or none {only}"),
+            ("image_field", tars or self.image_field is None, f"null {only}"),
+            ("class_numbers", tars or self.class_numbers == "auto", f"auto {only}"),
+        )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,14 @@ class Variable:
             raise PecoError(f"{self.name}: {text!r} is not allowed; expected an integer, {span}")
         return int(text)
 
+    def flag(self, env: Mapping[str, str] | None = None) -> bool:
+        """Its value as a switch.
+
+        Raises:
+            PecoError: it is neither 0 nor 1.
+        """
+        return self.integer(env, high=1) == 1
+
     def number(self, env: Mapping[str, str] | None = None) -> float:
         """Its value as a number of at least 0.
 
@@ -63,6 +71,7 @@ class Variable:
         return value
 
 
+ALLOW_PIPE = Variable("PECO_ALLOW_PIPE", "1: addresses `pipe:PROGRAM` of WebDataset tars may run their program", "0")
 WORK = Variable("PECO_WORK", "the work folder: working files, logs and times", ".work")
 THREADS = Variable("PECO_THREADS", "threads of a process; 0: the cores divided by the number of processes", "0")
 WORKERS = Variable("PECO_WORKERS", "data loading processes of each training process", "0")

@@ -8,8 +8,9 @@ A folder of shards holds, for each split,
 - `train.offsets.npy`: int64 (samples,), byte in its tar at which a sample begins.
 
 and `index.json`: `version`, `source`, `classes` (all, in the order of the labels), `splits` (for each: `samples`, `labelled`,
-`classes` that occur in it, `shards` with name, samples, bytes and sha256), `rejected` (count; the list is `rejected.tsv`) and
-`ignored` (counts by reason).
+`classes` that occur in it, `shards` with name, samples, bytes and sha256), `rejected` (count; the list is `rejected.tsv`),
+`rejected_reasons` and `ignored` (by reason: count and first names; the list is `ignored.tsv`), `notes` (how the source was read)
+and `max_pixels`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from peco.core.errors import PecoError
-from peco.data.images import decode
+from peco.data.images import MAX_PIXELS, decode
 
 VERSION = 1  # of the layout described above
 BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
@@ -41,6 +42,7 @@ class Sample:
     key: str
     encoded: bytes  # the image file
     label: int  # -1: none
+    max_pixels: int = MAX_PIXELS  # that the shards were written with
 
     def decode(self) -> Image.Image:
         """The decoded image (see `peco.data.images.decode`).
@@ -49,7 +51,7 @@ class Sample:
             PecoError: the image is damaged.
         """
         try:
-            return decode(self.encoded)
+            return decode(self.encoded, max_pixels=self.max_pixels)
         except PecoError as error:
             raise PecoError(f"sample {self.key}: {error}; {_REMEDY}") from None
 
@@ -73,6 +75,7 @@ class ShardSet:
         labeled: True if every sample has a label.
         starts: int64 (shards,), index of the first sample of each shard.
         offsets: int64 (samples,), byte at which a sample begins in its tar.
+        max_pixels: the limit with which the shards were written.
     """
 
     root: Path
@@ -83,6 +86,7 @@ class ShardSet:
     labeled: bool
     starts: np.ndarray
     offsets: np.ndarray
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -114,7 +118,7 @@ class ShardSet:
                 for index in range(start, stop):
                     end = int(self.offsets[index + 1]) if index < last else shard.bytes
                     key, encoded = _read_sample(file.read(end - int(self.offsets[index])))
-                    yield Sample(index, key, encoded, int(self.labels[index]))
+                    yield Sample(index, key, encoded, int(self.labels[index]), self.max_pixels)
         except OSError as error:
             raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_REMEDY}") from None
         except ValueError as error:
@@ -160,6 +164,7 @@ def open_shards(root: Path, split: str) -> ShardSet:
         labeled=entry["labelled"],
         starts=np.cumsum(counts) - counts,
         offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
+        max_pixels=index.get("max_pixels", MAX_PIXELS),
     )
 
 

@@ -96,12 +96,19 @@ def verdict(rows: Sequence[AccuracyRow]) -> str:
     return f"{rows[0].name} against the same network at random initialisation: {joined(gains)}."
 
 
+def state(values: Mapping[str, Any]) -> str:
+    """The cell of an evaluation without a score."""
+    return next((word for word in ("failed", "skipped") if word in values), DASH)
+
+
 def skipped(metrics: MetricsByFile) -> list[str]:
     """Reasons why evaluations are missing."""
     reasons = []
     for name, key in EVALUATIONS:
         if key not in metrics:
             reasons.append(f"{name}: no result; the stage evaluate@{key.partition('/')[2]} has not run.")
+        elif "failed" in metrics[key]:
+            reasons.append(f"{name}: failed: {metrics[key]['failed']}")
         elif "skipped" in metrics[key]:
             reasons.append(f"{name}: skipped, since {metrics[key]['skipped']}.")
     return reasons

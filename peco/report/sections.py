@@ -67,9 +67,24 @@ def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbone: str) -
             reason = "it has not run" if values is None else str(values["skipped"])
             found.append(Section(key, title, f"No result: {reason}.", (), (), ()))
             continue
+        if "failed" in values:
+            found.append(
+                Section(key, title, f"It failed, and the next run tries it again: {values['failed']}", (), (), ())
+            )
+            continue
         note, columns, rows = describe(values, backbone)
+        note += _on_annotations(metrics.get(f"annotations/{key}", {}))
         found.append(Section(key, title, note, columns, tuple(rows), tuple(_pictures(pictures / key))))
     return found
+
+
+def _on_annotations(checked: Values) -> str:
+    """Sentences on what the stage `annotations` left out, and on how it read the set."""
+    reasons = checked.get("left_out_by_reason", {})
+    left_out = (
+        [f"Left out: {', '.join(f'{reason}: {count:,}' for reason, count in reasons.items())}"] if reasons else []
+    )
+    return "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in [*left_out, *checked.get("notes", [])])
 
 
 def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:

@@ -10,10 +10,12 @@ Results appear at their final place only when they are complete.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -35,6 +37,7 @@ from peco.core.errors import Interrupted, PecoError
 from peco.core.numbers import rounded
 from peco.core.params import load_params
 from peco.core.publishing import write_json
+from peco.core.ranks import ranks
 from peco.core.stage_name import StageName
 from peco.core.stopping import StopSignals
 from peco.runtime.fingerprint import code_hash, content_hash, require_present
@@ -115,7 +118,7 @@ class StageRun:
 
 def is_main() -> bool:
     """True in the process that writes results."""
-    return os.environ.get("RANK", "0") == "0"
+    return ranks().rank == 0
 
 
 def _in_background(work: Callable[[], bytes]) -> Future[bytes]:
@@ -149,6 +152,7 @@ def run_stage(name: str, params: Iterable[str], main: Callable[[StageRun], None]
             try:
                 if HEARTBEAT.is_set():
                     heartbeat.stop_when_silent(Path(HEARTBEAT.text()), name)
+                _allow_open_files()
                 _set_up_torch()
                 run = StageRun(name, schema.restrict(load_params(), params))
                 try:
@@ -172,6 +176,13 @@ def _skip(run: StageRun, reason: Skipped) -> None:
     if is_main():
         print(f"{run.name}: skipped: {reason}")
         run.metrics({"skipped": str(reason)})
+
+
+def _allow_open_files() -> None:
+    """Raise the limit of open files to what this process may have: loader processes share memory by file descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS allows less than its "unlimited"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_up_torch() -> None:
@@ -212,6 +223,11 @@ def _one_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full while writing {error.filename or 'results'}: free space and run again"
+    # Torch's loader reports it as a RuntimeError.
+    if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or "Too many open files" in str(
+        error
+    ):
+        return "too many open files: raise the limit (`ulimit -n 4096`) or lower PECO_WORKERS, and run again"
     # Torch raises this from its SIGCHLD handler, wherever the main thread happens to be.
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return (

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from peco.core.errors import PecoError
-from peco.sources.archives import DAMAGE, StrictTarInfo, is_hidden
-from peco.sources.base import IMAGE_EXTENSIONS, extension
-from peco.sources.webdataset import TAR_SUFFIXES, find_tars
+from peco.files.archives import FolderArchive, open_archive
+from peco.files.damage import DAMAGE, StrictTarInfo
+from peco.files.names import extension, is_hidden, is_image_name, tidy
+from peco.sources.layouts.imagenet import is_devkit
+from peco.sources.parquet import is_parquet
+from peco.sources.refused import refused_format
+from peco.sources.webdataset.kind import NoImages, tar_kind
+from peco.sources.webdataset.tars import TAR_SUFFIXES, find_tars
 
 _EXPECTED = (
     "expected a folder, tar or zip of images, WebDataset tars (a folder, a pattern, addresses or a list of these)"
 )
-_FIRST_MEMBERS = 256  # of a tar, among which labels are looked for
+_TABLES = (".csv", ".tsv", ".jsonl", ".xls", ".xlsx", ".ods")
 
 
 def detect_source(path: Path) -> str:
@@ -33,12 +36,17 @@ def detect_source(path: Path) -> str:
         if path.is_dir():
             return _folder_kind(path)
         with path.open("rb") as file:
-            start = file.read(2)
-        if start == b"PK":
-            return _zip_kind(path)
-    except DAMAGE as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise PecoError(f"{path}: can't be read ({reason}); {_EXPECTED}") from None
+            start = file.read(4)
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); {_EXPECTED}") from None
+    if start.startswith(b"PK"):
+        return _require_images(path, open_archive(path, Path()).names())
+    if start == b"PAR1":
+        return "images"
+    if path.suffix.lower() in _TABLES:
+        raise PecoError(f"{path}: a table of labels; name the folder that holds it and its images")
+    if _holds_tars(path):
+        return "images"
     if kind := _tar_kind(path):
         return kind
     try:
@@ -54,74 +62,53 @@ def matching_tars(pattern: str) -> list[Path]:
     Raises:
         PecoError: nothing matches, or something other than a readable tar with images.
     """
-    matches, _ = find_tars(str(Path(pattern).expanduser()))
-    files = [Path(os.path.abspath(file)) for file in dict.fromkeys(matches)]
+    files = [Path(os.path.abspath(file)) for file in find_tars(str(Path(pattern).expanduser())).urls]
     for file in files:
         if not file.name.endswith(TAR_SUFFIXES):
             raise PecoError(
                 f"{pattern}: {file.name} is no tar; a pattern must match files named {', '.join(TAR_SUFFIXES)}"
             )
-        _tar_kind(file)
+        tar_kind(file)
     return files
 
 
 def _folder_kind(path: Path) -> str:
-    images = tars = False
-    for name in _visible_files(path):
-        images |= extension(name) in IMAGE_EXTENSIONS
-        tars |= name.endswith(TAR_SUFFIXES)
-        if images and tars:
-            raise PecoError(f"{path}: holds both images and tars; keep one kind, or name the tars by a pattern")
-    if not images and not tars:
-        raise PecoError(f"{path}: no image and no tar in this folder; {_EXPECTED}")
-    return "images" if images else "webdataset"
+    names = [n for n in FolderArchive(path, Path()).names() if not any(map(is_hidden, n.split("/")))]
+    images = next((name for name in names if is_image_name(name)), None)
+    tars = next((name for name in names if name.endswith(TAR_SUFFIXES) and not is_devkit(name)), None)
+    if images and tars:
+        raise PecoError(
+            f"{path}: holds both images ({images}) and tars ({tars}); keep one kind, or name the tars by a pattern"
+        )
+    return "webdataset" if tars else _require_images(path, names)
 
 
-def _visible_files(path: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
+def _require_images(path: Path, names: list[str]) -> str:
+    if any(is_image_name(n) and not any(map(is_hidden, n.split("/"))) for n in names) or is_parquet(path):
+        return "images"
+    if known := refused_format(names):
+        raise PecoError(f"{path}: {known}")
+    held = ", ".join(sorted(names)[:3])
+    raise PecoError(
+        f"{path}: no image {f'among its {len(names)} files ({held}, …)' if names else 'in it'}; {_EXPECTED}"
+    )
 
-    for _, folders, files in os.walk(path, onerror=fail):
-        folders[:] = [name for name in folders if not is_hidden(name)]
-        yield from (name for name in files if not is_hidden(name))
 
-
-def _zip_kind(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if extension(name) in IMAGE_EXTENSIONS and not any(map(is_hidden, name.split("/"))):
-                return "images"
-    raise PecoError(f"{path}: no image in this archive; {_EXPECTED}")
+def _holds_tars(path: Path) -> bool:
+    """True for a tar of tars, as ImageNet's train set is."""
+    try:
+        with tarfile.open(path, tarinfo=StrictTarInfo) as archive:
+            first = next((member for member in archive if member.isreg()), None)
+    except DAMAGE:
+        return False
+    return first is not None and extension(first.name) == "tar"
 
 
 def _tar_kind(path: Path) -> str | None:
-    """`webdataset` if an image has a label of the same name next to it (0001.jpg and 0001.cls), else `images`.
-
-    None for a file that is no tar, neither by its content nor by its name.
-    """
-    images, labels, number = set(), set(), 0
+    """As `tar_kind`, but a known format without images is refused by its name."""
     try:
+        return tar_kind(path)
+    except NoImages:
         with tarfile.open(path, tarinfo=StrictTarInfo) as archive:
-            for member in archive:
-                folder, slash, file = member.name.rpartition("/")
-                if not member.isfile() or is_hidden(file):
-                    continue
-                key, ending = folder + slash + file.partition(".")[0], extension(file)
-                if ending in IMAGE_EXTENSIONS:
-                    images.add(key)
-                elif ending in ("cls", "json"):
-                    labels.add(key)
-                number += 1
-                if images and (images & labels or number >= _FIRST_MEMBERS):
-                    break
-    except DAMAGE as error:
-        if path.name.endswith(TAR_SUFFIXES):
-            raise PecoError(f"{path}: not a readable tar ({error}); fetch or write it again") from None
-        return None
-    if not images:
-        raise PecoError(f"{path}: no image in this archive; {_EXPECTED}")
-    if not images & labels:
-        return "images"
-    if not path.name.endswith(TAR_SUFFIXES):
-        raise PecoError(f"{path}: WebDataset tars must be named {', '.join(TAR_SUFFIXES)}; rename it")
-    return "webdataset"
+            _require_images(path, [tidy(member.name) for member in archive if member.isreg()])
+        raise

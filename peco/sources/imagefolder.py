@@ -1,13 +1,8 @@
-"""Images in ImageFolder layout: a folder, a tar or a zip with `train/<class>/…` and `val/<class>/…`.
+"""Images in a folder, a tar or a zip, in any of the layouts of `peco/sources/layouts/table.py`.
 
-Rules, in the order in which they apply:
+After the layout has given splits and labels:
 
-- Hidden files and `__MACOSX` are skipped. Files without an image's extension are ignored and counted.
-- If the top level is a single folder that holds only folders (archives often have one), its content is the top level.
-- `train` or `training` at the top means that the input has splits. The val split is `val` or `validation`, else `test`. Files in
-  other folders are ignored and counted. Upper and lower case are equal.
-- The class is the first folder below the split; deeper folders belong to it. A split without folders has no labels. Images next to
-  class folders are ignored and counted. Classes are the sorted union over the splits.
+- `val` is the val split, else `test` if it has labels or train has none. Another `test` and parts without any use are reported.
 - An input without a val split gets one: of each class (or of all images if there are no classes) the share `val_fraction`, at least
   one image, those with the lowest hashes of their names. A class with one image keeps it in train. An added image moves at most one
   other image.
@@ -15,45 +10,57 @@ Rules, in the order in which they apply:
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from peco.core import config
 from peco.core.errors import PecoError
-from peco.sources.archives import is_hidden, open_archive
-from peco.sources.base import IMAGE_EXTENSIONS, RawSample, extension, hashed, shuffled
+from peco.data.images import READS_HEIF
+from peco.files.archives import Archive, open_archive
+from peco.files.names import UNREADABLE_EXTENSIONS, extension, hashed, is_image_name
+from peco.files.words import TEST, TRAIN, UNUSED, VAL
+from peco.sources.base import FIRST_NAMES, Ignored, RawSample, check_ignored, shuffled
+from peco.sources.image_check import check_header
+from peco.sources.layouts.listing import Placed, Reading
+from peco.sources.layouts.table import read_listing
 
-_NAMES = {"train": ("train", "training"), "val": ("val", "validation"), "test": ("test",)}
-_EXPECTED = "expected images in train/<class>/ and val/<class>/, in <class>/, or side by side"
+HEIF_EXTENSIONS = ("heic", "heif", "hif")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Splits and classes by file names: for each split the name and class (None: no label) of each image, sorted by name."""
+    """Splits and classes: for each split the name and class (None: no label) of each image, sorted by name."""
 
     splits: dict[str, list[tuple[str, str | None]]]
     classes: tuple[str, ...]
-    ignored: Counter[str]
+    ignored: Ignored
+    notes: list[str]
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.splits.values()))
 
 
 class ImageFolder:
     """A `Source` over a folder, tar, tar.gz or zip of images, each split in shuffled order.
 
     Raises:
-        PecoError: the path is missing, unreadable or damaged, or holds no image.
+        PecoError: the path is missing, unreadable or damaged, holds no image, is ambiguous, or holds images that need an extra that
+            is not installed; or more images than allowed have no place in its layout.
     """
 
-    def __init__(self, path: Path, *, val_fraction: float, seed: int, work: Path) -> None:
+    def __init__(self, dataset: config.Dataset, work: Path) -> None:
+        path = Path(dataset.path)
         self._archive = open_archive(path, work)
-        self._seed = seed
-        try:
-            self._layout = read_layout(self._archive.names(), val_fraction, seed)
-        except PecoError as error:
-            raise PecoError(f"{path}: {error}") from None
+        self._seed = dataset.seed
+        self._layout = layout_of(self._archive, path, dataset)
         self.classes = self._layout.classes
         self.ignored = self._layout.ignored
-        self.total: int | None = sum(map(len, self._layout.splits.values()))
+        self.notes = self._layout.notes
+        self.total: int | None = self._layout.total
 
     def samples(self) -> Iterator[RawSample]:
         labels: dict[str | None, int] = {name: i for i, name in enumerate(self.classes)}
@@ -62,67 +69,125 @@ class ImageFolder:
                 yield RawSample(split, name, self._archive.read(name), labels.get(category, -1))
 
 
-def read_layout(names: Iterable[str], val_fraction: float, seed: int) -> Layout:
-    """Splits and classes of files by their names, by the rules above.
+def layout_of(archive: Archive, path: Path, dataset: config.Dataset) -> Layout:
+    """Splits and classes of an archive, by the names of its files alone.
+
+    Raises:
+        PecoError: as `ImageFolder`.
+    """
+    options = {"labels": dataset.labels, "label_field": dataset.label_field, "max_ignored": dataset.max_ignored}
+    try:
+        layout = read_layout(archive.names(), dataset.val_fraction, dataset.seed, read=archive.read, **options)
+    except PecoError as error:
+        raise PecoError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    for lost in archive.lost:
+        image = is_image_name(lost.name)
+        layout.ignored.add(lost.reason if image else f"{lost.reason}, no image", lost.name, by_rule=not image)
+    check_ignored(path, layout.ignored, layout.total, dataset.max_ignored)
+    phone = [name for images in layout.splits.values() for name, _ in images if extension(name) in HEIF_EXTENSIONS]
+    if phone and not READS_HEIF:
+        raise PecoError(
+            f"{path}: {len(phone)} HEIC images ({phone[0]}{', …' if len(phone) > 1 else ''}) need the extra `heif`: "
+            "`pip install pillow-heif`, or convert them to JPEG"
+        )
+    unreadable = [
+        name for images in layout.splits.values() for name, _ in images if extension(name) in UNREADABLE_EXTENSIONS
+    ]
+    if len(unreadable) > dataset.max_rejected * layout.total:
+        raise PecoError(
+            f"{path}: {len(unreadable)} of {layout.total} images have formats that are not read ({unreadable[0]}), more than "
+            f"dataset.max_rejected allows ({dataset.max_rejected:g}); export them as JPEG or PNG, or raise it"
+        )
+    return layout
+
+
+def check_headers(archive: Archive, layout: Layout, path: Path, dataset: config.Dataset, most: int) -> None:
+    """Check the headers of all images, if there are at most `most`: more take too long before a run.
+
+    Raises:
+        PecoError: more of them than allowed would be rejected.
+    """
+    names = sorted(name for images in layout.splits.values() for name, _ in images)
+    if len(names) > most:
+        return
+    bad = []
+    for name in names:
+        try:
+            check_header(name, archive.read(name), dataset.max_pixels)
+        except PecoError as error:
+            bad.append(f"{name} ({error})")
+    if len(bad) > dataset.max_rejected * len(names):
+        raise PecoError(
+            f"{path}: {len(bad)} of {len(names)} images can't be used, more than dataset.max_rejected allows "
+            f"({dataset.max_rejected:g}), the first: {', '.join(bad[:FIRST_NAMES])}; fix or remove them, or raise it"
+        )
+
+
+def read_layout(
+    names: Iterable[str],
+    val_fraction: float,
+    seed: int,
+    *,
+    read: Callable[[str], bytes] = lambda name: b"",
+    **options: Any,
+) -> Layout:
+    """Splits and classes of files by their names.
+
+    Args:
+        names: tidy names of all files.
+        val_fraction: share of train for val if there is no val split.
+        seed: of the choice of these images.
+        read: returns the content of a file (tables and lists).
+        options: `labels`, `label_field` and `max_ignored` (see `config.Dataset`).
 
     Raises:
         PecoError: there is no image, or the splits are ambiguous. The message doesn't name the path, which is unknown here.
     """
-    ignored: Counter[str] = Counter()
-    images = []
-    for name in sorted(names):
-        parts = name.split("/")
-        if any(map(is_hidden, parts)):
-            continue
-        if extension(name) in IMAGE_EXTENSIONS:
-            images.append(parts)
-        else:
-            ignored["not an image by its name"] += 1
-    if not images:
-        raise PecoError(f"no image found; {_EXPECTED}")
-    depth = _wrapping(images)
-    folders = _split_folders({parts[depth] for parts in images if len(parts) > depth + 1})
-    splits: dict[str, list[tuple[str, str | None]]] = {}
-    for split, folder in folders.items():
-        below = depth if folder is None else depth + 1
-        inside = [parts for parts in images if folder is None or (parts[depth] == folder and len(parts) > below)]
-        has_classes = any(len(parts) > below + 1 for parts in inside)
-        kept = [parts for parts in inside if not has_classes or len(parts) > below + 1]
-        if len(inside) > len(kept):
-            ignored["beside the class folders"] += len(inside) - len(kept)
-        splits[split] = [("/".join(parts), parts[below] if has_classes else None) for parts in kept]
-        images = [parts for parts in images if parts[depth] != folder] if folder is not None else []
-    if images:
-        ignored["outside the splits"] += len(images)
-    if "val" not in splits:
-        splits = _divide(splits["train"], val_fraction, seed)
+    name, reading = read_listing(names, read, **options)
+    if options.get("labels") == "none":
+        reading.images = [Placed(image.name, image.split, None) for image in reading.images]
+    reading.notes.insert(0, f"read as: {name}")
+    return settle(reading, val_fraction, seed)
+
+
+def settle(reading: Reading, val_fraction: float, seed: int) -> Layout:
+    """Choose the val split of a reading, or make one of train.
+
+    Raises:
+        PecoError: there is no image of train.
+    """
+    splits = _known_splits(reading)
+    notes = reading.notes
+    if VAL not in splits:
+        splits = _divide(splits[TRAIN], val_fraction, seed)
+        count = len(splits.get(VAL, ()))
+        notes.append(
+            f"val is {count} images of train (dataset.val_fraction {val_fraction:g})" if count else "no val split"
+        )
     classes = {category for split in splits.values() for _, category in split if category is not None}
-    return Layout(splits, tuple(sorted(classes)), ignored)
+    return Layout(splits, tuple(sorted(classes)), reading.ignored, notes)
 
 
-def _wrapping(images: list[list[str]]) -> int:
-    """Number of nested folders at the top that are alone in their folder and hold only folders."""
-    depth = 0
-    known = {name for names in _NAMES.values() for name in names}
-    while len({parts[depth] for parts in images}) == 1 and min(map(len, images)) > depth + 2:
-        if images[0][depth].lower() in known:
-            break
-        depth += 1
-    return depth
-
-
-def _split_folders(tops: set[str]) -> dict[str, str | None]:
-    """The folder of each split; if the input has no splits, {"train": None}."""
-    found = {split: [top for top in sorted(tops) if top.lower() in names] for split, names in _NAMES.items()}
-    for split, folders in found.items():
-        if len(folders) > 1 and found["train"]:
-            raise PecoError(f"the folders {' and '.join(folders)} both name the split {split}; keep one of them")
-    if not found["train"]:
-        if tops and len(tops) == sum(map(len, found.values())):
-            raise PecoError(f"there is {', '.join(sorted(tops))}, but no train; {_EXPECTED}")
-        return {"train": None}
-    val = found["val"] or found["test"]
-    return {"train": found["train"][0], **({"val": val[0]} if val else {})}
+def _known_splits(reading: Reading) -> dict[str, list[tuple[str, str | None]]]:
+    """Train and val of a reading. What is neither is recorded as ignored."""
+    parts: defaultdict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for image in reading.images:
+        parts[image.split or TRAIN].append((image.name, image.category))
+    if TRAIN not in parts:
+        raise PecoError("no image of train is left; add a train split, or rename the folders")
+    test, unused = parts.pop(TEST, []), parts.pop(UNUSED, [])
+    reading.ignored.extend("an unused part without labels", (name for name, _ in unused), by_rule=True)
+    if test and VAL not in parts:
+        labeled = any(category is not None for _, category in parts[TRAIN])
+        if labeled and all(category is None for _, category in test):
+            reading.notes.append("test is not used, since it has no labels and train has")
+        else:
+            parts[VAL], test = test, []
+            reading.notes.append("val is the split test")
+    reading.ignored.extend("an unused test split", (name for name, _ in test), by_rule=True)
+    if VAL in parts and any(c is not None for _, c in parts[TRAIN]) and all(c is None for _, c in parts[VAL]):
+        reading.notes.append("val has no labels, though train has")
+    return {split: sorted(parts[split], key=lambda image: image[0]) for split in (TRAIN, VAL) if split in parts}
 
 
 def _divide(
@@ -136,7 +201,7 @@ def _divide(
         count = min(max(1, round(val_fraction * len(names))), len(names) - 1) if val_fraction else 0
         val.update(sorted(names, key=lambda name: hashed(name, seed))[:count])
     splits = {
-        "train": [image for image in images if image[0] not in val],
-        "val": [image for image in images if image[0] in val],
+        TRAIN: [image for image in images if image[0] not in val],
+        VAL: [image for image in images if image[0] in val],
     }
     return {split: members for split, members in splits.items() if members}

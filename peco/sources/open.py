@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from PIL import Image
 
 from peco.core import config
 from peco.core.errors import PecoError
-from peco.sources import scenes
-from peco.sources.base import RawSample, Source
+from peco.scenes import scenes
+from peco.scenes.descriptor import read_descriptor
+from peco.sources.base import Ignored, RawSample, Source
 from peco.sources.imagefolder import ImageFolder
-from peco.sources.scenes_descriptor import read_descriptor
-from peco.sources.webdataset import WebDatasetSource
+from peco.sources.parquet import ParquetImages, is_parquet
+from peco.sources.webdataset.source import WebDatasetSource
 
 VAL_START = 1_000_000  # index of the first scene of val
 
@@ -34,8 +34,17 @@ def open_source(dataset: config.Dataset, work: Path) -> Source:
     if dataset.source == "scenes":
         return SceneSource(path, dataset.scenes)
     if dataset.source == "images":
-        return ImageFolder(path, val_fraction=dataset.val_fraction, seed=dataset.seed, work=work)
-    return WebDatasetSource(dataset.path, val_fraction=dataset.val_fraction, seed=dataset.seed)
+        return ParquetImages(dataset) if is_parquet(path) else ImageFolder(dataset, work)
+    return WebDatasetSource(
+        dataset.path,
+        val_fraction=dataset.val_fraction,
+        seed=dataset.seed,
+        work=work,
+        labels=dataset.labels,
+        label_field=dataset.label_field,
+        image_field=dataset.image_field,
+        class_numbers=dataset.class_numbers,
+    )
 
 
 class SceneSource:
@@ -54,7 +63,7 @@ class SceneSource:
         if sizes.train > VAL_START:
             raise PecoError(f"dataset.scenes.train: {sizes.train} is not allowed; expected at most {VAL_START}")
         self.classes = scenes.CLASSES
-        self.ignored: Counter[str] = Counter()
+        self.ignored, self.notes = Ignored(), list[str]()
         self.total: int | None = sizes.train + sizes.val
 
     def samples(self) -> Iterator[RawSample]:

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from peco.core import config
 from peco.core.errors import PecoError
-from peco.data.images import decode
 from peco.data.shards import BLOCK, VERSION, ShardInfo
-from peco.sources.base import SPLITS, RawSample, Source
+from peco.sources.base import FIRST_NAMES, SPLITS, Ignored, RawSample, Source, check_ignored
+from peco.sources.image_check import CheckedImage, check_image
 
 Progress = Callable[[int, int | None], None]  # (samples done, samples in all or None)
 
-_JPEG_QUALITY = 92  # of images that are shrunk
 _AHEAD = 8  # samples in the queue for each thread
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # other formats: their names in lower case
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """The result of checking an image: the bytes to store and their extension, or the reason of its rejection."""
-
-    encoded: bytes = b""
-    extension: str = ""
-    reason: str = ""
 
 
 def write_shards(
@@ -56,14 +43,16 @@ def write_shards(
     """Pack a source into shards. The same input and parameters give the same bytes, for any number of workers.
 
     Every image is decoded once as a check. Those that `decode` refuses are left out and listed in `rejected.tsv` (split, name,
-    reason). The bytes of the others stay unchanged unless `dataset.resize` is less than their short side: then they are shrunk and
-    written as PNG if they were PNG, else as JPEG.
+    reason), what the source ignores in `ignored.tsv` (reason, name). The bytes of the others stay unchanged unless `dataset.resize`
+    is less than their short side (then they are shrunk and written as PNG if they were PNG, else as JPEG), the format is one that
+    webdataset doesn't read (HEIC, AVIF, JPEG 2000 become JPEG, TGA becomes PNG), or they have 16 bits and `dataset.range_16bit` is
+    not the whole range (8-bit PNG).
 
     Args:
         source: the images.
         root: folder to write to; empty or missing.
         dataset: parameters.
-        work: folder for the list of rejected images if there are too many of them.
+        work: folder for the lists of rejected and ignored images if there are too many of them.
         progress: called after each sample.
         workers: decoding threads (Pillow releases Python's global lock), by default one per core.
 
@@ -71,30 +60,32 @@ def write_shards(
         The content of `index.json`.
 
     Raises:
-        PecoError: more than `dataset.max_rejected` of the images are unreadable, or no image is left to train on, or the
-            source can't be read.
+        PecoError: more than `dataset.max_rejected` of the images are unreadable, more than `dataset.max_ignored` are ignored, or
+            no image is left to train on, or the source can't be read.
     """
     workers = workers or os.cpu_count() or 1
     root.mkdir(parents=True, exist_ok=True)
     rejected: list[tuple[str, str, str]] = []
+    values: list[tuple[int, int]] = []
     done = 0
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # Pillow's, about unusual images: they are accepted or rejected
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         writers = {split: stack.enter_context(_SplitWriter(root, split, dataset.samples_per_shard)) for split in SPLITS}
-        checked = _in_order(pool, lambda raw: _check(raw.encoded, dataset.resize), source.samples(), workers * _AHEAD)
+        checked = _in_order(pool, lambda raw: check_image(raw, dataset), source.samples(), workers * _AHEAD)
         for raw, result in checked:
             done += 1
             if result.reason:
                 rejected.append((raw.split, raw.name, result.reason))
             else:
                 writers[raw.split].add(raw, result)
+                values += [result.values] if result.values else []
             if progress:
                 progress(done, source.total)
     too_many = len(rejected) > dataset.max_rejected * done
     usable = len(writers["train"]) > 0 and not too_many
-    listed = _write_rejected(rejected, root if usable else work)
+    listed = _write_list("rejected.tsv", ("split", "name", "reason"), rejected, root if usable else work)
     if not usable:
         allowed = f"more than dataset.max_rejected allows ({dataset.max_rejected:g})"
         first = ", ".join(f"{_escape(name)} ({reason})" for _, name, reason in rejected[:3])
@@ -102,48 +93,69 @@ def write_shards(
             f"{dataset.path}: {len(rejected)} of {done} images can't be used, "
             f"{allowed if too_many else 'and no image is left to train on'}; all are listed in {listed}, the first: {first}"
         )
+    if any(source.ignored):
+        rows = [(found.reason, name) for found in source.ignored for name in found.names]
+        excess = source.ignored.counted > dataset.max_ignored * (done + source.ignored.counted)
+        listed = _write_list("ignored.tsv", ("reason", "name"), rows, work if excess else root)
+        check_ignored(dataset.path, source.ignored, done, dataset.max_ignored, listed)
     index = {
         "version": VERSION,
         "source": dataset.source,
         "classes": list(source.classes),
         "splits": {split: writer.index_entry(source.classes) for split, writer in writers.items() if len(writer)},
         "rejected": len(rejected),
-        "ignored": dict(sorted(source.ignored.items())),
+        "ignored": _ignored_entry(source.ignored),
+        "rejected_reasons": _rejected_entry(rejected),
+        "notes": [*source.notes, *_range_notes(values, dataset.range_16bit)],
+        "max_pixels": dataset.max_pixels,
     }
     (root / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return index
 
 
-def _write_rejected(rejected: list[tuple[str, str, str]], folder: Path) -> Path:
+def _ignored_entry(ignored: Ignored) -> dict[str, dict[str, Any]]:
+    entry: dict[str, dict[str, Any]] = {}
+    for found in ignored:
+        first = [_escape(name) for name in found.names[:FIRST_NAMES]]
+        entry[found.reason] = {"count": len(found.names), "by_rule": found.by_rule, "first": first}
+    return entry
+
+
+def _rejected_entry(rejected: list[tuple[str, str, str]]) -> dict[str, dict[str, Any]]:
+    entry: dict[str, dict[str, Any]] = {}
+    for reason in sorted({reason for _, _, reason in rejected}):
+        names = [name for _, name, found in rejected if found == reason]
+        entry[reason] = {"count": len(names), "first": [_escape(name) for name in names[:FIRST_NAMES]]}
+    return entry
+
+
+def _range_notes(values: list[tuple[int, int]], used: tuple[int, int]) -> list[str]:
+    """A note on the values of 16-bit images, and a warning if they come out nearly black or are clipped."""
+    if not values:
+        return []
+    low, high = min(low for low, _ in values), max(high for _, high in values)
+    note = (
+        f"{len(values)} 16-bit images have values from {low} to {high}; dataset.range_16bit is {used[0]} to {used[1]}"
+    )
+    if high - used[0] < (used[1] - used[0]) / 4:
+        return [
+            f"warning: {note}, so they come out nearly black; set it to [{low}, {high}], or to the range of the camera"
+        ]
+    if low < used[0] or high > used[1]:
+        return [f"warning: {note}, so values outside are clipped"]
+    return [note]
+
+
+def _write_list(name: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["\t".join(map(_escape, row)) + "\n" for row in [("split", "name", "reason"), *rejected]]
-    path = folder / "rejected.tsv"
+    lines = ["\t".join(map(_escape, row)) + "\n" for row in [columns, *rows]]
+    path = folder / name
     path.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     return path
 
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
-
-
-def _check(encoded: bytes, resize: int | None) -> _Checked:
-    try:
-        image = decode(encoded)
-    except PecoError as error:
-        return _Checked(reason=str(error))
-    with Image.open(io.BytesIO(encoded)) as original:  # reads only the header
-        kind = str(original.format)
-    short = min(image.size)
-    if resize is None or short <= resize:
-        return _Checked(encoded, _EXTENSIONS.get(kind, kind.lower()))
-    width, height = (max(resize, round(side * resize / short)) for side in image.size)
-    small = image.resize((width, height), Image.Resampling.BICUBIC)
-    out = io.BytesIO()
-    if kind == "PNG":
-        small.save(out, "PNG")
-        return _Checked(out.getvalue(), "png")
-    small.save(out, "JPEG", quality=_JPEG_QUALITY)
-    return _Checked(out.getvalue(), "jpg")
 
 
 def _in_order(
@@ -189,7 +201,7 @@ class _SplitWriter:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def add(self, raw: RawSample, checked: _Checked) -> None:
+    def add(self, raw: RawSample, checked: CheckedImage) -> None:
         """Append a sample. Its key is its position in the split and, to recognise it, the end of its name."""
         if self._in_shard == self._per_shard:
             self._close_shard()

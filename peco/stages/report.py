@@ -20,6 +20,7 @@ from peco.core.numbers import evenly_spaced
 from peco.core.publishing import write_file
 from peco.data import views
 from peco.data.shards import ShardSet, load_index, open_evaluation_split, open_shards
+from peco.data.summary import left_out
 from peco.report import figures, page, sections
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
@@ -142,7 +143,7 @@ def evaluation(cfg: config.Config, metrics: page.MetricsByFile, split: ShardSet)
     return {
         "verdict": page.verdict(rows),
         "evaluations": [name for name, _ in page.EVALUATIONS],
-        "states": ["skipped" if "skipped" in metrics.get(key, {}) else page.DASH for _, key in page.EVALUATIONS],
+        "states": [page.state(metrics.get(key, {})) for _, key in page.EVALUATIONS],
         "scored_on": f"{page.number(len(split))} images of {split.split}",
         "rows": rows,
         "skipped": page.skipped(metrics),
@@ -173,7 +174,13 @@ def data(index: dict[str, Any]) -> dict[str, Any]:
             for start in range(0, len(images), SHEET_IMAGES)
             for sheet in page.class_sheets(train, {-1: thumbnails(train, images[start : start + SHEET_IMAGES])}, counts)
         ]
-    return {"splits": index["splits"], "rejected": index["rejected"], "class_sizes": class_sizes, "sheets": sheets}
+    return {
+        "splits": index["splits"],
+        "left_out": left_out(index),
+        "data_notes": index["notes"],
+        "class_sizes": class_sizes,
+        "sheets": sheets,
+    }
 
 
 def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:

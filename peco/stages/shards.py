@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peco.core import workfiles
 from peco.core.publishing import staging
+from peco.data.summary import left_out_counts, summary
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
 from peco.sources.open import open_source
@@ -35,7 +36,10 @@ def main(run: StageRun) -> None:
     with staging(paths.SHARDS) as folder:
         index = write_shards(source, folder, dataset, work=work, progress=ProgressLines(run.name))
     splits = {name: split["samples"] for name, split in index["splits"].items()}
-    run.metrics({**splits, "classes": len(index["classes"]), "rejected": index["rejected"]})
+    counts = {"rejected": index["rejected"], **left_out_counts(index)}
+    run.metrics({**splits, "classes": len(index["classes"]), **counts})
+    for line in summary(index, paths.SHARDS):
+        print(f"{run.name}: {line}")
     workfiles.mark_finished(work)
 
 

@@ -6,7 +6,6 @@ to make the same calls in the same order.
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from peco.core.device import select_device
+from peco.core.ranks import ranks
 
 # Rank 0 may do long work alone (writing a model, scoring it) while the others wait.
 TIMEOUT = timedelta(minutes=30)
@@ -41,21 +41,20 @@ class Dist:
 
     @classmethod
     def init(cls) -> Dist:
-        """Join the job that torchrun describes in RANK, WORLD_SIZE, LOCAL_RANK; one process without them.
+        """Join the job that torchrun describes (`peco.core.ranks`); one process without torchrun.
 
         Uses `cuda:local_rank` and nccl if CUDA is available and PECO_DEVICE is not `cpu`, else the CPU and gloo.
 
         Raises:
             PecoError: there are fewer GPUs than processes on this machine, or PECO_DEVICE names a device that isn't there.
         """
-        rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        device = select_device(local_rank)
+        place = ranks()
+        device = select_device(place.local_rank)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if world > 1 and not dist.is_initialized():
+        if place.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-        return cls(rank, world, local_rank, device)
+        return cls(place.rank, place.world, place.local_rank, device)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks, same shape and dtype; no gradient."""

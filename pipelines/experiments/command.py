@@ -13,6 +13,7 @@ from pipelines.experiments import page
 from pipelines.experiments.plan import Experiment, Snapshot, check_inputs
 from pipelines.experiments.results import finished, read_metrics
 from pipelines.experiments.run import Runner
+from pipelines.workflow import variables
 from pipelines.workflow.processes import single_instance
 
 
@@ -26,6 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Do the command's work and return the exit status; an error becomes one line."""
     try:
+        variables.require_known()
         if args.jobs < 1:
             raise PecoError(f"JOBS={args.jobs}: not allowed; expected an integer, at least 1")
         args.seeds = list(dict.fromkeys(args.seeds))

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from peco.core.errors import PecoError
 from pipelines.experiments.results import reference
+from pipelines.workflow import failures
 from pipelines.workflow.git import git
 from pipelines.workflow.processes import Stopped, run_dvc
 
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_clone(folder, prefix, commit, revision)
         try:
             status = run_dvc(["exp", "run", "--name", name, *changes], cwd=folder / prefix)
+            if status:
+                failures.run_others(folder / prefix)  # the next try takes their results from the run-cache
         except Stopped as stop:
             status = stop.status
         if git("for-each-ref", ref, cwd=folder):  # also if it was stopped just after that

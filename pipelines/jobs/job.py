@@ -14,7 +14,7 @@ import yaml
 from torchx.specs import AppDef
 
 from peco.core import workfiles
-from peco.core.environment import CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT, PROGRESS, WORK
+from peco.core.environment import ALLOW_PIPE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT, PROGRESS, WORK
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from pipelines import components
@@ -32,6 +32,7 @@ PASSED = (
     "HF_HUB_OFFLINE",
     "NCCL_DEBUG",
     "NCCL_SOCKET_IFNAME",
+    ALLOW_PIPE.name,
     CHECKPOINT_SECONDS.name,
     CHECKPOINT_STEPS.name,
     DEVICE.name,

@@ -23,6 +23,7 @@ from torchx.specs import AppDef, macros
 from peco.core import workfiles
 from peco.core.environment import PROGRESS
 from peco.core.errors import PecoError
+from peco.core.ranks import is_of_torchrun
 from peco.core.resources import Resources
 from peco.core.stopping import POLL_SECONDS, SIGNALS, StopSignals
 from pipelines import components
@@ -34,6 +35,10 @@ from pipelines.workflow.stage_resources import resolve, variables
 
 SESSION = "peco"  # of TorchX
 JOB_ID = "TORCHX_JOB_ID"  # the variable with a process's job, set by TorchX
+_OWN = (
+    "PET_REDIRECTS",
+    "PET_LOG_DIR",
+)  # options of torchrun that are set here; those in the environment are another job's
 RANKLESS_SECONDS = 10.0  # for torchrun to end after its ranks
 
 
@@ -106,6 +111,7 @@ class _Scheduler(LocalScheduler):  # type: ignore[misc]
     def run_local_job(
         self, args: list[str], env: dict[str, str], stdout: Any, stderr: Any, cwd: str | None = None
     ) -> subprocess.Popen[bytes]:
+        env = {name: value for name, value in env.items() if name in _OWN or not is_of_torchrun(name)}
         process = subprocess.Popen(
             args, env=env, stdout=stdout, stderr=stderr, cwd=cwd, start_new_session=True, preexec_fn=stop_with_parent
         )

@@ -81,11 +81,13 @@ class Screen:
     Attributes:
         bar: True on a terminal.
         errors: number of lines on stderr so far.
+        reason: the first error, or else the last line on stderr; empty without one.
     """
 
     def __init__(self) -> None:
         self.bar = sys.stdout.isatty() and sys.stderr.isatty()
         self.errors = 0
+        self.reason = ""
         self._explained = False
         self._drawn: TextIO | None = None
         self._lock = threading.Lock()
@@ -108,8 +110,14 @@ class Screen:
     def note(self, text: str) -> None:
         """Show a line of the launcher itself; any thread may call it."""
         with self._lock:
+            self._remember(text)
             self._write(sys.stderr, text)
             sys.stderr.flush()
+
+    def _remember(self, text: str) -> None:
+        """Take a line on stderr as the reason of a failure, unless an error was there before."""
+        if text.strip() and not self.reason.startswith("error: "):
+            self.reason = text.splitlines()[0]
 
     @staticmethod
     def _is_cause(line: Line) -> bool:
@@ -118,6 +126,8 @@ class Screen:
     def _show(self, line: Line) -> None:
         stream = sys.stderr if line.error else sys.stdout
         progress = line.text.startswith("\r")
+        if line.error and not progress:
+            self._remember(line.text)
         if progress and self.bar:
             width = shutil.get_terminal_size().columns - 1
             stream.write(f"\r\x1b[K{line.text[1:].rstrip()[:width]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 
 from peco.core import config, schema
 from peco.core.errors import PecoError
@@ -18,6 +22,7 @@ from peco.core.publishing import write_file
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
 PARAMS = Path("params.yaml")
+LINE = 80  # columns at which DVC breaks lines
 HEADER = """\
 # Composed from peco/conf by `make params PRESET={preset}`. Change a value here, or with `dvc exp run -S key=value`;
 # choose another preset, data set or group with `make params`. docs/parameters.md describes each value.
@@ -45,9 +50,27 @@ def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def render(values: dict[str, Any]) -> str:
-    """The text of params.yaml."""
-    body = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=120)
-    return HEADER.format(preset=values["preset"]) + body
+    """The text of params.yaml, in the form in which DVC writes it back: `dvc exp run -S` changes one line of it."""
+    dumper = YAML()
+    dumper.default_flow_style = False
+    stream = io.StringIO()
+    dumper.dump(_in_short_lines(values), stream)
+    return HEADER.format(preset=values["preset"]) + stream.getvalue()
+
+
+def _in_short_lines(values: Mapping[str, Any], key: str = "", depth: int = 0) -> CommentedMap:
+    """The values with each small mapping on one line, where DVC keeps it: without a list or null, in at most 80 columns."""
+    found = CommentedMap()
+    for name, value in values.items():
+        found[name] = _in_short_lines(value, name, depth + 1) if isinstance(value, Mapping) else value
+    line = f"{key}: {{{', '.join(f'{name}: {value}' for name, value in values.items())}}}"
+    if (
+        depth
+        and not any(v is None or isinstance(v, Mapping | list) for v in values.values())
+        and 2 * depth + len(line) <= LINE
+    ):
+        found.fa.set_flow_style()
+    return found
 
 
 def write(values: dict[str, Any], path: Path = PARAMS) -> None:

@@ -80,7 +80,7 @@ def load_graph(root: Path | str = ".") -> Graph:
         PecoError: a file is missing, can't be read or is not YAML, a `${…}` names no parameter, or dvc.yaml uses a feature that is
             not supported here.
     """
-    params = _read(Path(root) / "params.yaml")
+    params = read_params(root)
     stages: dict[str, Stage] = {}
     for name, entry in _read(Path(root) / "dvc.yaml").get("stages", {}).items():
         for stage in _expand(name, entry, params):
@@ -92,6 +92,15 @@ def load_graph(root: Path | str = ".") -> Graph:
         if any(_overlap(dep, out) for dep in stage.deps for out in other.outs)
     }
     return Graph(stages, frozenset(edges))
+
+
+def read_params(root: Path | str = ".") -> dict[str, Any]:
+    """params.yaml of the repository at `root`, as it is.
+
+    Raises:
+        PecoError: it is missing, can't be read or is not a YAML mapping.
+    """
+    return _read(Path(root) / "params.yaml")
 
 
 def lookup(values: Any, key: str) -> Any:

@@ -7,6 +7,7 @@ by hash; a list of addresses as a small file for Git.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,18 @@ import yaml
 
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.files.archives import FolderArchive, open_archive
+from peco.files.tar_archive import is_compressed
 from peco.sources.detect import detect_source, matching_tars
-from peco.sources.webdataset import find_tars, is_address
+from peco.sources.imagefolder import check_headers, layout_of
+from peco.sources.open import open_source
+from peco.sources.parquet import ParquetImages, is_parquet
+from peco.sources.webdataset.tars import find_tars, is_address
 
 DATA = Path("data")
 SCENES = DATA / "scenes.yaml"
+_LARGE_TAR = 1 << 30  # bytes
+_HEADERS_READ = 2000  # images that are opened before a run
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,13 @@ class Input:
         path: `dataset.path`, relative to the repository.
         content: a file or folder for DVC, files for DVC by their path below `path`, the text of a list, or None if there is
             nothing left to import.
+        origin: the user's own file or folder, None if the input is at `path` already.
     """
 
     source: str
     path: Path
     content: Path | dict[str, Path] | str | None
+    origin: Path | None = None
 
     @property
     def overrides(self) -> list[str]:
@@ -78,14 +89,66 @@ def inspect(data: str) -> Input:
     kind = detect_source(expanded)
     source = "webdataset" if kind == "list" else kind
     home = Path(os.path.abspath(DATA))
+    copies = _files_to_copy(path) if path.is_dir() else None
     if path.is_relative_to(home):
+        if copies is not None:
+            raise PecoError(
+                f"{data}: DVC can't store its links to folders or its names; move it out of {DATA}, and name it there"
+            )
         tracked_path = DATA / path.relative_to(home)
         imported = kind == "list" or tracked_by(tracked_path) is not None
         return Input(source, tracked_path, None if imported else path)
     if kind == "list":
         return _list_input(*_portable_list(path, data), data)
     target = DATA / _safe_name(path.name)
-    return Input(source, target, None if _is_imported(target, path, data) else path)
+    content = path if copies is None else copies
+    return Input(source, target, None if _is_imported(target, content, data) else content, path)
+
+
+def check_images(found: Input, dataset: config.Dataset) -> None:
+    """Read the names of the images as the `shards` stage will, and print how. Of small sets, the headers are read too.
+
+    Args:
+        found: the input.
+        dataset: the parameters that go with it.
+
+    Raises:
+        PecoError: the stage would refuse it.
+    """
+    path = found.origin or found.path
+    if dataset.source == "webdataset" and not isinstance(found.content, str):
+        _check_tars(path, dataset)
+    if dataset.source != "images" or not path.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix="peco-") as work:
+        if is_parquet(path):
+            ParquetImages(dataclasses.replace(dataset, path=str(path)))
+            return
+        if path.stat().st_size > _LARGE_TAR and is_compressed(path):
+            return  # unpacking it takes as long as the stage itself, which checks it first
+        archive = open_archive(path, Path(work))
+        layout = layout_of(archive, path, dataset)
+        check_headers(archive, layout, path, dataset, _HEADERS_READ)
+    splits = ", ".join(f"{split} {len(images)}" for split, images in layout.splits.items())
+    print(f"{path}: {layout.notes[0]}: {splits}, {len(layout.classes) or 'no'} classes", file=sys.stderr)
+
+
+def _check_tars(path: Path, dataset: config.Dataset) -> None:
+    """Read headers and labels of local tars as the `shards` stage will, and print what was found."""
+    files = [Path(url) for url in find_tars(str(path)).urls if not is_address(url)]
+    if any(file.stat().st_size > _LARGE_TAR and is_compressed(file) for file in files):
+        return
+    with tempfile.TemporaryDirectory(prefix="peco-") as work:
+        source = open_source(dataclasses.replace(dataset, path=str(path)), Path(work))
+    if source.total is not None:
+        notes = "".join(f"; {note}" for note in source.notes)
+        print(f"{path}: {source.total} images, {len(source.classes) or 'no'} classes{notes}", file=sys.stderr)
+
+
+def _files_to_copy(folder: Path) -> dict[str, Path] | None:
+    """The files of a folder if they must be copied one by one: DVC follows no links to folders and stores only UTF-8 names."""
+    archive = FolderArchive(folder, Path())
+    return None if archive.plain else archive.files
 
 
 def input_paths(parameters: config.Config) -> dict[str, Path]:
@@ -194,12 +257,15 @@ def _pattern_input(data: str) -> Input:
     if classes is not None:
         content["classes.txt"] = classes
     target = DATA / _safe_name(common.name)
-    return Input("webdataset", target, None if _is_imported(target, content, data) else content)
+    return Input(
+        "webdataset", target, None if _is_imported(target, content, data) else content, Path(data).expanduser()
+    )
 
 
 def _portable_list(path: Path, data: str) -> tuple[str, str]:
     """Name and text under which a list of addresses works on any machine."""
-    urls, classes = find_tars(str(path))
+    tars = find_tars(str(path))
+    urls, classes = tars.urls, tars.classes
     local = next((url for url in urls if not is_address(url)), None)
     if local is not None:
         raise PecoError(

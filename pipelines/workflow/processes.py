@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from peco.core.stopping import POLL_SECONDS, StopSignals
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
+KILLED_SECONDS = 5.0  # for processes to end after their parent was killed
 
 
 def cores() -> int:
@@ -135,6 +137,45 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
     if stop.first:
         raise Stopped(stop.first)
     return status if status >= 0 else 128 - status
+
+
+def clear_locks_of_killed_dvc(root: Path = Path()) -> None:
+    """Remove DVC's locks if all of their processes have ended; waits a moment for those that are just being killed.
+
+    DVC counts a process as running until its parent has noticed its end, which in a container may never happen.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
+    deadline = time.monotonic() + KILLED_SECONDS
+    while True:
+        try:
+            locked = json.loads(path.read_text(encoding="utf-8"))
+            pids = {
+                holder["pid"]
+                for lock in locked.values()
+                for holder in (*lock.get("read", ()), lock.get("write") or {})
+                if holder
+            }
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            return  # there is none, or not one that is known here
+        running = {pid for pid in pids if _is_running(pid)}
+        if not running:
+            path.unlink(missing_ok=True)
+            return
+        if time.monotonic() >= deadline or not all(map(_is_orphan, running)):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _is_running(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _is_orphan(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).ppid() <= 1)
+    return True
 
 
 @contextlib.contextmanager

@@ -28,8 +28,8 @@ from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC, MIN_ERROR, match_error, mean_squared_error
-from peco.sources.archives import open_archive
-from peco.sources.base import IMAGE_EXTENSIONS, extension
+from peco.files.archives import open_archive
+from peco.files.names import IMAGE_EXTENSIONS, extension
 
 PAIRS = tuple(f"{geometric}_{damage}" for geometric in GEOMETRIC for damage in DAMAGE)
 SEED = 0  # not the run's: all runs get the same triplets

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from peco.evaluate.annotated.sets import Objects
+from peco.annotations.sets import Objects
 from peco.evaluate.detection.model import MAX_DETECTIONS, Detections
 
 Entry = dict[str, Any]

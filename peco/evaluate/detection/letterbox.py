@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from peco.annotations.sets import DetectionSet, Objects
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
-from peco.evaluate.annotated.sets import DetectionSet, Objects
 
 MAX_OBJECTS = 100  # trained on in an image, the largest ones; in COCO an image has at most 93
 MIN_SIDE = 1.0  # pixels of the view; smaller objects are not trained on

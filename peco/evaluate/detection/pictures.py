@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from peco.evaluate.annotated.sets import Objects
+from peco.annotations.sets import Objects
 from peco.evaluate.detection.model import Detections
 
 # Pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced.

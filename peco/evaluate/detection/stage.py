@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from peco.annotations.sets import DetectionSet
+from peco.annotations.stages import count_images, index_loader, save_pictures, shown_indices
+from peco.boxes.open import open_splits
 from peco.core import workfiles
 from peco.core.publishing import staging
-from peco.evaluate.annotated.sets import DetectionSet
-from peco.evaluate.annotated.stages import count_images, index_loader, save_pictures, shown_indices
 from peco.evaluate.detection import coco_eval
-from peco.evaluate.detection.data import open_splits
 from peco.evaluate.detection.letterbox import DetectionView
 from peco.evaluate.detection.model import DetectionTask, build_detector, detect
 from peco.evaluate.detection.pictures import draw

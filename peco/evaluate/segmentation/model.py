@@ -22,11 +22,11 @@ from PIL import Image
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
+from peco.annotations.sets import IGNORE, SegmentationSet
 from peco.core import artifacts, config
 from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
-from peco.evaluate.annotated.sets import IGNORE, SegmentationSet
-from peco.evaluate.segmentation.data import resized
+from peco.evaluate.segmentation.crop import resized
 from peco.training.loop import Task
 from peco.training.optim import param_groups
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from peco.core import config, workfiles
+from peco.annotations.sets import SegmentationSet
+from peco.annotations.stages import count_images, index_loader, save_pictures, shown_indices
+from peco.core import workfiles
 from peco.core.publishing import staging
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
-from peco.evaluate.annotated import scenes as annotated_scenes
-from peco.evaluate.annotated.sets import SegmentationSet
-from peco.evaluate.annotated.stages import count_images, index_loader, save_pictures, shown_indices
-from peco.evaluate.segmentation import data as segmentation_data
+from peco.evaluate.segmentation import crop as segmentation_crop
 from peco.evaluate.segmentation import model as segmentation
+from peco.masks.open import open_splits
 from peco.runtime import paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
@@ -45,8 +45,8 @@ class AnnotatedCrop:
     def __call__(self, index: int, epoch: int) -> Fields:
         image = self.data.image(index)
         rng = sample_rng(self.seed, epoch, index, AUGMENT)
-        crop = segmentation_data.draw(rng, self.scale, image.width, image.height, self.size)
-        pixels, mask = segmentation_data.apply(image, self.data.mask(index), crop, self.size)
+        crop = segmentation_crop.draw(rng, self.scale, image.width, image.height, self.size)
+        pixels, mask = segmentation_crop.apply(image, self.data.mask(index), crop, self.size)
         return {"index": index, "image": pixels, "mask": mask}
 
 
@@ -88,19 +88,6 @@ def main(run: StageRun) -> None:
         workfiles.mark_finished(work)
 
 
-def open_splits(cfg: config.Segmentation) -> tuple[SegmentationSet, SegmentationSet]:
-    """Open the training and validation split that the parameters name.
-
-    Raises:
-        PecoError: the data is missing or wrong.
-    """
-    path = Path(cfg.path)
-    if cfg.source == "folder":
-        return segmentation_data.open_folder(path, cfg.ignore)
-    train, val = (annotated_scenes.open_segmentation(path, cfg.scenes, split) for split in ("train", "val"))
-    return train, val
-
-
 def _draw_mask(mask_HW: NDArray[np.int32]) -> Image.Image:
     return _resize(Image.fromarray(segmentation.colorize(mask_HW)), Image.Resampling.NEAREST)
 
@@ -112,7 +99,7 @@ def _resize(picture: Image.Image, reduce_by: Image.Resampling) -> Image.Image:
     if factor > 1:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if max(picture.size) > most:
-        size = segmentation_data.resized(*picture.size, most * min(picture.size) / max(picture.size))
+        size = segmentation_crop.resized(*picture.size, most * min(picture.size) / max(picture.size))
         return picture.resize(size, reduce_by)
     return picture
 

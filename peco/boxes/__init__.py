@@ -1,0 +1,1 @@
+"""Readers of boxes and their masks: COCO, YOLO, Pascal VOC."""

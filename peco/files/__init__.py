@@ -1,0 +1,1 @@
+"""Files of data sets: folders and archives, the names in them, and the words in names."""

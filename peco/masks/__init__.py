@@ -1,0 +1,1 @@
+"""Reader of images with a mask of class indices each."""

@@ -1,0 +1,1 @@
+"""The procedural set `scenes`: its pictures and its descriptor."""

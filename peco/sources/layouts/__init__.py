@@ -1,0 +1,1 @@
+"""Layouts of folders and archives of images: which split and label each image has, by the names of the files."""
