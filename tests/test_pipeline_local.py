@@ -218,7 +218,7 @@ def test_a_failing_step_ends_the_run(first: tuple[Local, Run]) -> None:
         local.checkout.run("git", "reset", "-q", "--hard", "HEAD~")
     assert run.status == 1
     assert re.search(
-        r"^error: shards: commit \w+ is in no branch or tag of .*; push it and retry$", run.output, re.MULTILINE
+        r"^error: annotations: commit \w+ is in no branch or tag of .*; push it and retry$", run.output, re.MULTILINE
     )
     assert run.output.count("error: ") == 1 and "Traceback" not in run.output
     assert os.listdir(local.path / ".work/pipeline/workspaces") == []
