@@ -13,7 +13,7 @@ NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test test-extended test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
+.PHONY: help setup params repro test test-extended fuzz chaos test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,11 +42,17 @@ ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME:
 	@python -m pipelines.ablation $(NAME_GIVEN) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: setup ## run all tests
-	@python -m pytest -n 2
+	@python -m pytest -n 2 --durations=20
 
-test-extended: setup ## run the tests of the wheel and with Prometheus; as root, install Prometheus if it is missing
+test-extended: setup ## run the tests of the wheel, with Prometheus and with mutated inputs; as root, install Prometheus if it is missing
 	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
 	@python -m pytest tests/extended
+
+fuzz: setup ## read seeded mutated inputs of all kinds: N=10000 SEED=0 ONLY=kind, or ONLY=kind:number for one of them
+	@python -m tests.fuzz $(or $(N),1000) --seed $(or $(SEED),0) $(if $(ONLY),--only '$(ONLY)')
+
+chaos: setup ## kill each stage of `smoke`, fill its disks, spoil its remote, and compare with an undisturbed run: SEED=0 KILLS=200
+	@python -m tests.chaos --seed $(or $(SEED),0) --kills $(or $(KILLS),200)
 
 test-cluster: setup ## test on the cluster of KUBECONFIG, with Volcano: PECO_IMAGE=… NS=peco-test STORAGE_CLASS=… ALL=1 DISPOSABLE=1
 	@NS='$(NS)' STORAGE_CLASS='$(STORAGE_CLASS)' python -m pytest tests/cluster --durations=0 -m '$(if $(ALL),$(if $(DISPOSABLE),,not disposable),core)'

@@ -81,11 +81,12 @@ def info(args: argparse.Namespace) -> None:
 
     config = artifacts.describe(args.folder)
     tensors = artifacts.load_tensors(Path(args.folder) / artifacts.WEIGHTS)
-    notes = {**config.get("peco", {}), **config.get("model_args", {})}
+    parts = [part for part in (config.get("peco"), config.get("model_args")) if isinstance(part, dict)]
+    notes = {name: value for part in parts for name, value in part.items()}
     print(f"{args.folder}: {notes.pop('kind', config.get('architecture', 'model'))}")
     print(f"  weights     {sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors")
     for name, value in notes.items():
-        print(f"  {name:<11} {value}")
+        print(f"  {name:<11} {value}".encode("utf-8", "backslashreplace").decode())
 
 
 def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, int]:

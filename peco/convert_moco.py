@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import struct
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +22,13 @@ import torch
 from torch import Tensor
 
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 
+# Of `torch.load`: damaged bytes fail in the zip or tar, in the pickle, or where a tensor is made of its parts.
+_LOAD_ERRORS = (
+    *(pickle.UnpicklingError, tarfile.TarError, struct.error, OSError, EOFError, RuntimeError, ValueError, TypeError),
+    *(LookupError, AttributeError, ArithmeticError, AssertionError, MemoryError),
+)
 _PREFIXES = ("module.base_encoder.", "base_encoder.")
 
 
@@ -48,11 +56,13 @@ def extract(checkpoint: object, source: Path) -> dict[str, Tensor]:
     Raises:
         PecoError: it is not a MoCo v3 checkpoint of a vision transformer.
     """
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
     weights = {}
-    for key, value in state.items():
+    for key, value in state.items() if isinstance(state, Mapping) else ():
         prefix = next((p for p in _PREFIXES if str(key).startswith(p)), None)
         if prefix and isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+                raise PecoError(f"{source}: {key} holds no plain numbers; give the official checkpoint")
             weights[key.removeprefix(prefix)] = value.contiguous().clone()
     weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
     if "patch_embed.proj.weight" not in weights:
@@ -68,8 +78,11 @@ def _load(source: Path) -> object:
         checkpoint: object = torch.load(source, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise PecoError(f"{source}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise PecoError(f"{source}: can't be read as a checkpoint ({str(error)[:200]}); download it again") from None
+    except _LOAD_ERRORS as error:
+        # The unpickler's own text is a manual of torch.load.
+        unknown = isinstance(error, pickle.UnpicklingError)
+        why = "it is damaged, or holds more than tensors and plain data" if unknown else reason(error)[:200]
+        raise PecoError(f"{source}: can't be read as a checkpoint ({why}); download it again") from None
     return checkpoint
 
 

@@ -24,7 +24,7 @@ from peco.core.errors import PecoError
 from peco.core.params import load_params
 from pipelines.jobs import cluster, local
 from pipelines.jobs.logs import Screen
-from pipelines.workflow import edits, failures, variables
+from pipelines.workflow import edits, failures, lock_copy, variables
 from pipelines.workflow.environment import SCHEDULER
 from pipelines.workflow.graph import Stage, load_graph
 from pipelines.workflow.streams import tolerate_unwritable
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             # DVC starts a stage after recording the previous one. Experiments may run at the same time.
             workfiles.remove_finished(keep=stage.name.role)
+            lock_copy.keep()
+        workfiles.require_writable()
         edits.require_parameters_of_this_run(stage)
         read = edits.State.read(stage)
         run = local.run if SCHEDULER.text() == "local_cwd" else cluster.run
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             edits.require_unedited(read)
             _record_time(name, time.monotonic() - started)
         elif status < STOPPED and failures.is_evaluation(name):
-            failures.record(stage, screen.reason or f"status {status}")
+            with contextlib.suppress(OSError):  # a full or read-only disk, which may be why it failed
+                failures.record(stage, screen.reason or f"status {status}")
         return status
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)

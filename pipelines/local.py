@@ -34,7 +34,7 @@ from pipelines.kfp import step, workspace
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.step import Outcome
 from pipelines.workflow import environment, stage_resources, variables
-from pipelines.workflow.git import git, without_secrets
+from pipelines.workflow.git import git, head, require_top, without_secrets
 from pipelines.workflow.graph import Graph, load_graph
 from pipelines.workflow.processes import cores, single_instance
 
@@ -88,9 +88,9 @@ def _run(repository: str, remote: str, name: str) -> int:
         result = "computed" if outcome.computed else "run-cache"
         print(f"{outcome.stage:<20} {result:<12} {outcome.seconds:>8.1f} {outcome.before + outcome.after:>9.1f}")
     print(f"{'total':<20} {'':<12} {time.monotonic() - begun:>8.1f}")
+    _keep_report()
     if not succeeded:
         return 1
-    _keep_report(graph)
     print("\nTo fetch the experiment:")
     for command in _commands(repository, remote, name):
         print(f"  {shlex.join(command)}")
@@ -101,14 +101,11 @@ def _clean_head(root: Path) -> str:
     """The commit that is checked out.
 
     Raises:
-        PecoError: there is no commit, or the files differ from it.
+        PecoError: there is no commit, the project isn't at the top of its repository, or the files differ from the commit.
     """
-    try:
-        revision = git("rev-parse", "--verify", "HEAD", cwd=root).strip()
-        changed = git("status", "--porcelain", cwd=root).splitlines()
-    except PecoError as error:
-        raise PecoError(f"no commit to run ({error}); commit the project first") from None
-    if changed:
+    revision = head()
+    require_top()
+    if changed := git("status", "--porcelain", cwd=root).splitlines():
         raise PecoError(f"the pipeline runs a commit, and {changed[0][3:]} is changed; commit or stash it first")
     return revision
 
@@ -171,13 +168,11 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, parameters: Parame
     return True
 
 
-def _keep_report(graph: Graph) -> None:
-    """Copy the page of the stage that writes one to REPORT."""
-    for stage in graph.stages.values():
-        if any(out.endswith(".html") for out in stage.outs):
-            for page in (BASE / "outputs").glob(f"*/{stage.name.label}/page"):
-                shutil.copyfile(page, REPORT)
-                print(f"\nThe report is in {REPORT}")
+def _keep_report() -> None:
+    """Copy the page of the stage `report` to REPORT."""
+    for page in (BASE / "outputs").glob("*/report/page"):
+        shutil.copyfile(page, REPORT)
+        print(f"\nThe report is in {REPORT}")
 
 
 def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
@@ -187,7 +182,7 @@ def _commands(repository: str, remote: str, name: str) -> list[list[str]]:
         ["dvc", "remote", "add", "--local", "--force", known, remote],
         *([["dvc", "remote", "modify", "--local", known, "endpointurl", endpoint]] if endpoint else []),
         ["dvc", "exp", "pull", "--remote", known, without_secrets(repository), name],
-        ["dvc", "exp", "show"],
+        ["dvc", "exp", "show", "--only-changed", "--drop", ".*/"],
         ["dvc", "exp", "diff", "HEAD", name],
     ]
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
-from pipelines.workflow import inputs, variables
+from peco.core.progress import waiting
+from pipelines.workflow import input_check, inputs, variables
 from pipelines.workflow.compose import PRESETS, check_architectures, compose_params, current_params, write
+from pipelines.workflow.git import require_repository
 
 HUB_SECONDS = 20
 
@@ -73,12 +75,16 @@ def main(argv: list[str] | None = None) -> int:
         before = {} if args.preset else current_params()
         preset = args.preset or before.get("preset", "tiny")
         if args.data:
-            found = inputs.inspect(args.data)
+            require_repository()  # DVC can't add data without one
+            with waiting(f"{args.data}: listing the files"):
+                found = inputs.inspect(args.data)
             values = compose_params(preset, [*found.overrides, *args.overrides])
             parameters = parse_params(values)
             check_architectures(parameters)
-            inputs.check_images(found, parameters.dataset)
+            with waiting(f"{args.data}: checking the images"):
+                inputs.check_images(found, parameters.dataset)
             inputs.import_data(found)
+            input_check.remember(parameters.dataset)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
             check_architectures(parse_params(values))

@@ -11,11 +11,20 @@ from pathlib import Path
 from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.params import load_params
-from pipelines.workflow import failures, inputs, variables
+from peco.core.publishing import full_folders
+from pipelines.workflow import failures, input_check, inputs, lock_copy, variables
 from pipelines.workflow.compose import check_architectures
-from pipelines.workflow.processes import Stopped, clear_locks_of_killed_dvc, run_dvc
+from pipelines.workflow.git import require_repository
+from pipelines.workflow.graph import load_graph
+from pipelines.workflow.processes import (
+    Stopped,
+    cache_folder,
+    clear_locks_of_killed_dvc,
+    clear_temporary_files,
+    run_dvc,
+)
 
-REPORT = Path("reports/report.html")
+REPORT, METRICS = Path("reports/report.html"), Path("metrics")
 
 
 def _lines(path: Path) -> list[str]:
@@ -35,17 +44,15 @@ def _times(lines: list[str]) -> list[tuple[str, float]]:
     return times
 
 
-def _check_lock(path: Path) -> None:
-    """Refuse an empty dvc.lock, which a power failure can leave: DVC's own message names no remedy.
+def _clear_up() -> None:
+    """Remove what killed runs have left: DVC's locks and temporary files, a part of dvc.lock.
 
     Raises:
-        PecoError: it is empty.
+        PecoError: dvc.yaml can't be read, or dvc.lock is damaged and can't be restored.
     """
-    if path.exists() and not path.read_bytes().strip(b"\0 \n"):
-        raise PecoError(
-            f"{path}: is empty; `git checkout {path}` restores a committed one, else delete it: results in DVC's cache are "
-            "still used"
-        )
+    clear_locks_of_killed_dvc()
+    clear_temporary_files({Path(out).parent for stage in load_graph().stages.values() for out in stage.outs})
+    lock_copy.restore()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     reported = False
     try:
         variables.require_known()
+        require_repository()
         parameters = load_params()
         check_architectures(parameters)
         for key, path in inputs.input_paths(parameters).items():
@@ -69,10 +77,12 @@ def main(argv: list[str] | None = None) -> int:
             if key == "dataset.path" or not arguments:
                 inputs.require_exists(key, path)
                 inputs.require_pulled(path)
-        _check_lock(Path("dvc.lock"))
+        workfiles.require_writable()
+        if not arguments:
+            input_check.check_once(parameters.dataset)
+        _clear_up()
         if not arguments:
             failures.clear(Path())
-        clear_locks_of_killed_dvc()
         status = run_dvc(["repro", *arguments])
         if status and not arguments:
             failed = failures.run_others()
@@ -93,12 +103,19 @@ def main(argv: list[str] | None = None) -> int:
     if reported:
         print(f"\nThe report is in {REPORT}; it shows {', '.join(failed)} as failed.")
     if status:
+        if ran:  # a stage that fails by itself names the disk
+            for folder in full_folders([cache_folder()]):
+                print(
+                    f"error: {folder}: disk full, so DVC can't record results; free space and run again",
+                    file=sys.stderr,
+                )
         print("\nNot finished. Finished work is kept: `make repro` resumes from there.", file=sys.stderr)
         return status
+    lock_copy.drop()
     workfiles.remove_finished()
     everything = all(argument.startswith("-") for argument in arguments)  # no target was named
     report = f"The report is in {REPORT}; " if everything and REPORT.exists() else ""
-    print(f"\n{report}`dvc metrics show` prints the numbers.")
+    print(f"\n{report}`dvc metrics show` prints the scores, {METRICS}/ has all numbers.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The launcher of one stage with the stand-in of the API, for the tests of what a cluster refuses, lacks or doesn't answer.
+"""The launcher of one stage with the stand-in of the API, for the tests of what a real cluster can't be made to do.
 
 The stand-in's refusals are those of a real cluster (tests/record_refusals.py).
 """
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -22,16 +22,17 @@ from kubernetes_api import KubernetesApi
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from peco.core.stage_name import StageName
-from pipelines.jobs import backend, cluster, kube, volcano, waiting
+from pipelines.jobs import backend, cluster, kube, pod_log, volcano, waiting
 from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage
 
 Json = dict[str, Any]
 NAME = "peco-tokenizer-0123456789abcdef"
+CREATED = f"tokenizer: job {NAME} created in namespace peco"
 WORDS: dict[str, Any] = json.loads((Path(__file__).parent / "recorded" / "refusals.json").read_text())
-ONE = Resources()
+ONE = Resources(threads=2)
 TIME = "2026-01-01T00:00:00Z"
-Launch = Callable[..., tuple[int, list[str]]]
+LATE_SECONDS = 60.0
 
 
 @contextlib.contextmanager
@@ -43,9 +44,16 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes
         monkeypatch.delenv(name)
     monkeypatch.setattr(volcano.Volcano, "shortest_poll_seconds", 0.03)
     monkeypatch.setattr(volcano.Volcano, "poll_seconds", 0.03)
-    monkeypatch.setattr(backend, "RETRY_SECONDS", 0.03)
-    monkeypatch.setattr(kube, "PENDING_DELAY", 0.03)
-    monkeypatch.setattr(waiting, "EVENT_SECONDS", 0.03)
+    for module, name in (
+        (backend, "RETRY_SECONDS"),
+        (kube, "FIRST_DELAY"),
+        (kube, "PENDING_DELAY"),
+        (pod_log, "RETRY_SECONDS"),
+        (waiting, "EVENT_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.03)
+    for module in (volcano, pod_log):
+        monkeypatch.setattr(module, "LOG_SECONDS", 3.0)
     monkeypatch.chdir(folder)
     with KubernetesApi() as server:
         environment = {
@@ -64,40 +72,84 @@ def served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernetes
         assert server.faults == []
 
 
-def launch(
-    api: KubernetesApi,
-    capsys: pytest.CaptureFixture[str],
-    resources: Resources = ONE,
-    scenario: Callable[[], object] = lambda: None,
-) -> tuple[int, list[str]]:
-    """Run the launcher while `scenario` runs in a thread.
+def owner(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Make a pod of this name the owner of the jobs, as that of a step is."""
+    monkeypatch.setenv("PECO_POD_NAME", name)
+    monkeypatch.setenv("PECO_POD_UID", f"uid-of-{name}")
 
-    Returns:
-        The exit status, and the lines on stderr but for the one on the job's creation.
+
+class Launcher:
+    """The launcher of the stage `tokenizer`.
+
+    Attributes:
+        notes: its own lines, as soon as they are shown.
     """
-    stage = Stage(StageName("tokenizer"), ("x",), (), ("seed",), (), dataclasses.asdict(resources), "train")
-    failed: list[BaseException] = []
 
-    def guarded() -> None:
+    def __init__(self, api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> None:
+        self.notes: list[str] = []
+        self._api, self._capsys = api, capsys
+
+    def __call__(
+        self, resources: Resources = ONE, scenario: Callable[[], object] = lambda: None
+    ) -> tuple[int, list[str]]:
+        """`run`; the exit status, and the lines on stderr but for the one on the job's creation."""
+        status, _, lines = self.run(resources, scenario)
+        return status, [line for line in lines if line != CREATED]
+
+    def run(
+        self, resources: Resources = ONE, scenario: Callable[[], object] = lambda: None
+    ) -> tuple[int, str, list[str]]:
+        """Run the launcher while `scenario` runs in a thread. A scenario that fails, or takes too long, stops the launcher.
+
+        Returns:
+            The exit status, stdout, and the lines on stderr.
+        """
+        stage = Stage(StageName("tokenizer"), ("x",), (), ("seed",), (), dataclasses.asdict(resources), "train")
+        failed: list[BaseException] = []
+        over = threading.Event()
+
+        def stop() -> None:
+            if not over.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def guarded() -> None:
+            try:
+                scenario()
+            except BaseException as error:
+                failed.append(error)
+                stop()
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        late = threading.Timer(LATE_SECONDS, stop)
+        self._capsys.readouterr()
+        thread.start()
+        late.start()
         try:
-            scenario()
-        except BaseException as error:
-            failed.append(error)
-            complete(api)
+            status = cluster.run(stage, _Noted(self.notes), os.environ)
+        except PecoError as error:
+            # As pipelines.launch does.
+            status = 2
+            print(f"error: {error}", file=sys.stderr)
+        finally:
+            over.set()
+            late.cancel()
+        thread.join(10)
+        if failed:
+            raise failed[0]
+        out, err = self._capsys.readouterr()
+        return status, out, err.splitlines()
 
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-    try:
-        status = cluster.run(stage, Screen(), os.environ)
-    except PecoError as error:
-        # As pipelines.launch does.
-        status = 2
-        print(f"error: {error}", file=sys.stderr)
-    thread.join(10)
-    if failed:
-        raise failed[0]
-    lines = capsys.readouterr().err.splitlines()
-    return status, [line for line in lines if not re.fullmatch(r"tokenizer: job \S+ created in namespace peco", line)]
+
+class _Noted(Screen):
+    """The launcher's output, whose own lines are kept."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def note(self, text: str) -> None:
+        super().note(text)
+        self._notes.append(text)
 
 
 def complete(api: KubernetesApi) -> None:

@@ -46,7 +46,7 @@ def moment(
     }
 
 
-def pod_name(node: str, template: str = "metadata-0-1-retry-system-container-impl") -> str:
+def pod_name(node: str, template: str = "metadata-0-1-system-container-impl") -> str:
     """The name that Argo gives the pod of a node of WORKFLOW."""
     return f"{WORKFLOW}-{template}-{_hash(WORKFLOW + '(0).' + node)}"
 

@@ -1,17 +1,16 @@
 """A Kubernetes API server with Volcano's job controller, as far as the workflow uses them. It refuses invalid requests.
 
-Tests change the pods; the controller changes the job as Volcano would, by the job's own policies. With `execute`, the pods really
-run their commands.
+Tests change the pods; the controller changes the job as Volcano would, by the job's own policies. Each answer has the form that a
+real server's has (tests/test_kubernetes_api.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import os
-import signal
-import subprocess
 import threading
 import time
 import uuid
@@ -37,14 +36,26 @@ NODES = "/api/v1/nodes"
 ENDED = ("Completed", "Failed", "Aborted", "Terminated")
 
 
+_definitions = functools.cache(load_definitions)  # reading them takes longer than most tests
+
+
 def now(offset: float = 0) -> str:
     return (datetime.now(UTC) + timedelta(seconds=offset)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+REASONS = {
+    400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 415: "UnsupportedMediaType", 422: "Invalid",
+    500: "",
+}  # fmt: skip
+
+
 class Answer(Exception):
-    def __init__(self, status: int, message: str) -> None:
+    """An answer that is an error; its reason is the usual one of the status unless it is given."""
+
+    def __init__(self, status: int, message: str, reason: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = REASONS[status] if reason is None else reason
 
 
 class KubernetesApi:
@@ -70,12 +81,10 @@ class KubernetesApi:
         self.missed: list[str] = []  # requests while it was down
         self.unreadable = ""  # the error of each request for a log
         self.cuts = 0  # an increment breaks the connection of every log
-        self.execute = False
-        self.processes: dict[str, subprocess.Popen[str]] = {}
         self.saving = 0.0  # seconds that a pod takes to end after SIGTERM
         self._endings: list[threading.Timer] = []
         self.lock = threading.RLock()
-        self.definitions = load_definitions(os.environ.get("PECO_TEST_SCHEMAS"))
+        self.definitions = _definitions(os.environ.get("PECO_TEST_SCHEMAS"))
         self._stamp = 0
 
     def __enter__(self) -> KubernetesApi:
@@ -94,9 +103,6 @@ class KubernetesApi:
         self.server.server_close()
         for ending in self._endings:
             ending.cancel()
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
 
     def kubeconfig(self, path: Path) -> Path:
         path.write_text(
@@ -212,35 +218,9 @@ class KubernetesApi:
                 self.logs[pod["metadata"]["name"]] = []
 
     def _begin(self, pod: Json) -> None:
-        name = pod["metadata"]["name"]
-        container = pod["spec"]["containers"][0]
+        name = pod["spec"]["containers"][0]["name"]
         state = {"running": {"startedAt": now()}}
-        pod["status"] = {"phase": "Running", "containerStatuses": [{"name": container["name"], "state": state}]}
-        if self.execute:
-            hosts = {
-                f"VC_{t['name'].replace('-', '_').upper()}_HOSTS": "localhost" for t in self.job()["spec"]["tasks"]
-            }
-            own = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-            stated = {entry["name"]: entry["value"] for entry in container["env"]}
-            process = subprocess.Popen(
-                container["command"],
-                cwd=container["workingDir"],
-                env={**own, **hosts, **stated},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            self.processes[name] = process
-            threading.Thread(target=self._run, args=(name, process), daemon=True).start()
-
-    def _run(self, name: str, process: subprocess.Popen[str]) -> None:
-        assert process.stdout
-        for line in process.stdout:
-            self.say(name, line.rstrip("\n"))
-        code = process.wait()
-        with self.lock:
-            if name in self.pods:
-                self.end(name, code if code >= 0 else 128 - code)
+        pod["status"] = {"phase": "Running", "containerStatuses": [{"name": name, "state": state}]}
 
     def _event(self, event: str) -> None:
         """Apply the job's policies; without one for the event Volcano only creates missing pods again."""
@@ -266,9 +246,6 @@ class KubernetesApi:
             return
         grace = pod["spec"]["terminationGracePeriodSeconds"]
         pod["metadata"] |= {"deletionTimestamp": now(grace), "deletionGracePeriodSeconds": grace}
-        if name in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                self.processes[name].send_signal(signal.SIGTERM)
 
         def gone() -> None:
             with self.lock:
@@ -316,7 +293,7 @@ class KubernetesApi:
                 self._known(query)
                 if self.refusals:
                     refusal = self.refusals.pop(0)
-                    raise Answer(refusal["code"], refusal["message"])
+                    raise Answer(refusal["code"], refusal["message"], refusal["reason"])
                 return self._create(body)
             if path.startswith(f"{QUEUES}/") and method == "GET":
                 return self._one(self.queues, path.removeprefix(f"{QUEUES}/"), "queues.scheduling.volcano.sh")
@@ -385,7 +362,7 @@ class KubernetesApi:
             raise self._fault(422, "; ".join(wrong))
         name = job["metadata"]["name"]
         if name in self.jobs:
-            raise Answer(409, f'jobs.batch.volcano.sh "{name}" already exists')
+            raise Answer(409, f'jobs.batch.volcano.sh "{name}" already exists', "AlreadyExists")
         stored = copy.deepcopy(job)
         stored["metadata"] |= {"uid": str(uuid.uuid4()), "resourceVersion": "1", "creationTimestamp": now()}
         stored["status"] = {"state": {"phase": "Pending"}}
@@ -409,7 +386,12 @@ class KubernetesApi:
     def _patch_status(self, job: Json, body: Json, kind: str) -> Json:
         if self.conflicts:
             self.conflicts -= 1
-            raise Answer(409, "the object has been modified; please apply your changes to the latest version")
+            raise Answer(
+                409,
+                f'Operation cannot be fulfilled on jobs.batch.volcano.sh "{job["metadata"]["name"]}": the object has been '
+                "modified; please apply your changes to the latest version and try again",
+                "Conflict",
+            )
         if kind != "application/merge-patch+json" or body != {"status": {"state": {"phase": "Aborted"}}}:
             raise self._fault(422, f"{kind}: {body}")
         job["status"]["state"]["phase"] = "Aborted"
@@ -420,7 +402,7 @@ class KubernetesApi:
     def _delete(self, job: Json) -> Json:
         job["metadata"]["deletionTimestamp"] = now()
         self._kill_pods()
-        return {"apiVersion": "v1", "kind": "Status", "status": "Success"}
+        return job
 
     def log(self, pod: str, query: dict[str, str]) -> Iterator[bytes]:
         """Lines of a pod as they come; ends with its container, or within a line if the connection is to break."""
@@ -431,7 +413,8 @@ class KubernetesApi:
         if self.unreadable:
             raise Answer(500, self.unreadable)
         if found["status"]["phase"] == "Pending":
-            raise Answer(400, "container is waiting to start: ContainerCreating")
+            container = query["container"]
+            raise Answer(400, f'container "{container}" in pod "{pod}" is waiting to start: ContainerCreating')
         return self._follow(pod, query.get("sinceTime", ""), self.cuts)
 
     def _follow(self, pod: str, since: str, cuts: int) -> Iterator[bytes]:
@@ -485,28 +468,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self._stream(fake.log(parts.path.split("/")[-2], query))
                 return
             kind = self.headers.get("Content-Type", "")
-            self._send(200, fake.answer(self.command, parts.path, query, body, kind))
+            self._send(201 if self.command == "POST" else 200, fake.answer(self.command, parts.path, query, body, kind))
         except Answer as error:
-            reason = {404: "NotFound", 409: "AlreadyExists", 403: "Forbidden"}.get(error.status, "Invalid")
             status = {"apiVersion": "v1", "kind": "Status", "status": "Failure", "code": error.status}
-            details = {"name": parts.path.rsplit("/", 1)[1]}
-            self._send(error.status, status | {"message": str(error), "reason": reason, "details": details})
+            self._send(error.status, status | {"message": str(error), "reason": error.reason})
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _handle
 
     def _check_right(self, path: str) -> None:
         parts = path.split("/")
-        resource = next(part for part in ("jobs", "pods", "events", "queues", "nodes") if part in parts)
-        if parts[-1] in ("log", "status"):
-            resource += "/" + parts[-1]
-        verb = "list" if parts[-1] == resource and self.command == "GET" else VERBS[self.command]
+        collection = next(part for part in ("jobs", "pods", "events", "queues", "nodes") if part in parts)
+        name, *subresource = [*parts[parts.index(collection) + 1 :], ""]
+        resource = "/".join([collection, *filter(None, subresource)])
+        verb = VERBS[self.command] if name or self.command != "GET" else "list"
         if (verb, resource) in self.fake.forbidden:
-            group = {"jobs": "batch.volcano.sh", "queues": "scheduling.volcano.sh"}.get(resource.split("/")[0], "")
+            group = {"jobs": "batch.volcano.sh", "queues": "scheduling.volcano.sh"}.get(collection, "")
             scope = f'in the namespace "{NAMESPACE}"' if NAMESPACE in parts else "at the cluster scope"
-            full = f"{resource}.{group}" if group else resource
+            what = (f"{collection}.{group}" if group else collection) + (f' "{name}"' if name else "")
             raise Answer(
                 403,
-                f'{full} is forbidden: User "system:serviceaccount:peco:x" cannot {verb} resource "{resource}" in API group '
+                f'{what} is forbidden: User "system:serviceaccount:peco:x" cannot {verb} resource "{resource}" in API group '
                 f'"{group}" {scope}',
             )
 

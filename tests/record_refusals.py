@@ -2,8 +2,8 @@
 
     KUBECONFIG=… python tests/record_refusals.py          # as an administrator; writes tests/recorded/refusals.json
 
-It makes the namespace `peco-record`, queues and an admission policy of that name, and removes them. A recorded answer is the `code`
-and `message` of the API's Status; an event is its message.
+It makes the namespace `peco-record`, queues and an admission policy of that name, and removes them. A recorded answer is the
+`code`, `reason` and `message` of the API's Status; an event is its message.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def answer(call: Callable[[], Any]) -> Json:
         try:
             body = json.loads(error.body)
         except ValueError:
-            return {"code": error.status, "message": error.body.strip()}
-        return {"code": body["code"], "message": body["message"]}
+            return {"code": error.status, "reason": "", "message": error.body.strip()}
+        return {"code": body["code"], "reason": body.get("reason", ""), "message": body["message"]}
     return {}
 
 

@@ -141,6 +141,25 @@ COCO = {
         lambda root: coco(root, "images/{i}.jpg", annotations="annotations/instances_default.json", splits=("train", "train")),
         images=(3, 1), notes=("no splits were found: 1 of 4 images are val",),
     ),
+    "CVAT, images below default": Kind(
+        lambda root: coco(
+            root, "images/default/{i}.jpg", annotations="annotations/instances_default.json", splits=("train", "train")
+        ),
+        images=(3, 1), notes=("no splits were found: 1 of 4 images are val",),
+    ),
+    "LVIS, addresses instead of names": Kind(
+        lambda root: (
+            coco(root, "{split}2017/{i}.jpg", annotations="lvis_v1_{split}.json"),
+            [
+                p.write_text(p.read_text().replace('"file_name": "', f'"coco_url": "http://x.org/{split}2017/'))
+                for split in ("train", "val")
+                for p in root.glob(f"*{split}.json")
+            ],
+        )
+    ),
+    "a file that is two images": Kind(
+        lambda root: coco(root, file_name="0.jpg"), message="image 1: 0.jpg is image 0 too; merge the two"
+    ),
     "train without val": Kind(
         lambda root: coco(root, splits=("train", "train")), message="no annotations of the split val"
     ),
@@ -253,6 +272,16 @@ YOLO = {
         images=(6, 2), notes=("no splits were found: 2 of 8 images are val",),
     ),
     "labelImg": Kind(lambda root: yolo_with_classes_txt(root, "{split}/{i}.jpg", "{split}/{i}.txt")),
+    "data.yaml of another name": Kind(lambda root: (yolo(root), (root / "data.yaml").rename(root / "coco8.yaml"))),
+    "darknet's lists": Kind(
+        lambda root: (
+            yolo_with_classes_txt(root, "obj/{split}{i}.jpg", "obj/{split}{i}.txt"),
+            [
+                text(root / f"{name}.txt", "".join(f"data/obj/{split}{i}.jpg\n" for i in range(4)))
+                for name, split in (("train", "train"), ("valid", "val"))
+            ],
+        )
+    ),
     "key points": Kind(
         lambda root: yolo(root, line=KEY_POINTS, kpt_shape=[2, 3]),
         notes=("kpt_shape: the boxes are used, the key points are not",),
@@ -269,7 +298,11 @@ YOLO = {
         notes=("labels/val: images without a label file, read as images without an object: 1",),
     ),
     "polygons": Kind(
-        lambda root: yolo(root, line="0 0.125 0.175 0.5 0.175 0.5 0.55 0.125 0.55\n"), masks=True
+        lambda root: yolo(root, line="0 0.125 0.175 0.5 0.175 0.5 0.55 0.3 0.55 0.125 0.55\n"), masks=True
+    ),
+    "rotated boxes": Kind(
+        lambda root: yolo(root, line="0 0.125 0.175 0.5 0.175 0.5 0.55 0.125 0.55\n"),
+        masks=True, notes=("each outline has four points, as in sets of rotated boxes: they are read as masks",),
     ),
     "byte order mark": Kind(lambda root: yolo(root, line="\ufeff" + LINE)),
     "a path of 5,000 letters": Kind(lambda root: yolo(root, train="x" * 5000), message="no such folder of images"),
@@ -309,6 +342,20 @@ DIVIDED: dict[str, Any] = {"images": (6, 2), "notes": ("no splits were found: 2 
 VOC = {
     "as Pascal VOC": Kind(voc),
     "size of 0 x 0": Kind(lambda root: voc(root, size=(0, 0))),
+    "trainval and test": Kind(
+        lambda root: (
+            voc(root),
+            [
+                (root / "ImageSets/Main" / old).rename(root / "ImageSets/Main" / new)
+                for old, new in (("train.txt", "trainval.txt"), ("val.txt", "test.txt"))
+            ],
+        ),
+        notes=("test is used as val",),
+    ),
+    "two years": Kind(
+        lambda root: (voc(root / "VOC2007"), voc(root / "VOC2012")),
+        message="lists of a part of",
+    ),
     "names with blanks": Kind(lambda root: voc(root, name="my {split} {i}")),
     "names with blanks that differ in the first word": Kind(lambda root: voc(root, name="{split}{i} of mine")),
     "names with an extension in the lists": Kind(
@@ -498,6 +545,31 @@ MASKS = {
     "with years": Kind(lambda root: masks(root, annotations="masks/{split}/{i}.png", splits=("train2017", "val2017")), classes=TWO),
     "folders of splits": Kind(lambda root: masks(root, "{split}/images/{i}.jpg", "{split}/masks/{i}.png"), classes=TWO),
     "Carvana": Kind(lambda root: masks(root, "{split}/{i}.jpg", "{split}_masks/{i}_mask.gif"), classes=TWO),
+    "train_images and train_masks": Kind(
+        lambda root: masks(root, "{split}_images/{i}.jpg", "{split}_masks/{i}.png"), classes=TWO
+    ),
+    "two folders of masks": Kind(
+        lambda root: (
+            masks(root, "{split}/{i}.jpg", "{split}_masks/{i}.png"), masks(root, "{split}/{i}.jpg", "{split}_labels/{i}.png")
+        ),
+        message="train_labels and train_masks both may have the masks of train; move one away",
+    ),
+    "any suffix": Kind(lambda root: masks(root, annotations="masks/{split}/{i}_train_id.png"), classes=TWO),
+    "Roboflow, beside the images": Kind(
+        lambda root: masks(root, "{split}/{i}.jpg", "{split}/{i}_mask.png", ("train", "valid")), classes=TWO
+    ),
+    "beside the images, without splits": Kind(
+        lambda root: masks(root, "{i}.jpg", "{i}_mask.png"), images=(3, 1), classes=TWO,
+        notes=("no splits were found: 1 of 4 images are val",),
+    ),
+    "masks as JPEG": Kind(
+        lambda root: masks(root, annotations="masks/{split}/{i}.jpg"),
+        message="masks/train/0.jpg: a mask as JPEG, which changes the indices of classes",
+    ),
+    "masks of colours": Kind(
+        lambda root: (masks(root), Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)).save(root / "annotations/val/3.png")),
+        message="convert colours to indices first",
+    ),
     "suffix _mask": Kind(lambda root: masks(root, annotations="masks/{split}/{i}_mask.png"), classes=TWO),
     "Cityscapes": Kind(
         lambda root: cityscapes(root, "labelTrainIds", ("labelIds", "instanceIds")), classes=TWO
@@ -523,6 +595,10 @@ MASKS = {
     "255 besides classes": Kind(
         lambda root: masks(root, values=(0, 1, 255)), classes=("0", "1", "255"),
         notes=("if 255 means no class, set evaluate.segmentation.ignore=255",),
+    ),
+    "shades of grey": Kind(
+        lambda root: masks(root, values=(*range(0, 235, 5), 255)), classes=(*map(str, range(0, 235, 5)), "255"),
+        notes=("warning: 48 indices up to 255 occur, as in masks that were resized with smoothing",),
     ),
     "grey in RGB": Kind(lambda root: masks(root, mode="RGB"), classes=TWO),
     "annotated before EXIF": Kind(
@@ -562,7 +638,7 @@ def test_kinds_of_masks(kind: Kind, tmp_path: Path) -> None:
     ("name", "split"),
     [
         ("train", "train"), ("TRAINING", "train"), ("train2017", "train"), ("seg_train", "train"), ("valid", "val"),
-        ("dev", "val"), ("test", "test"), ("cats", None), ("train_val", None), ("valley", None),
+        ("dev", "val"), ("test", "test"), ("cats", None), ("train_val", "train"), ("valley", None),
     ],
 )  # fmt: skip
 def test_words_of_splits(name: str, split: str | None) -> None:

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import cluster_launcher
 import pytest
 import yaml
-from cluster_launcher import Launch, complete
+from cluster_launcher import Launcher, complete
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes_api import KubernetesApi
 
 from pipelines.jobs import kube
-
-
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
-    with cluster_launcher.served(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def start(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Launch:
-    return functools.partial(cluster_launcher.launch, api, capsys)
 
 
 def kubeconfig(path: Path, **changes: Any) -> None:
@@ -72,7 +58,7 @@ def encrypt(api: KubernetesApi, files: tuple[str, str]) -> str:
 
 
 def test_a_kubeconfig_that_is_missing_or_no_yaml_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_of_line = "error: no cluster: not in a pod with a service account's token, and no usable kubeconfig"
     file = tmp_path / "kubeconfig"
@@ -86,7 +72,7 @@ def test_a_kubeconfig_that_is_missing_or_no_yaml_ends_at_once(
 
 @pytest.mark.parametrize("key", ["certificate_authority", "client_certificate", "client_key"])
 def test_a_file_that_kubeconfig_names_and_that_is_missing_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, key: str
+    api: KubernetesApi, start: Launcher, tmp_path: Path, key: str
 ) -> None:
     crt, pem = certificate(tmp_path, "localhost")
     files = {"certificate_authority": crt, "client_certificate": crt, "client_key": pem} | {key: "/nowhere"}
@@ -103,7 +89,7 @@ def test_a_file_that_kubeconfig_names_and_that_is_missing_ends_at_once(
     ],
 )
 def test_a_file_that_is_no_certificate_or_key_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, key: str, line: str
+    api: KubernetesApi, start: Launcher, tmp_path: Path, key: str, line: str
 ) -> None:
     crt, pem = certificate(tmp_path, "localhost")
     junk = tmp_path / "junk"
@@ -115,7 +101,7 @@ def test_a_file_that_is_no_certificate_or_key_ends_at_once(
 
 
 def test_a_key_that_cannot_be_read_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crt, pem = certificate(tmp_path, "localhost")
     kubeconfig(tmp_path / "kubeconfig", server="https://127.0.0.1:9", client_certificate=crt, client_key=pem)
@@ -150,7 +136,7 @@ def test_a_key_that_cannot_be_read_ends_at_once(
     ],
 )
 def test_a_certificate_that_is_not_accepted_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, name: str, days: int, trusted: bool, text: str
+    api: KubernetesApi, start: Launcher, tmp_path: Path, name: str, days: int, trusted: bool, text: str
 ) -> None:
     files = certificate(tmp_path, name, days)
     server = encrypt(api, files)
@@ -160,7 +146,7 @@ def test_a_certificate_that_is_not_accepted_ends_at_once(
     assert start() == (2, [f"error: the cluster's API at {server}: its certificate is not accepted {text}"])
 
 
-def test_an_accepted_certificate_works(api: KubernetesApi, start: Launch, tmp_path: Path) -> None:
+def test_an_accepted_certificate_works(api: KubernetesApi, start: Launcher, tmp_path: Path) -> None:
     files = certificate(tmp_path, "localhost")
     kubeconfig(tmp_path / "kubeconfig", server=encrypt(api, files), certificate_authority=files[0])
     assert start(scenario=lambda: complete(api)) == (0, [])
@@ -175,7 +161,7 @@ def test_an_accepted_certificate_works(api: KubernetesApi, start: Launch, tmp_pa
     ],
 )
 def test_an_address_that_is_wrong_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, text: str
+    api: KubernetesApi, start: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, text: str
 ) -> None:
     look_up = socket.getaddrinfo
 
@@ -191,7 +177,7 @@ def test_an_address_that_is_wrong_ends_at_once(
 
 
 def test_a_proxy_that_refuses_ends_at_once(
-    api: KubernetesApi, start: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     kubeconfig(tmp_path / "kubeconfig", server="https://192.0.2.1:6443")
@@ -206,7 +192,7 @@ def test_a_proxy_that_refuses_ends_at_once(
 
 @pytest.mark.parametrize("no_proxy", ["", "localhost,127.0.0.1", "127.0.0.0/8"])
 def test_an_address_of_this_machine_needs_no_proxy(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch, no_proxy: str
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", no_proxy)
@@ -214,7 +200,7 @@ def test_an_address_of_this_machine_needs_no_proxy(
 
 
 def test_an_api_that_is_away_is_named_with_its_address_and_the_time(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kube, "NOTICE_SECONDS", 0.5)
     monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "77")
@@ -234,10 +220,15 @@ def test_an_api_that_is_away_is_named_with_its_address_and_the_time(
 
 
 def test_an_api_that_never_answers_ends_in_a_status_for_another_try(
-    api: KubernetesApi, start: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PECO_API_PATIENCE_SECONDS", "0")
     kubeconfig(tmp_path / "kubeconfig", server="http://127.0.0.1:9")
+    assert start() == (75, ["error: tokenizer: the cluster's API can't be reached (Connection refused); run again"])
+
+
+def test_a_token_that_is_not_accepted_ends_at_once(api: KubernetesApi, start: Launcher, tmp_path: Path) -> None:
+    config = tmp_path / "kubeconfig"
+    config.write_text(config.read_text().replace("a-token", "another"))
     status, [line] = start()
-    assert status == 75
-    assert line.startswith("error: tokenizer: the cluster's API can't be reached (Connection refused); ")
+    assert (status, line.endswith("; renew the credentials")) == (2, True)

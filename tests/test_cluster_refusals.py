@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-import cluster_launcher
 import pytest
-from cluster_launcher import NAME, WORDS, Launch, complete, has_sent, leave_event
+from cluster_launcher import NAME, WORDS, Launcher, complete, has_sent, leave_event
 from kubernetes_api import KubernetesApi
 
 from peco.core.resources import Resources
 from pipelines.jobs import kube, waiting
-
-
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
-    with cluster_launcher.served(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def start(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Launch:
-    return functools.partial(cluster_launcher.launch, api, capsys)
-
 
 # A job that is refused
 
@@ -53,13 +37,13 @@ OF_JOBS = {
 
 
 @pytest.mark.parametrize("words", OF_JOBS)
-def test_a_refused_job_is_one_line_with_what_to_do(api: KubernetesApi, start: Launch, words: str) -> None:
+def test_a_refused_job_is_one_line_with_what_to_do(api: KubernetesApi, start: Launcher, words: str) -> None:
     api.refusals = [WORDS[words]]
     assert start() == (2, [f"error: {OF_JOBS[words]}"])
     assert api.jobs == {}
 
 
-def test_a_quota_that_is_used_up_is_no_missing_right(api: KubernetesApi, start: Launch) -> None:
+def test_a_quota_that_is_used_up_is_no_missing_right(api: KubernetesApi, start: Launcher) -> None:
     used = WORDS["quota-of-jobs"]["message"].replace("sh=0", "sh=20")
     api.refusals = [WORDS["quota-of-jobs"] | {"message": used}]
     assert start() == (
@@ -71,7 +55,7 @@ def test_a_quota_that_is_used_up_is_no_missing_right(api: KubernetesApi, start: 
     )
 
 
-def test_another_webhook_is_named(api: KubernetesApi, start: Launch) -> None:
+def test_another_webhook_is_named(api: KubernetesApi, start: Launcher) -> None:
     """All webhooks' answers reach the client in the same words of the API server."""
     words = (
         WORDS["volcano-webhook"]["message"].replace("validatejob.volcano.sh", "validate.kyverno.svc-fail").rstrip(";")
@@ -86,10 +70,19 @@ def test_another_webhook_is_named(api: KubernetesApi, start: Launch) -> None:
     )
 
 
+@pytest.mark.parametrize(("verb", "resource"), [("create", "jobs"), ("list", "pods"), ("get", "pods/log")])
+def test_a_right_that_is_missing_is_named(api: KubernetesApi, start: Launcher, verb: str, resource: str) -> None:
+    api.forbidden.add((verb, resource))
+    status, lines = start(scenario=api.start if resource == "pods/log" else lambda: None)
+    assert status == 2
+    right = rf"error: not allowed to {verb} {resource}.* in namespace peco .*; give \S+ the role peco-jobs .*"
+    assert re.fullmatch(right, lines[-1])
+
+
 # What the cluster can't decide yet
 
 
-def test_a_quota_that_is_not_computed_yet_is_waited_for(api: KubernetesApi, start: Launch) -> None:
+def test_a_quota_that_is_not_computed_yet_is_waited_for(api: KubernetesApi, start: Launcher) -> None:
     api.refusals = [WORDS["quota-unknown"]] * 3
     assert start(scenario=lambda: complete(api)) == (
         0,
@@ -101,7 +94,7 @@ def test_a_quota_that_is_not_computed_yet_is_waited_for(api: KubernetesApi, star
 
 
 def test_a_quota_that_is_never_computed_ends_the_waiting(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kube, "PENDING_SECONDS", 0.1)
     api.refusals = [WORDS["quota-unknown"]] * 1000
@@ -113,7 +106,7 @@ def test_a_quota_that_is_never_computed_ends_the_waiting(
 
 
 def test_a_webhook_that_is_away_is_waited_for_like_the_api(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kube, "NOTICE_SECONDS", 0.5)
     api.refusals = [WORDS["webhook-away"]]
@@ -144,7 +137,7 @@ OF_PODS = {
 
 
 @pytest.mark.parametrize("words", OF_PODS)
-def test_a_job_whose_pods_are_refused_ends_in_one_line(api: KubernetesApi, start: Launch, words: str) -> None:
+def test_a_job_whose_pods_are_refused_ends_in_one_line(api: KubernetesApi, start: Launcher, words: str) -> None:
     api.admits = False
     result = start(scenario=lambda: leave_event(api, "FailedCreate", WORDS[words]))
     assert result == (2, [f"error: tokenizer: job {NAME} can't start: {OF_PODS[words]}"])
@@ -152,7 +145,7 @@ def test_a_job_whose_pods_are_refused_ends_in_one_line(api: KubernetesApi, start
 
 
 def test_pods_that_fit_the_quota_later_are_waited_for(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_NOTE_SECONDS", 0.1)
     api.admits = False
@@ -172,13 +165,13 @@ def test_pods_that_fit_the_quota_later_are_waited_for(
     )
 
 
-def test_two_pods_that_exceed_a_quota_together_are_not_waited_for(api: KubernetesApi, start: Launch) -> None:
+def test_two_pods_that_exceed_a_quota_together_are_not_waited_for(api: KubernetesApi, start: Launcher) -> None:
     api.admits = False
     status, [line] = start(Resources(nodes=2), lambda: leave_event(api, "FailedCreate", WORDS["quota-used"]))
     assert (status, "ask for less" in line) == (2, True)
 
 
-def test_events_that_the_account_cannot_read_leave_the_job_waiting(api: KubernetesApi, start: Launch) -> None:
+def test_events_that_the_account_cannot_read_leave_the_job_waiting(api: KubernetesApi, start: Launcher) -> None:
     api.forbidden.add(("list", "events"))
     api.admits = False
 

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import cluster_launcher
 import pytest
-from cluster_launcher import NAME, TIME, WORDS, Json, Launch, complete, has_sent, leave_event
+from cluster_launcher import NAME, TIME, WORDS, Json, Launcher, complete, has_sent, leave_event
 from kubernetes_api import KubernetesApi
 
 from peco.core.resources import Resources
 from pipelines.jobs import waiting
-
-
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
-    with cluster_launcher.served(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def start(api: KubernetesApi, capsys: pytest.CaptureFixture[str]) -> Launch:
-    return functools.partial(cluster_launcher.launch, api, capsys)
-
 
 READS = {("get", "queues"), ("list", "nodes")}
 
@@ -73,7 +57,7 @@ REQUEST = "2 nodes, each with cpu 32, memory 64Gi, nvidia.com/gpu 4"
     ],
 )
 def test_a_job_that_its_queue_can_never_take_is_not_created(
-    api: KubernetesApi, start: Launch, queues: list[Json], line: str
+    api: KubernetesApi, start: Launcher, queues: list[Json], line: str
 ) -> None:
     api.forbidden -= READS
     api.queues = {each["metadata"]["name"]: each for each in [*queues, queue("root")]}
@@ -83,7 +67,7 @@ def test_a_job_that_its_queue_can_never_take_is_not_created(
 
 @pytest.mark.parametrize("capability", [None, {"cpu": "64", "memory": "128Gi", "nvidia.com/gpu": "8"}, {"pods": "1"}])
 def test_a_job_as_large_as_its_queue_is_created(
-    api: KubernetesApi, start: Launch, capability: dict[str, str] | None
+    api: KubernetesApi, start: Launcher, capability: dict[str, str] | None
 ) -> None:
     api.forbidden -= READS
     found = queue(parent="")
@@ -93,11 +77,28 @@ def test_a_job_as_large_as_its_queue_is_created(
     assert start(GPUS, lambda: complete(api)) == (0, [])
 
 
-def test_a_queue_that_the_account_cannot_read_is_not_checked(api: KubernetesApi, start: Launch) -> None:
+def test_a_queue_that_the_account_cannot_read_is_not_checked(api: KubernetesApi, start: Launcher) -> None:
     assert start(GPUS, lambda: complete(api)) == (0, [])
 
 
 # Waiting for room
+
+
+def test_the_reason_of_the_scheduler_is_reported_once(
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "FIRST_NOTE_SECONDS", 0.0)
+    reason = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu"
+    api.waiting = {"conditions": [{"type": "PodScheduled", "status": "False", "message": reason}]}
+
+    def scenario() -> None:
+        api.wait_for(lambda: len(start.notes) > 1)
+        api.wait_for(has_sent(api, "/pods", 10))
+        complete(api)
+
+    status, [line] = start(scenario=scenario)
+    assert status == 0
+    assert re.match(rf"tokenizer: job {NAME} has been waiting for \d+ s: {reason}; it asks for ", line)
 
 
 def node(name: str, labels: Json | None = None, taints: list[Json] | None = None, **allocatable: str) -> Json:
@@ -118,7 +119,7 @@ COMMANDS = (
 )
 
 
-def notice(api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch, words: str | None) -> str:
+def notice(api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch, words: str | None) -> str:
     """The first notice of a job that is not admitted, without its start and the group's name."""
     monkeypatch.setattr(waiting, "FIRST_NOTE_SECONDS", 0.5)
     api.admits = False
@@ -141,7 +142,7 @@ def notice(api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch, w
 
 
 def test_a_waiting_job_reports_what_it_asks_for_and_what_there_is(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.forbidden -= READS
     api.queues = {"training": queue(capability={"cpu": "200", "memory": "1500Gi", "nvidia.com/gpu": "16"}, parent="")}
@@ -154,7 +155,7 @@ def test_a_waiting_job_reports_what_it_asks_for_and_what_there_is(
 
 
 def test_what_the_account_cannot_see_is_reported_as_such(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.forbidden.add(("list", "events"))
     assert notice(api, start, monkeypatch, None) == (
@@ -176,7 +177,7 @@ def test_what_the_account_cannot_see_is_reported_as_such(
     ],
 )
 def test_only_nodes_that_the_job_may_use_count(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch, nodes: list[Json], text: str
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch, nodes: list[Json], text: str
 ) -> None:
     api.forbidden.discard(("list", "nodes"))
     api.nodes = nodes
@@ -184,7 +185,7 @@ def test_only_nodes_that_the_job_may_use_count(
 
 
 def test_a_pod_that_its_node_cannot_set_up_reports_why(
-    api: KubernetesApi, start: Launch, monkeypatch: pytest.MonkeyPatch
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "FIRST_NOTE_SECONDS", 0.3)
     api.waiting = {"conditions": [{"type": "PodScheduled", "status": "True"}]}

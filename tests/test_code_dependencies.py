@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 
 import grimp
 import pytest
+from test_dvc_yaml import GRAPH, STAGES
 
-from pipelines.workflow.graph import Stage, load_graph
+from pipelines.workflow.graph import Stage
 
 ROOT = Path(__file__).parents[1]
-GRAPH = load_graph(ROOT)
 IMPORTS = grimp.build_graph("peco", exclude_type_checking_imports=True, cache_dir=None)
 MOST_BEYOND = 14
 
@@ -39,31 +39,31 @@ def named(stage: Stage) -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize("name", GRAPH.stages)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_all_that_it_imports(name: str) -> None:
     assert imported(GRAPH[name]) <= set().union(*named(GRAPH[name]).values())
 
 
-@pytest.mark.parametrize("name", GRAPH.stages)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_imports_something_of_each_folder_that_it_depends_on(name: str) -> None:
     needed = imported(GRAPH[name])
     assert [dep for dep, files in named(GRAPH[name]).items() if not files & needed] == []
 
 
-@pytest.mark.parametrize("name", GRAPH.stages)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_few_files_that_it_does_not_import(name: str) -> None:
     beyond = sorted(set().union(*named(GRAPH[name]).values()) - imported(GRAPH[name]))
     print(f"{name}: {len(beyond)} files beyond its imports: {' '.join(beyond)}")
     assert len(beyond) <= MOST_BEYOND
 
 
-@pytest.mark.parametrize("name", GRAPH.stages)
+@pytest.mark.parametrize("name", STAGES)
 def test_no_file_is_named_twice(name: str) -> None:
     files = [file for dep in named(GRAPH[name]).values() for file in dep]
     assert len(files) == len(set(files))
 
 
-@pytest.mark.parametrize("name", GRAPH.stages)
+@pytest.mark.parametrize("name", STAGES)
 def test_folders_are_named_and_single_files_only_where_a_folder_holds_several_stages(name: str) -> None:
     single = {dep for dep in named(GRAPH[name]) if dep.endswith(".py")}
     assert single <= {

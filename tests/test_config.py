@@ -117,7 +117,7 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
         (
             "dataset.labels",
             "tars",
-            "dataset.labels: 'tars' is not allowed; expected auto, folders or none where dataset.source is scenes",
+            "dataset.labels: 'tars' is not allowed; expected auto, folders, paths or none where dataset.source is scenes",
         ),
         (
             "dataset.image_field",
@@ -150,7 +150,7 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
         ),
         ("pretrain.optim.lr", "1e-3x", "pretrain.optim.lr: '1e-3x' is not allowed; expected a number"),
         ("tokens.view.scale", [0.9, 0.5], "tokens.view.scale: [0.9, 0.5] is not allowed"),
-        ("dataset", 3, "dataset: expected a group of parameters, got 3"),
+        ("dataset", 3, "dataset: 3 is not allowed; expected a group of parameters"),
         (
             "pretrain.optim.betas",
             [0.9, 1.0],

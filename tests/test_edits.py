@@ -134,21 +134,24 @@ launch("train")
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "named"),
+    ("old", "new", "settings", "named"),
     [
-        ("seed: 1", "seed: 22", "train: seed in params.yaml (1 -> 22) was edited after this run began"),
-        ("images: 4", "images: 5", ""),  # no parameter of this stage
+        ("seed: 1", "seed: 22", "", "train: seed in params.yaml (1 -> 22) was edited after this run began"),
+        ("images: 4", "images: 5", "", ""),  # no parameter of this stage
+        ("seed: 1", "seed: 1", "seed=1.0", ""),
+        # Another command wrote its value before the first stage began.
+        ("seed: 1", "seed: 1", "seed=21", "train: seed in params.yaml (21 -> 1) was edited after this run began"),
     ],
 )
 def test_a_later_stage_of_one_dvc_command_refuses_other_parameters_than_its_first_stage_found(
-    project: Path, old: str, new: str, named: str
+    project: Path, old: str, new: str, settings: str, named: str
 ) -> None:
     Path("launcher.py").write_text(LAUNCHER)
     Path("dvc").write_text(COMMAND)
     for _ in range(2):  # each command has parameters of its own
         Path("params.yaml").write_text(PARAMS)
         done = subprocess.run(
-            [sys.executable, "dvc", old, new],
+            [sys.executable, "dvc", old, new, "-S", settings],
             env={**os.environ, "PYTHONPATH": str(ROOT), "PECO_WORK": ""},
             capture_output=True, text=True, check=True,
         )  # fmt: skip

@@ -41,6 +41,8 @@ else:
     task = name.partition("@")[2]
     Path("metrics/evaluate").mkdir(parents=True, exist_ok=True)
     Path(f"metrics/evaluate/{task}.json").write_text(json.dumps({"score": 1}))
+    Path("scores").mkdir(exist_ok=True)
+    Path(f"scores/{task}.json").write_text(json.dumps({task: 1}))
     Path(f"metrics/pictures/{task}").mkdir(parents=True)
 """
 GRAPH = """\
@@ -54,8 +56,8 @@ stages:
     do:
       cmd: {python} stage.py evaluate@${{item}}
       deps: [model]
-      outs: ["metrics/pictures/${{item}}"]
-      metrics: ["metrics/evaluate/${{item}}.json"]
+      outs: ["metrics/evaluate/${{item}}.json", "metrics/pictures/${{item}}"]
+      metrics: ["scores/${{item}}.json"]
   report:
     cmd: {python} stage.py report
     deps: [metrics/evaluate/a.json, metrics/evaluate/b.json, metrics/evaluate/c.json, metrics/pictures/a, metrics/pictures/b]

@@ -62,6 +62,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "e": {"cmd": "e", "deps": ["d/a/inner.txt", "m", "p/x.tsv"]},
         "f": {"cmd": "f", "deps": ["./db"]},
     },
+    "working folders": {
+        "a": {"cmd": "a", "wdir": "sub", "deps": ["../d/x"], "outs": ["o"]},
+        "b": {"cmd": "b", "deps": ["in"], "outs": ["d/x"]},
+        "c": {"cmd": "c", "wdir": ".", "deps": ["sub/o"], "outs": ["sub/c"]},
+    },
     "list of parameters": {
         "a": {"foreach": "${names}", "do": {"cmd": "run ${item}", "outs": ["out/${item}"]}},
         "b": {"cmd": "b", "deps": ["out/x"]},
@@ -148,7 +153,6 @@ def test_params_are_the_keys_of_params_yaml(tmp_path: Path) -> None:
     [
         ({"a": {"cmd": "a", "deps": ["${no.such}"]}}, r"dvc\.yaml: a: \$\{no\.such\} is not in params\.yaml"),
         ({"a": {"matrix": {"x": [1]}, "cmd": "a"}}, "matrix is not supported"),
-        ({"a": {"cmd": "a", "wdir": "x"}}, "wdir is not supported"),
         ({"a": {"foreach": "${seed}", "do": {"cmd": "a"}}}, "expected a list or a mapping"),
     ],
 )

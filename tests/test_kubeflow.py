@@ -16,6 +16,7 @@ from test_graph import dvc_graph
 
 from peco.core.errors import PecoError
 from pipelines.kfp import compile as compiler
+from pipelines.kfp.page import has_page
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.target import Target
 from pipelines.workflow import stage_resources
@@ -72,6 +73,10 @@ class Compiled:
     def env(self, name: str) -> dict[str, str]:
         return {item["name"]: item["value"] for item in self.container(name)["env"]}
 
+    def inputs(self, name: str) -> dict[str, Any]:
+        inputs: dict[str, Any] = self.tasks[name].get("inputs", {}).get("parameters", {})
+        return inputs
+
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
@@ -105,7 +110,7 @@ def stages(draw: st.DrawFn) -> dict[str, Any]:
     return dict(draw(st.permutations(list(generated.items()))))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(generated=stages())
 def test_the_edges_are_those_of_dvc_in_any_graph(tmp_path: Path, generated: dict[str, Any]) -> None:
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": generated}, sort_keys=False))
@@ -116,17 +121,34 @@ def test_the_edges_are_those_of_dvc_in_any_graph(tmp_path: Path, generated: dict
     assert compiled_edges(found.ir) == edges
 
 
-def test_the_last_task_comes_after_all_others(compiled: Compiled) -> None:
-    tasks = compiled.ir["root"]["dag"]["tasks"]
-    assert set(compiled.tasks[compiler.COLLECT]["dependentTasks"]) == set(tasks) - {compiler.COLLECT}
+def test_the_last_task_comes_after_those_that_no_stage_depends_on(compiled: Compiled) -> None:
+    assert compiled.tasks[compiler.COLLECT]["dependentTasks"] == ["report"]
+
+
+ROOTS = [name for name in GRAPH.stages if not any(stage == name for stage, _ in GRAPH.edges)]
+ID = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_stages_that_depend_on_no_other_receive_the_parameters_of_the_run(compiled: Compiled, name: str) -> None:
-    inputs = compiled.tasks[name]["inputs"]["parameters"]
-    own = {"run"} if name == compiler.COLLECT else {"run", "stage"}
-    assert set(inputs) == (own | set(DEFAULTS.as_dict()) if name in ("annotations", "shards") else own)
-    assert inputs["run"]["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}"
+    inputs = compiled.inputs(name)
+    if name in ROOTS:
+        assert set(inputs) == {"run", "stage", *DEFAULTS.as_dict()} and inputs["run"] == ID
+    else:
+        assert inputs == ({"run": ID} if name == compiler.COLLECT else {})
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPH.stages if name not in ROOTS])
+def test_the_other_stages_have_their_name_as_argument_and_the_run_in_their_environment(
+    compiled: Compiled, name: str
+) -> None:
+    container = compiled.container(name)
+    page = ["{{$.outputs.artifacts['page'].path}}"] if has_page(GRAPH[name]) else []
+    assert container["command"] == ["python3", "-m", "pipelines.kfp.stage_command"]
+    assert container["args"] == [name, *page]
+    assert compiled.pod(name)["fieldPathAsEnv"] == [
+        {"name": "PECO_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+    ]
 
 
 def test_stages_with_curves_and_the_report_have_a_page_and_the_last_task_the_numbers(compiled: Compiled) -> None:
@@ -151,17 +173,6 @@ def test_nothing_is_cached_by_kubeflow(compiled: Compiled) -> None:
         assert not task["cachingOptions"].get("enableCache")
 
 
-def test_retries_are_those_of_the_stage(compiled: Compiled, tmp_path: Path) -> None:
-    requested = {name: stage_resources.resolve(GRAPH[name], {}).retries for name in GRAPH.stages}
-    requested[compiler.COLLECT] = max(requested.values())
-    for name, retries in requested.items():
-        assert compiled.tasks[name].get("retryPolicy", {}).get("maxRetryCount", 0) == retries
-    other = dataclasses.replace(TARGET, settings={"PECO_RETRIES": "0", "PECO_RETRIES_PRETRAIN": "5"})
-    found = {name: task.get("retryPolicy") for name, task in Compiled(tmp_path, GRAPH, other).tasks.items()}
-    assert found["pretrain"]["maxRetryCount"] == 5 and found["pretrain"]["backoffDuration"]
-    assert [name for name in GRAPH.stages if found[name]] == ["pretrain"]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pod_has_the_volume_and_a_time_limit(compiled: Compiled, name: str) -> None:
     pod = compiled.pod(name)
@@ -175,7 +186,7 @@ def test_a_pod_has_the_volume_and_a_time_limit(compiled: Compiled, name: str) ->
 def test_a_pod_requests_few_resources_and_installs_nothing(compiled: Compiled, name: str) -> None:
     container = compiled.container(name)
     assert container["image"] == TARGET.image
-    assert container["command"] == ["python3", "-m", "pipelines.kfp.components"]
+    assert container["command"][:2] == ["python3", "-m"]
     assert "accelerator" not in container["resources"]
     assert container["resources"] == compiled.container("shards")["resources"]
 
@@ -220,7 +231,7 @@ def test_on_this_machine_a_pipeline_has_no_settings_of_kubernetes(tmp_path: Path
     found = Compiled(tmp_path, GRAPH, Target(volume_claim="", scheduler="local_cwd", workspaces="/w", cache="/c"))
     assert found.pods == {}
     assert found.env("shards") == {"PECO_SCHEDULER": "local_cwd", "PECO_WORKSPACES": "/w", "PECO_CACHE": "/c"}
-    assert not any("retryPolicy" in task for task in found.tasks.values())
+    assert all(found.inputs(name)["stage"] == {"runtimeValue": {"constant": name}} for name in GRAPH.stages)
 
 
 def test_a_target_is_read_from_the_environment() -> None:

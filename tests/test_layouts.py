@@ -136,6 +136,15 @@ KINDS = {
         several("training_data/train/{c}/{i}.jpg", 10) + several("training_data/val/{c}/{i}.jpg", 7), (20, 14), CD
     ),
     "splits below the classes": Kind(several("{c}/train/{i}.jpg", 10) + several("{c}/val/{i}.jpg", 7), (20, 14), CD),
+    "splits below the classes, some with train only": Kind(
+        several("{c}/train/{i}.jpg", 10, (*CD, "eel")) + several("{c}/val/{i}.jpg", 7), (30, 14), ("cat", "dog", "eel")
+    ),
+    "a single class, as a class": Kind(
+        several("train/cat/{i}.jpg", 10) + several("val/cat/{i}.jpg", 4),
+        (10, 4),
+        ("cat",),
+        options={"labels": "folders"},
+    ),
     "unlabelled test": Kind(
         several("train/{c}/{i}.jpg", 10) + several("test/{i}.jpg", 7),
         (18, 2),
@@ -153,6 +162,32 @@ KINDS = {
         CD,
         {"hidden": 1},
     ),
+    "doubled under a longer name": Kind(
+        several("cars_train/cars_train/{i}.jpg", 10) + several("cars_test/cars_test/{i}.jpg", 4), (10, 4)
+    ),
+    "train_mini, public_test": Kind(
+        several("train_mini/{c}/{i}.jpg", 10) + several("val/{c}/{i}.jpg", 4) + several("public_test/{i}.jpg", 6),
+        (20, 8),
+        CD,
+        {TEST: 6},
+    ),
+    "any words, if all folders name splits": Kind(
+        several("train_a/{c}/{i}.jpg", 10) + several("val_b/{c}/{i}.jpg", 4), (20, 8), CD
+    ),
+    "trainval": Kind(several("trainval/{c}/{i}.jpg", 10) + several("test/{c}/{i}.jpg", 4), (20, 8), CD),
+    "train_val": Kind(several("train_val/{c}/{i}.jpg", 10) + several("test/{c}/{i}.jpg", 4), (20, 8), CD),
+    "a folder that holds all classes of each split": Kind(
+        several("train/animals/{c}/{i}.jpg", 10) + several("val/animals/{c}/{i}.jpg", 4) + several("test/{i}.jpg", 3),
+        (20, 8),
+        CD,
+        {TEST: 3},
+    ),
+    "classes of val that train lacks": Kind(
+        several("train/{c}/{i}.jpg", 10) + several("val/{c}/{i}.jpg", 4, ("cat", "eel")),
+        (20, 8),
+        ("cat", "dog", "eel"),
+        note="warning: 1 of 3 classes have no image of train: eel",
+    ),
     # classes
     "classes": Kind(several("{c}/{i}.jpg", 10), (18, 2), CD),
     "a class called train": Kind(
@@ -165,6 +200,43 @@ KINDS = {
         options={"labels": "folders"},
     ),
     "a class called test": Kind(several("{c}/{i}.jpg", 10, ("test", "cat")), (18, 2), ("cat", "test")),
+    "classes that differ in capitals": Kind(
+        several("{c}/{i}.jpg", 10, ("Cat", "cat", "dog")),
+        (27, 3),
+        ("Cat", "cat", "dog"),
+        note="warning: classes that differ in capitals only: Cat, cat",
+    ),
+    "folders below classes": Kind(
+        several("{c}/1/{i}.jpg", 5, ("a/abbey", "a/attic", "b/barn")),
+        (13, 2),
+        ("a", "b"),
+        note="images lie below them (a/abbey/1, …): dataset.labels=paths",
+    ),
+    "folders below classes, as classes": Kind(
+        several("{c}/{i}.jpg", 5, ("a/abbey", "a/attic", "b/barn")),
+        (12, 3),
+        ("a/abbey", "a/attic", "b/barn"),
+        options={"labels": "paths"},
+    ),
+    "folders below splits, as classes": Kind(
+        several("train/{c}/{i}.jpg", 5, ("a/abbey", "b/barn")) + several("val/{c}/{i}.jpg", 2, ("a/abbey", "b/barn")),
+        (10, 4),
+        ("a/abbey", "b/barn"),
+        options={"labels": "paths"},
+    ),
+    "one folder is no class": Kind(several("pictures of cats/{i}.jpg", 10), (9, 1)),
+    "folders of numbers are no camera": Kind(
+        several("{c}/{i}.jpg", 10, ("00000001", "20000002")), (18, 2), ("00000001", "20000002")
+    ),
+    "files of a NAS": Kind(
+        [*several("{c}/{i}.jpg", 10), "cat/@eaDir/1.jpg/SYNO.jpg", "#recycle/2.jpg"],
+        (18, 2),
+        CD,
+        {"hidden": 2},
+    ),
+    "an archive beside classes": Kind(
+        [*several("{c}/{i}.jpg", 10), "more.zip"], (18, 2), CD, {NO_IMAGE: 1}, note="not read: archives (more.zip)"
+    ),
     "classes with words of splits": Kind(
         several("{c}/{i}.jpg", 10, ("train_station", "bus_stop")), (18, 2), ("bus_stop", "train_station")
     ),
@@ -203,6 +275,8 @@ KINDS = {
         several("train/{c}/{i}.jpg", 10) + several("val/{c}/{i}.jpg", 7), (20, 14), options={"labels": "none"}
     ),
     "a camera": Kind(several("DCIM/{c}/IMG_{i}.JPG", 10, ("100APPLE", "101APPLE")), (18, 2)),
+    "a phone": Kind(several("phone/{c}/{i}.jpg", 10, ("DCIM/Camera", "Pictures/Screenshots")), (18, 2)),
+    "folders of days": Kind(several("{c}/{i}.jpg", 10, ("20190501", "20190612")), (18, 2)),
     "Takeout": Kind(
         several("Takeout/Google Photos/{c}/IMG_{i}.jpg", 10, ("Photos from 2019", "Rome"))
         + several("Takeout/Google Photos/{c}/IMG_{i}.jpg.json", 10, ("Photos from 2019", "Rome")),
@@ -298,6 +372,68 @@ KINDS = {
         (6, 3),
         left={"masks": 9},
     ),
+    "BDD100K, with coloured masks": Kind(
+        several("seg/images/train/{i}.jpg", 6)
+        + several("seg/images/val/{i}.jpg", 3)
+        + several("seg/labels/train/{i}_train_id.png", 6)
+        + several("seg/color_labels/train/{i}_train_color.png", 6),
+        (6, 3),
+        left={"masks": 12},
+    ),
+    "Mapillary Vistas 2": Kind(
+        several("training/images/{i}.jpg", 6)
+        + several("validation/images/{i}.jpg", 3)
+        + several("training/v1.2/{c}/{i}.png", 6, ("instances", "labels"))
+        + several("training/v2.0/panoptic/{i}.png", 6),
+        (6, 3),
+        left={"masks": 18},
+    ),
+    "LoveDA": Kind(
+        several("Train/{c}/images_png/{i}.png", 5, ("Rural", "Urban"))
+        + several("Train/{c}/masks_png/{i}.png", 5, ("Rural", "Urban"))
+        + several("Val/{c}/images_png/{i}.png", 2, ("Rural", "Urban")),
+        (10, 4),
+        left={"masks": 10},
+    ),
+    "CelebAMask-HQ": Kind(
+        several("CelebA-HQ-img/{i}.jpg", 10) + several("CelebAMask-HQ-mask-anno/0/{i:05d}_hair.png", 10),
+        (9, 1),
+        left={"masks": 10},
+    ),
+    "labelme's export": Kind(
+        several("JPEGImages/{i}.jpg", 10)
+        + several("SegmentationClassPNG/{i}.png", 10)
+        + several("SegmentationClassVisualization/{i}.jpg", 10),
+        (9, 1),
+        left={"masks": 20},
+    ),
+    "ADE20K in full, with parts of objects": Kind(
+        several("images/training/urban/street/{i}.jpg", 10)
+        + several("images/training/urban/street/{i}_seg.png", 10)
+        + several("images/training/urban/street/{i}_parts_1.png", 10)
+        + several("images/training/urban/street/{i}/instance_000.png", 10),
+        (9, 1),
+        left={"masks": 30},
+    ),
+    "FiftyOne": Kind(
+        several("train/data/{i}.jpg", 10)
+        + several("train/labels/masks/{i}.png", 3)
+        + several("validation/data/{i}.jpg", 4),
+        (10, 4),
+        left={"masks": 3},
+    ),
+    "MVTec, each object with splits": Kind(
+        several("{c}/train/good/{i}.png", 5, ("bottle", "cable"))
+        + several("{c}/test/broken/{i}.png", 2, ("bottle", "cable"))
+        + several("{c}/ground_truth/broken/{i}_mask.png", 2, ("bottle", "cable")),
+        (10, 4),
+        left={"masks": 4},
+    ),
+    "an unknown folder beside images and masks": Kind(
+        several("images/{i}.jpg", 10) + several("masks/{i}.png", 10) + several("edges/{i}.png", 10),
+        (9, 1),
+        left={"masks": 10, "beside the folders of images and masks": 10},
+    ),
     "Carvana": Kind(several("train/{i}.jpg", 10) + several("train_masks/{i}_mask.gif", 10), (9, 1), left={"masks": 10}),
     "an annotated set, its folders as classes": Kind(
         several("images/{c}/{i}.jpg", 10) + several("segmentations/{c}/{i}.png", 10),
@@ -360,6 +496,47 @@ KINDS = {
         CD,
         {NO_IMAGE: 1},
     ),
+    "train.csv and val.csv over folders with the same names": Kind(
+        {
+            "train.csv": text("file,label", *(f"{i}.jpg,{CD[i % 2]}" for i in range(14))),
+            "val.csv": text("file,label", *(f"{i}.jpg,{CD[i % 2]}" for i in range(6))),
+            **dict.fromkeys(several("train/{i}.jpg", 14), b""),
+            **dict.fromkeys(several("val/{i}.jpg", 6), b""),
+        },
+        (14, 6),
+        CD,
+        {NO_IMAGE: 2},
+        note="labels (column label) are read from val.csv",
+    ),
+    "a table called test, of all images": Kind(
+        {
+            "test.csv": text("file,label", *(f"{i}.jpg,{CD[i % 2]}" for i in range(20))),
+            **dict.fromkeys(several("{i}.jpg", 20), b""),
+        },
+        (18, 2),
+        CD,
+        {NO_IMAGE: 1},
+    ),
+    "a table whose names fit several images": Kind(
+        {
+            "labels.csv": text("folder,file,label", *(f"{c},{i}.jpg,x" for c in CD for i in range(10))),
+            **dict.fromkeys(several("{c}/{i}.jpg", 10), b""),
+        },
+        (18, 2),
+        CD,
+        {NO_IMAGE: 1},
+        note="labels.csv is not read, since its rows name no images, or several each",
+    ),
+    "labels of val in a table, those of train in folders": Kind(
+        {
+            "val_labels.csv": text("file,label", *(f"v{i}.jpg,{CD[i % 2]}" for i in range(6))),
+            **dict.fromkeys(several("train/{c}/{i}.jpg", 8), b""),
+            **dict.fromkeys(several("val/v{i}.jpg", 6), b""),
+        },
+        (16, 6),
+        CD,
+        {NO_IMAGE: 1},
+    ),
     "a column by its name": Kind(
         {
             "HAM_metadata.csv": text("lesion,image_id,kind,age", *(f"L{i},I_{i},{CD[i % 2]},40" for i in range(20))),
@@ -407,6 +584,155 @@ KINDS = {
         CD,
         {NO_IMAGE: 1},
         note="2 rows of labels.csv name no image, the first 20.jpg",
+    ),
+    "CelebA, partitions by number": Kind(
+        {
+            "list_eval_partition.csv": text(
+                "image_id,partition", *(f"{i:06d}.jpg,{0 if i < 14 else 1 if i < 17 else 2}" for i in range(20))
+            ),
+            "list_attr_celeba.csv": text("image_id,Male,Young", *(f"{i:06d}.jpg,1,-1" for i in range(20))),
+            "list_bbox_celeba.csv": text("image_id,x_1,y_1", *(f"{i:06d}.jpg,95,71" for i in range(20))),
+            **dict.fromkeys(several("img/{i:06d}.jpg", 20), b""),
+        },
+        (14, 3),
+        left={NO_IMAGE: 3, TEST: 3},
+        note="splits (column partition: 0 is train, 1 is val, 2 is test) are read from list_eval_partition.csv",
+    ),
+    "fastai's is_valid": Kind(
+        {
+            "labels.csv": text("fname,label,is_valid", *(f"{i},{CD[i % 2]},{i >= 14}" for i in range(20))),
+            **dict.fromkeys(several("{i}.jpg", 20), b""),
+        },
+        (14, 6),
+        CD,
+        {NO_IMAGE: 1},
+        note="labels (column label) and splits (column is_valid: False is train, True is val) are read from labels.csv",
+    ),
+    "GTSRB, classes in columns of three tables": Kind(
+        {
+            "Train.csv": text("Width,ClassId,Path", *(f"27,{c},Train/{c}/{i}.png" for c in "01" for i in range(8))),
+            "Test.csv": text("Width,ClassId,Path", *(f"27,{i % 2},Test/{i:05d}.png" for i in range(6))),
+            **dict.fromkeys(several("Train/{c}/{i}.png", 8, "01"), b""),
+            **dict.fromkeys(several("Test/{i:05d}.png", 6), b""),
+        },
+        (16, 6),
+        ("0", "1"),
+        {NO_IMAGE: 2},
+        note="labels (column ClassId) are read from Test.csv",
+    ),
+    "ChestX-ray14, several labels and lists": Kind(
+        {
+            "Data_Entry.csv": text(
+                "Image Index,Finding Labels,Age", *(f"{i}.png,{('A', 'B', 'A|B')[i % 3]},40" for i in range(12))
+            ),
+            "BBox_List.csv": text("Image Index,Finding Label,Bbox [x,y,w,h]", "0.png,A,1,2,3,4"),
+            "train_val_list.txt": text(*(f"{i}.png" for i in range(9))),
+            "test_list.txt": text(*(f"{i}.png" for i in range(9, 12))),
+            **dict.fromkeys(several("images_001/images/{i}.png", 12), b""),
+        },
+        (9, 3),
+        ("A", "B"),
+        {NO_IMAGE: 4},
+        note="4 rows of Data_Entry.csv have several labels: their images get none",
+    ),
+    "a CSV of addresses with numbers as labels": Kind(
+        {
+            "labels.csv": text("image,label", *(f"https://x.y/a/{i}.jpeg?w=3,{i % 2}" for i in range(20))),
+            **dict.fromkeys(several("{i}.jpg", 20), b""),
+        },
+        (18, 2),
+        ("0", "1"),
+        {NO_IMAGE: 1},
+    ),
+    "Windows' paths, a byte order mark, quotes": Kind(
+        {
+            "labels.csv": b"\xef\xbb\xbf"
+            + text('"File";"Class"', *(f'"C:\\set\\{i}.jpg";"{CD[i % 2]}"' for i in range(20))),
+            **dict.fromkeys(several("set/{i}.jpg", 20), b""),
+        },
+        (18, 2),
+        CD,
+        {NO_IMAGE: 1},
+    ),
+    "several labels of an image in columns": Kind(
+        {
+            "train/_classes.csv": text("filename, a, b", *(f"{i}.jpg, 1, {i % 2}" for i in range(10))),
+            "valid/_classes.csv": text("filename, a, b", *(f"v{i}.jpg, {i % 2}, {1 - i % 2}" for i in range(4))),
+            **dict.fromkeys(several("train/{i}.jpg", 10), b""),
+            **dict.fromkeys(several("valid/v{i}.jpg", 4), b""),
+        },
+        (10, 4),
+        left={NO_IMAGE: 2},
+        note="train/_classes.csv names images, but no column is known to be their labels (a, b)",
+    ),
+    "folders of patients, a table of findings": Kind(
+        {
+            "train.csv": text("Path,Sex,Edema", *(f"train/{c}/{i}.jpg,F,1.0" for c in CD for i in range(10))),
+            **dict.fromkeys(several("train/{c}/{i}.jpg", 10), b""),
+        },
+        (18, 2),
+        CD,
+        {NO_IMAGE: 1},
+        note="no column is known to be their labels (Sex, Edema): dataset.label_field names one",
+    ),
+    "labels as JSON": Kind(
+        {"labels.json": b'{"0.jpg": "cat"}', **dict.fromkeys(several("{i}.jpg", 10), b"")},
+        (9, 1),
+        left={NO_IMAGE: 1},
+        note="no labels are read from labels.json; labels must be a column of a CSV, TSV or jsonl",
+    ),
+    "lists with labels": Kind(
+        {
+            "train.txt": text(*(f"images/{i}.jpg {i % 2}" for i in range(14))),
+            "val.txt": text(*(f"images/{i}.jpg {i % 2}" for i in range(14, 20))),
+            **dict.fromkeys(several("images/{i}.jpg", 20), b""),
+        },
+        (14, 6),
+        ("0", "1"),
+        {NO_IMAGE: 2},
+        note="splits and labels are read from train.txt, val.txt",
+    ),
+    "names with blanks, labels after commas": Kind(
+        {
+            "train.txt": text(*(f"images/my cat {i}.jpg, {CD[i % 2]}" for i in range(14))),
+            "test.txt": text(*(f"images/my cat {i}.jpg, {CD[i % 2]}" for i in range(14, 20))),
+            **dict.fromkeys(several("images/my cat {i}.jpg", 20), b""),
+        },
+        (14, 6),
+        CD,
+        {NO_IMAGE: 2},
+    ),
+    "lists in parts": Kind(
+        {
+            "train1.txt": text(*(f"{i}.jpg" for i in range(7))),
+            "train2.txt": text(*(f"{i}.jpg" for i in range(7, 14))),
+            "val.txt": text(*(f"{i}.jpg" for i in range(14, 20))),
+            **dict.fromkeys(several("{i}.jpg", 20), b""),
+        },
+        (14, 6),
+        left={NO_IMAGE: 3},
+    ),
+    "boxes in JSON lines are no labels": Kind(
+        {
+            "metadata.jsonl": text(*(f'{{"file_name": "{i}.jpg", "objects": {{"bbox": [1]}}}}' for i in range(10))),
+            **dict.fromkeys(several("{i}.jpg", 10), b""),
+        },
+        (9, 1),
+        left={NO_IMAGE: 1},
+    ),
+    "DTD, ten divisions": Kind(
+        {
+            **dict.fromkeys(several("images/{c}/{i}.jpg", 10), b""),
+            **{
+                f"labels/{split}{n}.txt": text(*(f"{c}/{(i + n) % 10}.jpg" for c in CD for i in part))
+                for split, part in (("train", range(4)), ("val", range(4, 7)), ("test", range(7, 10)))
+                for n in (1, 2)
+            },
+        },
+        (8, 6),
+        CD,
+        {NO_IMAGE: 6, TEST: 6},
+        note="splits are read from labels/test1.txt, labels/train1.txt, labels/val1.txt",
     ),
     "Food-101": Kind(
         {
@@ -500,8 +826,20 @@ REFUSALS = {
         ["train2014/1.jpg", "train2017/1.jpg", "val2017/1.jpg"],
         "train2014 and train2017 both name the split train",
     ),
+    "two sets with splits": (
+        ["a/train/x/1.jpg", "a/val/x/2.jpg", "b/train/x/3.jpg", "b/val/x/4.jpg", "c/5.jpg"],
+        "a and b hold splits of their own, which are no classes; name the folder that is meant",
+    ),
+    "two lists for an image": (
+        {"train.txt": b"1.jpg\n2.jpg\n", "val.txt": b"2.jpg\n", "1.jpg": b"", "2.jpg": b""},
+        "train.txt and val.txt both list 2.jpg; remove it from one of them, or remove a list",
+    ),
     "no train": (["val/a/1.jpg", "test/a/1.jpg"], "there is test, val, but no train"),
     "no image": (["README.md"], "no image found; expected images in train/<class>/"),
+    "a row without a split": (
+        {"a.csv": b"file,label,split\n1.jpg,cat,train\n2.jpg,dog,\n", "1.jpg": b"", "2.jpg": b""},
+        "a.csv: '' in the column split is no split; expected train, val or test in each row",
+    ),
     "two labels for an image": (
         {"a.csv": b"file,label\n1.jpg,cat\n1.jpg,dog\n", "1.jpg": b""},
         "a.csv gives 1.jpg the labels cat and dog; keep one, or set dataset.label_field",

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +308,22 @@ def test_twelve_bits_of_sixteen_are_reported_and_can_be_stretched(tmp_path: Path
     assert index["notes"][-1].endswith("so values outside are clipped")
 
 
+def test_colours_of_sixteen_bits_are_reported(tmp_path: Path) -> None:
+    """Pillow reads them by their upper 8 bits, so that 12 bits come out nearly black."""
+    row = b"\0" + struct.pack(">48H", *([4000, 100, 800] * 16))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(row * 16)),
+        (b"IEND", b""),
+    )
+    data = b"".join(struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks)
+    index, _ = packed(tmp_path, put(tmp_path / "in", "1.png", "2.png", data=b"\x89PNG\r\n\x1a\n" + data))
+    assert index["notes"][-1] == (
+        "warning: 2 16-bit colour images are read by their upper 8 bits, without dataset.range_16bit; their values reach 3855 "
+        "only, so they come out nearly black: stretch them to 65535 first"
+    )
+
+
 # --- what is left out
 
 
@@ -354,7 +372,7 @@ REFUSED = {
     "tfrecord": (("train.tfrecord-00000-of-00002",), "TFRecords"),
     "numpy": (("x_train.npy",), "NumPy arrays"),
     "dicom": (("1.dcm",), "medical images"),
-    "zips": (("a.zip",), "archives in a folder"),
+    "zips": (("a.zip",), "archives ("),
 }
 
 
@@ -367,6 +385,25 @@ def test_data_sets_without_image_files_are_refused_by_name(name: str, tmp_path: 
     with tarfile.open(tmp_path / "in.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "in", "in")
     assert f"holds {what}" in refusal(detect_source, tmp_path / "in.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("photos.7z", "photos.7z: this kind of archive is not read; unpack it, and name the folder"),
+        ("photos.tar.zst", "photos.tar.zst: this kind of archive is not read; unpack it, and name the folder"),
+        ("1.jpg", "1.jpg: a single image; name the folder of the images"),
+    ],
+)
+def test_files_that_are_no_data_set_are_refused(name: str, expected: str, tmp_path: Path) -> None:
+    put(tmp_path, name)
+    assert refusal(detect_source, tmp_path / name).endswith(expected)
+
+
+def test_pointers_of_git_lfs_are_named(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    root = put(put(tmp_path / "in", "1.png", "2.png"), "3.png", data=pointer)
+    assert "3.png (a pointer of Git LFS, not the image (`git lfs pull` fetches it))" in refusal(packed, tmp_path, root)
 
 
 def test_a_table_is_not_taken_for_a_list_of_tars(tmp_path: Path) -> None:

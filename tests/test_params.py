@@ -23,7 +23,7 @@ from peco.core.params import load_params
 from peco.sources.detect import detect_source
 from peco.sources.open import open_source
 from pipelines import params
-from pipelines.workflow import compose, inputs
+from pipelines.workflow import compose, input_check, inputs
 
 ENV = {
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
@@ -301,6 +301,25 @@ def test_images_that_the_first_stage_would_refuse_are_refused_before_it(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], Path], message: str
 ) -> None:
     assert message in refusal(project, capsys, "--preset", "cifar", "--data", str(make(tmp_path)))
+
+
+def test_make_repro_checks_the_images_once_for_each_content_and_parameters(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = folder(tmp_path / "photos", PHOTOS)
+    assert params.main(["--preset", "cifar", "--data", str(photos)]) == 0
+    capsys.readouterr()
+    shutil.rmtree(project / "data/photos/train")  # not seen: neither the `.dvc` file nor a parameter has changed
+    input_check.check_once(load_params().dataset)
+    assert capsys.readouterr().err == ""
+    assert params.main(["dataset.val_fraction=0.2"]) == 0
+    with pytest.raises(PecoError, match="data/photos: there is val, but no train"):
+        input_check.check_once(load_params().dataset)
+    folder(project / "data/photos", PHOTOS)
+    capsys.readouterr()
+    input_check.check_once(load_params().dataset)
+    input_check.check_once(load_params().dataset)
+    assert capsys.readouterr().err.count("data/photos: read as: ") == 1
 
 
 def test_tars_with_several_readings_are_refused_until_a_parameter_chooses(

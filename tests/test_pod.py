@@ -105,16 +105,18 @@ def test_a_wrong_umask_is_refused(given: str) -> None:
         pod.enter({"PECO_UMASK": given})
 
 
-def test_the_command_of_a_task_runs_the_function_that_kubeflow_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["a function that Kubeflow names", "a command"])
+def test_the_command_of_a_task_runs_the_step(tmp_path: Path, way: str) -> None:
     given = {
         "inputs": {"parameterValues": {"run": "first", "stage": "shards"}},
         "outputs": {"outputFile": str(tmp_path / "out" / "output.json")},
     }
-    command = ["--executor_input", json.dumps(given), "--function_to_execute", "run_stage"]
+    function = ["--executor_input", json.dumps(given), "--function_to_execute", "run_stage"]
+    command = ["stage_command", "shards"] if way == "a command" else ["components", *function]
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.kfp.components", *command],
+        [sys.executable, "-m", f"pipelines.kfp.{command[0]}", *command[1:]],
         cwd=ROOT,
-        env={**os.environ, "PECO_WORKSPACES": str(tmp_path / "workspaces")},
+        env={**os.environ, "PECO_WORKSPACES": str(tmp_path / "workspaces"), "PECO_RUN": "first"},
         capture_output=True,
         text=True,
         check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from cheap_project import ROOT, left_over, wait_for
+from dvc.rwlock import SCHEMA as DVC_LOCK
 
 from pipelines import repro
+from pipelines.workflow import processes
 from pipelines.workflow.compose import compose_params, render
 
 
@@ -29,6 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "dvc.py").write_text(
         "import sys\nfrom pathlib import Path\nPath('called').write_text(' '.join(sys.argv[1:]))"
     )
+    subprocess.run(["git", "init", "-q"], check=True)
     return tmp_path
 
 
@@ -104,7 +108,7 @@ def test_an_empty_lock_and_unknown_architectures_are_reported_at_the_start(
 ) -> None:
     (project / "dvc.lock").touch()
     assert repro.main([]) == 2
-    assert capsys.readouterr().err.startswith("error: dvc.lock: is empty; `git checkout dvc.lock` restores")
+    assert capsys.readouterr().err.startswith("error: dvc.lock: is empty or damaged; `git checkout dvc.lock` restores")
     (project / "dvc.lock").unlink()
     (project / "params.yaml").write_text(render(compose_params("smoke", ["pretrain.vit.arch=beit_nonsense"])))
     assert repro.main([]) == 2
@@ -159,7 +163,69 @@ def test_locks_of_a_dvc_that_was_killed_are_removed(project: Path, holder: str, 
     pid = os.getpid() if holder == "this process" else child.pid
     lock = project / ".dvc/tmp/rwlock"
     lock.parent.mkdir(parents=True)
-    lock.write_text(json.dumps({"metrics/shards.json": {"write": {"pid": pid, "cmd": "dvc repro"}}, "x": {"read": []}}))
+    holder_info = {"pid": pid, "cmd": "dvc repro"}
+    content = {"write": {"metrics/shards.json": holder_info}, "read": {"data": [holder_info], "peco": []}}
+    assert DVC_LOCK(content) == content
+    lock.write_text(json.dumps(content))
     assert repro.main([]) == 0
     assert lock.exists() == kept
     child.wait()
+
+
+def test_a_file_of_locks_that_a_kill_has_cut_is_removed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC refuses to run with it."""
+    monkeypatch.setattr(processes, "KILLED_SECONDS", 0.3)
+    lock = project / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"write": {"metrics/sha')
+    assert repro.main([]) == 0
+    assert not lock.exists()
+
+
+def test_temporary_files_of_a_dvc_that_was_killed_are_removed(project: Path) -> None:
+    """In its run-cache DVC would take the newest one for a record of the stage."""
+    temporary = ".tn1Zs7Jx0Qw-Hk_3cVbM9A.tmp"
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text("[cache]\n    dir = ../store\n")
+    (project / "dvc.yaml").write_text("stages: {a: {cmd: x, outs: [artifacts/a]}}\n")
+    places = [project / path for path in ("store/runs/aa/aab", "store/files/md5/cc", "store/files/md5", "artifacts")]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+        for name in (temporary, ".a.tmp", "kept"):
+            (place / name).touch()
+            os.utime(place / name, (0, 0))
+    (project / "store/runs/bb/bbc").mkdir(parents=True)  # an empty folder, with which DVC fails in every later run
+    os.utime(project / "store/runs/bb/bbc", (0, 0))
+    assert repro.main([]) == 0
+    assert not (project / "store/runs/bb/bbc").exists()
+    for place in places:
+        assert sorted(path.name for path in place.iterdir() if path.is_file()) == [".a.tmp", "kept"]
+
+
+def test_a_work_folder_that_cannot_be_written_is_one_line_before_anything_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PECO_WORK", "/proc/work")
+    assert repro.main([]) == 2
+    assert re.fullmatch(
+        r"error: /proc/work: can't be written to \(.*\); fix that, or name another work folder in PECO_WORK\n",
+        capsys.readouterr().err,
+    )
+    assert not (project / "called").exists()
+
+
+def test_a_full_disk_below_dvcs_cache_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DVC prints the cause alone. A stage that fails by itself names its disk, so nothing is added to its line."""
+    monkeypatch.setattr(repro, "full_folders", lambda folders: list(map(str, folders)))
+    (project / ".work").mkdir()
+    (project / "dvc.py").write_text("raise SystemExit(255)")
+    assert repro.main([]) == 255
+    assert "disk full" not in capsys.readouterr().err
+    entry = json.dumps({"stage": "a", "seconds": 1})
+    (project / "dvc.py").write_text(
+        f"with open('.work/times.jsonl', 'a') as file:\n    file.write({entry!r})\nraise SystemExit(255)"
+    )
+    assert repro.main([]) == 255
+    assert "error: .dvc/cache: disk full, so DVC can't record results; free space" in capsys.readouterr().err

@@ -433,6 +433,44 @@ def test_a_step_whose_stage_fails_ends_with_its_reason_and_status(project: Proje
     assert (project.folder / "runs/first/make.error").read_text() == "its pods were preempted\n"
 
 
+EVALUATION = """\
+  evaluate:
+    foreach: [bad]
+    do:
+      cmd: "echo 'error: evaluate@bad: broken'; echo bad >> $MARK/ran; exit 2"
+      deps: [made]
+      outs: ["metrics/evaluate/${item}.json", "metrics/pictures/${item}"]
+      metrics: ["scores/${item}.json"]
+  report:
+    cmd: cat metrics/evaluate/bad.json > report.txt
+    deps: [metrics/evaluate/bad.json, metrics/pictures/bad]
+    outs: [report.txt]
+"""
+
+
+def test_a_failed_evaluation_fails_the_run_after_the_others_and_the_report(project: Project) -> None:
+    text = DVC_YAML[: DVC_YAML.index("  use:")] + EVALUATION
+    (project.source / "dvc.yaml").write_text(text)
+    project.commit()
+    project.run("make")
+    status, output = project.end(project.start("evaluate@bad"))
+    assert status == 0, output
+    assert output.splitlines()[-1] == "error: evaluate@bad: broken; the run goes on without it, and fails at its end"
+    assert project.reason() == "broken"
+    assert project.run("report")["computed"]
+    status, output = project.end(project.start("collect"))
+    assert status == 2
+    assert output.splitlines()[-1].startswith(
+        "error: collect: evaluate@bad failed: broken; the report shows it. Fix it and"
+    )
+    md5 = json.loads((project.folder / "runs/first/report.json").read_text())["entry"]["outs"][0]["md5"]
+    report = (project.remote / "files/md5" / md5[:2] / md5[2:]).read_text()
+    assert json.loads(report) == {"failed": "broken"}
+    project.run("make", "second")
+    project.end(project.start("evaluate@bad", "second"))
+    assert project.ran() == ["make", "bad", "bad"]  # the next run tries it again
+
+
 def test_collected_steps_are_a_dvc_experiment(finished: Finished, tmp_path: Path) -> None:
     project, _, _ = finished
 

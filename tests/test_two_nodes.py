@@ -80,8 +80,8 @@ def test_a_killed_rank_ends_the_job_which_resumes_to_the_same_bytes(prepared: Pa
         for rank in processes(folder, RANK="1"):
             os.kill(rank, signal.SIGKILL)
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("error: tokenizer: its process 1 was ended by SIGKILL")
+    assert process.returncode == 2  # as after a lack of memory, the most common cause of such an end
+    assert err.splitlines()[-1].startswith("error: tokenizer: its process 1 was ended by SIGKILL (out of memory?)")
     assert processes(folder) == []
     assert not (folder / "artifacts/tokenizer").exists()
 

@@ -96,6 +96,7 @@ def views(first: str, second: str, label: str | None = "cls") -> Members:
 READ: list[tuple[str, Members, dict[str, Any], dict[str, str | None], tuple[str, ...]]] = [
     ("plain", samples(KEYS), {}, IN_TURN, ()),
     ("names with ./", [(f"./{name}", data) for name, data in samples(KEYS)], {}, IN_TURN, ()),
+    ("names with ../", [(f"../{name}", data) for name, data in samples(KEYS)], {}, IN_TURN, ()),
     ("capitals in the endings", samples(KEYS, image="JPEG", where="CLS"), {}, IN_TURN, ()),
     ("dots in folders", samples(["v1.0/a", "v1.0/b"]), {}, {"v1.0/a": "0", "v1.0/b": "1"}, ()),
     (
@@ -291,6 +292,28 @@ READ: list[tuple[str, Members, dict[str, Any], dict[str, str | None], tuple[str,
         {"a": "100000", "b": "300000"},
         (),
     ),
+    ("labels as JSON in cls", [*sample("a", '"cat"'), *sample("b", '["dog"]')], {}, {"a": "cat", "b": "dog"}, ()),
+    (
+        "an object in cls",
+        [*sample("a", '{"label": 0}'), *sample("b", "[0 1 0]"), *sample("c", "two\nlines")],
+        {},
+        {"a": None, "b": None, "c": None},
+        ("cls holds a list (1), cls holds an object (1), cls holds several lines (1)",),
+    ),
+    (
+        "UTF-16, as PowerShell writes it",
+        [("a.jpg", b"a"), ("a.cls", "0".encode("utf-16")), *sample("b", "1")],
+        {},
+        {"a": "0", "b": "1"},
+        (),
+    ),
+    (
+        "damaged JSON where no label is",
+        [*sample("a", '{"caption": "x"}', where="json"), *sample("b", "{", where="json")],
+        {},
+        {"a": None, "b": None},
+        ("json holds damaged JSON (1)",),
+    ),
     ("names not UTF-8", [("caf\udce9.jpg", b"1"), ("caf\udce9.cls", b"0")], {}, {"1": "0"}, ()),
     ("names of webdataset's own", [("__meta__/x.jpg", b"-"), *samples(KEYS)], {}, IN_TURN, ()),
 ]
@@ -355,10 +378,22 @@ REFUSED: list[tuple[str, dict[str, bytes | Members], dict[str, Any], str]] = [
         "no labels found in lbl (dataset.label_field)",
     ),
     (
-        "broken JSON",
-        {"a.tar": sample("a", "{", where="json")},
+        "damaged JSON among labels",
+        {"a.tar": [*sample("a", "{", where="json"), *sample("b", '{"label": 1}', where="json")]},
         {},
-        "a.tar: the label of a can't be read (a.json); expected",
+        "a.tar/a.json is damaged JSON, and labels are read from there",
+    ),
+    (
+        "a label of bytes",
+        {"a.tar": [("a.jpg", b"1"), ("a.cls", (1).to_bytes(8, "little"))]},
+        {},
+        "is no number or name as text; write it as text, or set dataset.labels=none",
+    ),
+    (
+        "another archive beside tars",
+        {"a.tar": samples(KEYS), "b.zip": b"PK"},
+        {},
+        "b.zip: beside tars, and not read; write it as .tar or .tar.gz, or move it away",
     ),
     (
         "a label not UTF-8",
@@ -387,9 +422,9 @@ REFUSED: list[tuple[str, dict[str, bytes | Members], dict[str, Any], str]] = [
     ),
     (
         "two splits",
-        {"train-val.tar": samples(KEYS), "x.tar": samples(KEYS)},
+        {"train-test.tar": samples(KEYS), "x.tar": samples(KEYS)},
         {},
-        "train-val.tar names two splits (train and val)",
+        "train-test.tar names two splits (test and train)",
     ),
     (
         "no train",
@@ -529,6 +564,7 @@ def test_one_tar_a_class(tars: list[str], options: dict[str, Any], classes: list
         ("ant\nbee\n", "01", {}, ["ant", "bee"]),
         ("\ufeffant\r\nbee\r\n\r\n", "01", {}, ["ant", "bee"]),
         ("0 ant\n1 bee fly\n", "01", {}, ["ant", "bee fly"]),
+        ("1 ant\n2 bee fly\n", "12", {}, ["ant", "bee fly"]),
         ("100000\n300000\n", ["100000", "300000"], {}, ["100000", "300000"]),
         ("7\n3\n", "37", {}, ["3", "7"]),
         ("1\n2\n", "01", {}, ["1", "2"]),
@@ -562,10 +598,10 @@ def test_classes_of_a_list_are_a_list_or_a_map_of_numbers(tmp_path: Path) -> Non
 def test_a_long_index_shows_its_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("peco.sources.webdataset.source.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("peco.core.progress.INTERVAL", 0)
     path = write(tmp_path / "set", {"a.tar": samples(KEYS), "b.tar": samples(KEYS)})
     source(path)
-    assert capsys.readouterr().err == f"{path}: indexed 1 of 2 tars\n{path}: indexed 2 of 2 tars\n"
+    assert capsys.readouterr().out == f"{path}: indexed  1/2 tars\n{path}: indexed  2/2 tars\n"
 
 
 # --- programs
@@ -589,6 +625,18 @@ def test_a_program_in_a_list_runs_only_if_the_user_allows_it(tmp_path: Path, mon
     assert (
         refusal(tmp_path / "list.txt") == "PECO_ALLOW_PIPE: 'please' is not allowed; expected an integer, from 0 to 1"
     )
+
+
+def test_a_stream_does_not_mix_val_and_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ALLOW_PIPE.name, "1")
+    write(tmp_path, {"a.tar": samples(["train/a", "val/b", "test/c", "val/d"])})
+    found = source(f"pipe:cat {tmp_path}/a.tar")
+    assert [(s.split, s.encoded.decode()) for s in read(found)] == [
+        ("train", "train/a"),
+        ("val", "val/b"),
+        ("val", "val/d"),
+    ]
+    assert [(files.reason, files.names) for files in found.ignored] == [("in the unused split test", ["a.tar/test/c"])]
 
 
 def test_an_address_that_nothing_opens_is_refused_at_once() -> None:

@@ -16,6 +16,7 @@ RETRY, DAG, EXECUTOR, POD, DRIVER, DRIVER_POD = 914, 980, 1003, 1045, 1240, 1316
 ROOT = 337 + 421 + 443 + 517 + 1237 + 1310
 CHILD = 24
 WITHOUT_LABEL = 140  # of the four nodes of a step, for a pod without a label of its own
+WITHOUT_RETRIES = 876  # of a step that names no number of retries
 RUN = "00000000-0000-0000-0000-000000000000"
 STORE = "minio://mlpipeline/v2/artifacts"
 EXECUTOR_LOGS = {"artifactType": {"schemaTitle": "system.Artifact"}}
@@ -55,10 +56,11 @@ def status_bytes(
         settings = _executor(platform, label)
         patch = size(text(pod_patch(ir, platform, name, parameters, outputs or {})))
         fixed = RETRY + DAG + EXECUTOR + attempts * POD + DRIVER + DRIVER_POD + 10 * len(name) + CHILD * followers
-        unlabelled = 0 if "podMetadata" in settings else 4 * WITHOUT_LABEL
+        fixed -= 0 if "podMetadata" in settings else 4 * WITHOUT_LABEL
+        fixed -= 0 if "retryPolicy" in task else WITHOUT_RETRIES
         component = ir["components"][task["componentRef"]["name"]]
         container = ir["deploymentSpec"]["executors"][label]["container"]
-        total += fixed - unlabelled + 2 * sum(size(text(part)) for part in (component, task, container, settings))
+        total += fixed + 2 * sum(size(text(part)) for part in (component, task, container, settings))
         total += (5 + attempts) * patch
     return total
 
@@ -97,7 +99,7 @@ def pod_patch(
         "--pod_name", "$(KFP_POD_NAME)", "--pod_uid", "$(KFP_POD_UID)",
         "--ml_pipeline_server_address", "ml-pipeline.peco.svc.cluster.local", "--ml_pipeline_server_port", "8887",
         "--mlmd_server_address", "metadata-grpc-service.peco.svc.cluster.local", "--mlmd_server_port", "8080",
-        "--publish_logs", "true", "--publish_logs", "true", "--", *container["command"], *container["args"],
+        "--publish_logs", "true", "--publish_logs", "true", "--", *container["command"], *container.get("args", ()),
     ]  # fmt: skip
     claims, secrets = settings["pvcMount"], settings.get("secretAsVolume", ())
     resources = container["resources"]

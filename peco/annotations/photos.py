@@ -96,8 +96,9 @@ def files_below(folder: Path) -> list[Path]:
     """All files below a folder, sorted, without hidden ones. Links to folders are followed, each folder once.
 
     Raises:
-        PecoError: a folder can't be read.
+        PecoError: a folder can't be read, or a link leads to a folder above.
     """
+    top = Path(os.path.realpath(folder))
 
     def fail(error: OSError) -> None:
         raise PecoError(f"{error.filename}: can't be read ({error.strerror}); check its permissions")
@@ -105,6 +106,8 @@ def files_below(folder: Path) -> list[Path]:
     found, seen = [], set()
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(place)
+        if real != str(top) and top.is_relative_to(real):
+            raise PecoError(f"{place}: a link to {real}, which holds this set itself; remove it")
         folders[:] = [] if real in seen else sorted(name for name in folders if not is_hidden(name))
         found += [] if real in seen else [Path(place, name) for name in files if not is_hidden(name)]
         seen.add(real)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peco.core.errors import PecoError
 from peco.files.names import hashed, is_hidden
-from peco.files.words import plain_split, split_words
+from peco.files.words import plain_split, split_words, words
 
 VAL_SHARE = 0.2  # of a set without splits
 
@@ -37,6 +37,23 @@ def split_folder(parent: Path | None, split: str) -> Path | None:
             raise PecoError(f"{parent}: {found[0]} and {found[1]} both name the split {wanted}; keep one of them")
         if found:
             return parent / found[0]
+    return None
+
+
+def split_list(folder: Path, split: str) -> Path | None:
+    """The list of a split among `train.txt`, `val.txt` and the like; `trainval` and `test` serve where there are no others.
+
+    Raises:
+        PecoError: two lists name the split.
+    """
+    lists = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not is_hidden(path.name))
+    for joined in (False, True):
+        for wanted in (split, "test") if split == "val" else (split,):
+            names = [p for p in lists if plain_split(p.stem) == wanted and ("trainval" in words(p.stem)) == joined]
+            if len(names) > 1:
+                raise PecoError(f"{names[1]}: a second list of {wanted} next to {names[0].name}; keep one of them")
+            if names:
+                return names[0]
     return None
 
 

@@ -19,6 +19,7 @@ from peco.boxes.coco_files import AnnotationFile, ImageFinder, annotation_files
 from peco.boxes.records import Annotation, Record, RecordedSet, have_masks, make_record
 from peco.boxes.regions import Polygons, Region, Rle, Segment, is_number, parse_outlines, run_lengths
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 
 
 def open_coco(root: Path) -> tuple[RecordedSet, RecordedSet]:
@@ -33,7 +34,7 @@ def open_coco(root: Path) -> tuple[RecordedSet, RecordedSet]:
             for split in splits:
                 split.remove_category(number)
     if len(splits) == 1:
-        return _divided(splits[0])
+        return _divided(splits[0], root)
     train, val = (split.read(photos, photos.keys()) for split, photos in ((split, split.photos()) for split in splits))
     if train.classes != val.classes:
         first = min(set(train.classes) ^ set(val.classes), default="their order")
@@ -41,11 +42,12 @@ def open_coco(root: Path) -> tuple[RecordedSet, RecordedSet]:
     return train, val
 
 
-def _divided(split: _Split) -> tuple[RecordedSet, RecordedSet]:
+def _divided(split: _Split, root: Path) -> tuple[RecordedSet, RecordedSet]:
     """Train and val of a JSON for both."""
     photos = split.photos()
-    names, note = divide((photo.path.as_posix() for photo in photos.values()), str(split.path))
-    of_val = {number for number, photo in photos.items() if photo.path.as_posix() in names}
+    names = {number: photo.path.relative_to(root).as_posix() for number, photo in photos.items()}
+    chosen, note = divide(names.values(), str(split.path))
+    of_val = {number for number, name in names.items() if name in chosen}
     return split.read(photos, photos.keys() - of_val).noted(note), split.read(photos, of_val)
 
 
@@ -58,7 +60,7 @@ class _Split:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
-            raise PecoError(f"{self.path}: can't be read ({error}); expected COCO's JSON") from None
+            raise PecoError(f"{self.path}: can't be read ({reason(error)}); expected COCO's JSON") from None
         if not isinstance(content, dict):
             raise PecoError(f"{self.path}: is not a JSON object; expected COCO's JSON")
         self.images: list[Any] = _get(content, "images", list, str(self.path))
@@ -118,12 +120,19 @@ class _Split:
     def photos(self) -> dict[int, Photo]:
         """Each image by its id, in the order of the ids."""
         found: dict[int, Photo] = {}
+        ids: dict[Path, int] = {}
         for entry in self.images:
             image_id = _get(entry, "id", int, f"{self.path}: an image")
             origin = f"{self.path}: image {image_id}"
             if image_id in found:
                 raise PecoError(f"{origin}: listed twice; remove one")
-            path = self._finder.path(_get(entry, "file_name", str, origin), origin)
+            if entry.get("file_name") is None and isinstance(entry.get("coco_url"), str):  # LVIS has addresses only
+                name = entry["coco_url"].partition("://")[2].partition("/")[2]
+            else:
+                name = _get(entry, "file_name", str, origin)
+            path = self._finder.path(name, origin)
+            if (other := ids.setdefault(path, image_id)) != image_id:
+                raise PecoError(f"{origin}: {path.name} is image {other} too; merge the two, with their annotations")
             found[image_id] = annotated_photo(path, _size(entry, origin), origin)
         return dict(sorted(found.items()))
 

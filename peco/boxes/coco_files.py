@@ -7,8 +7,9 @@ Layout, where SPLIT is a word for a split, such as `train`, `val2017` or `valid`
     instances_SPLIT.json                or SPLIT.json, at the top
     annotations/instances_default.json  or another single JSON there or at the top: a set without splits
 
-If several of these forms exist, the first one is read. A `file_name` is looked for in SPLIT/, images/SPLIT/, images/, at the top,
-and next to the JSON; if it is nowhere there, without its first folders, which may be those of another machine.
+If several of these forms exist, the first one is read. A `file_name` is looked for in SPLIT/, images/SPLIT/, other folders of the
+split (`train2017`), images/, at the top, and next to the JSON; if it is nowhere there, without its first folders, which may be
+those of another machine.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def annotation_files(root: Path) -> list[AnnotationFile]:
     if train is not None and val is not None:
         return [train, val]
     single = [path for folder in (find_folder(root, "annotations"), root) for path in _jsons(folder)]
-    if train is None and val is None and len(single) == 1:
-        return [AnnotationFile(single[0], "")]
+    if val is None and len(single) == 1 and (train is None or "trainval" in words(single[0].stem)):
+        name = single[0].stem
+        return [AnnotationFile(single[0], "default" if name.lower().endswith("default") else "")]
     names = f" (there is {', '.join(sorted(path.name for path in single))})" if single else ""
     raise PecoError(f"{root}: no annotations of the split {'val' if train else 'train'}{names}; {_EXPECTED}")
 
@@ -70,9 +72,11 @@ class ImageFinder:
     def __init__(self, root: Path, file: AnnotationFile) -> None:
         images = find_folder(root, "images") or root / "images"
         split = find_folder(root, file.split) if file.split else None
+        word = split_of(file.split)
         places = [
             split or root / (file.split or "images"),
             find_folder(images, file.split) if file.split else None,
+            *((split_folder(root, word), split_folder(images, word)) if word else ()),
             images,
         ]
         places += [root, file.path.parent, find_folder(root, "data"), find_folder(root, "JPEGImages")]

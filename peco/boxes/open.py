@@ -18,6 +18,7 @@ from peco.boxes.voc import open_voc
 from peco.boxes.yolo import open_yolo
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.files.names import capital_twins
 
 _OPEN = {"coco": open_coco, "yolo": open_yolo, "voc": open_voc}
 
@@ -42,4 +43,5 @@ def open_splits(cfg: config.Detection) -> tuple[DetectionSet, DetectionSet]:
     train = train.trainable()
     require_objects(val)
     require_same_masks(train, val)  # last: a split without objects has no masks either
-    return train, val
+    twins = capital_twins(train.classes)
+    return (train.noted(f"warning: classes that differ in capitals only: {', '.join(twins)}") if twins else train), val

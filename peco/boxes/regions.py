@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peco.core.errors import PecoError
-from peco.data.images import DAMAGE, FORMATS, check_size
+from peco.data.images import DAMAGE, FORMATS, check_size, image_reason
 
 MOST_BITS = 40  # of a run length in COCO's compressed form
 
@@ -145,6 +145,6 @@ def segment_numbers(png: Path) -> NDArray[np.int32]:
             check_size(image)
             rgb = np.asarray(image.convert("RGB"))
     except (PecoError, *DAMAGE) as error:
-        raise PecoError(f"{png}: can't be read ({error}); fetch or create it again") from None
+        raise PecoError(f"{png}: can't be read ({image_reason(error)}); fetch or create it again") from None
     red, green, blue = (rgb[..., channel].astype(np.int32) for channel in range(3))
     return red | green << 8 | blue << 16

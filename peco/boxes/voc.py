@@ -18,6 +18,7 @@ from peco.annotations.photos import Photo, annotated_photo
 from peco.boxes.records import Annotation, RecordedSet, make_record
 from peco.boxes.voc_files import SplitFiles, find_files
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def _read_image(image: Path, path: Path) -> _Image:
         tree = ElementTree.parse(path).getroot()
     # The last two: encodings that are unknown or not supported.
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); expected the annotation of {image.name}") from None
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected the annotation of {image.name}") from None
     declared = None
     if tree.find("size") is not None:
         width, height = (round(_number(tree, f"size/{side}", str(path))) for side in ("width", "height"))

@@ -2,7 +2,8 @@
 
 Layout, in any capitals:
 
-    ImageSets/Main/train.txt, val.txt    names of the images, one per line, with JPEGImages/NAME.jpg and Annotations/NAME.xml
+    ImageSets/Main/train.txt, val.txt    names of the images, one per line, with JPEGImages/NAME.jpg and Annotations/NAME.xml;
+                                         else trainval.txt, test.txt
 
 or, without these lists, images and XML at any depth: next to each other, as labelImg writes them, or in `images` and `annotations`
 (also `JPEGImages`, `Annotations`) with the same paths below. Splits are then the folders' words (`train`, `valid`), else a division
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peco.annotations.photos import by_stem, files_below, find_folder, images_below
-from peco.annotations.splits import divide, split_of
+from peco.annotations.splits import divide, split_list, split_of
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 from peco.files.names import IMAGE_EXTENSIONS, extension
+from peco.files.words import plain_split
 
 IMAGES, ANNOTATIONS = (
     ("JPEGImages", "images", "image", "imgs", "img"),
@@ -52,8 +55,15 @@ def find_files(root: Path) -> tuple[SplitFiles, SplitFiles, bool]:
         PecoError: lists, images or annotations are missing.
     """
     lists = find_folder(find_folder(root, "ImageSets") or root / "ImageSets", "Main")
-    if lists is not None and any((lists / f"{split}.txt").exists() for split in ("train", "val")):
-        return _listed(root, lists / "train.txt"), _listed(root, lists / "val.txt"), True
+    found = [split_list(lists, split) for split in ("train", "val")] if lists is not None else []
+    if any(found):
+        if None in found:
+            raise PecoError(f"{lists}: no list of {'val' if found[0] else 'train'}; add it, or remove the other one")
+        train, val = (_listed(root, path) for path in found if path is not None)
+        return train, val, True
+    deeper = next((path for path in files_below(root) if "imagesets" in map(str.lower, path.parts)), None)
+    if lists is None and deeper is not None:
+        raise PecoError(f"{deeper}: lists of a part of {root}; name the folder that holds ImageSets")
     return _unlisted(root)
 
 
@@ -69,7 +79,7 @@ def _listed(root: Path, listed: Path) -> SplitFiles:
         if name not in images:
             raise PecoError(f"{listed}: the image {name} is missing in {folder.name}; fetch it or remove the line")
         pairs.append((images[name], annotations / f"{name}.xml"))
-    return SplitFiles(str(listed), pairs)
+    return SplitFiles(str(listed), pairs, notes=["test is used as val"] if plain_split(listed.stem) == "test" else [])
 
 
 def _names(path: Path, known: dict[str, Path]) -> list[str]:
@@ -77,7 +87,7 @@ def _names(path: Path, known: dict[str, Path]) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); expected the names of the split's images") from None
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected the names of the split's images") from None
     names = []
     for line in filter(None, lines):
         stem = line.rpartition(".")[0] if extension(line) in IMAGE_EXTENSIONS else line

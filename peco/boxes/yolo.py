@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from peco.annotations.photos import annotated_photo
@@ -17,6 +18,7 @@ from peco.boxes.records import Annotation, RecordedSet, have_masks, make_record
 from peco.boxes.regions import Polygons
 from peco.boxes.yolo_files import Names, SplitFiles, YoloFiles, find_files
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 
 
 def open_yolo(root: Path) -> tuple[RecordedSet, RecordedSet]:
@@ -41,9 +43,15 @@ def _read_split(split: SplitFiles, files: YoloFiles) -> RecordedSet:
     notes = list(split.notes)
     if files.key_points is not None:
         notes.append("kpt_shape: the boxes are used, the key points are not")
+    if has_masks and all(len(outline) == 8 for region in _polygons(objects.values()) for outline in region.outlines):
+        notes.append("each outline has four points, as in sets of rotated boxes: they are read as masks")
     if missing := sum(not label.exists() for label in split.labels.values()):
         notes.append(f"{split.origin}: images without a label file, read as images without an object: {missing}")
     return RecordedSet(str(split.origin), files.names.classes, has_masks, records, skipped, notes)
+
+
+def _polygons(objects: Iterable[list[Annotation]]) -> Iterator[Polygons]:
+    return (a.region for found in objects for a in found if isinstance(a.region, Polygons))
 
 
 def _read_labels(file: Path, size: tuple[int, int], names: Names, key_points: int | None) -> list[Annotation]:
@@ -52,7 +60,7 @@ def _read_labels(file: Path, size: tuple[int, int], names: Names, key_points: in
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{file}: can't be read ({error}); expected lines of numbers") from None
+        raise PecoError(f"{file}: can't be read ({reason(error)}); expected lines of numbers") from None
     return [
         _parse(line, f"{file}: line {number}", size, names, key_points)
         for number, line in enumerate(lines, start=1)

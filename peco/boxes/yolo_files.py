@@ -2,7 +2,7 @@
 
 Layout:
 
-    data.yaml (or config.yaml)    names: a list, or numbers to names (gaps allowed); train, val: see below; kpt_shape: key points
+    data.yaml (or another name)   names: a list, or numbers to names (gaps allowed); train, val: see below; kpt_shape: key points
     images/SPLIT/NAME.jpg         also in folders below
     labels/SPLIT/NAME.txt         the same path with the last `images` replaced by `labels`; or NAME.txt next to the image
 
@@ -10,8 +10,8 @@ Layout:
 relative to `path`, to the folder of data.yaml or, as Roboflow writes them (`../train/images`), to a folder beside it that doesn't
 exist; those of another machine are found by their last folders. Nothing outside the folder of data.yaml is read.
 
-Without data.yaml: `classes.txt` or `obj.names` (line n, from 0, names number n) and images at any depth, with the folders' words
-for splits or, if there are none, a division by hash.
+Without data.yaml: `classes.txt` or `obj.names` (line n, from 0, names number n) and images at any depth. Splits are those of the
+lists `train.txt` and `valid.txt` at the top, else the folders' words or, if there are none, a division by hash.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 import yaml
 
 from peco.annotations.photos import files_below, images_below
-from peco.annotations.splits import divide, split_of
+from peco.annotations.splits import divide, split_list, split_of
 from peco.core.errors import PecoError
+from peco.core.parsing import YAML_ERRORS, reason
 from peco.files.names import IMAGE_EXTENSIONS, extension
 
 _FILES = ("data.yaml", "data.yml", "config.yaml", "config.yml", "dataset.yaml", "dataset.yml")
@@ -77,12 +78,15 @@ def find_files(root: Path) -> YoloFiles:
         PecoError: data.yaml or the files that it names are missing or wrong.
     """
     path = next((root / name for name in _FILES if (root / name).is_file()), None)
+    others = sorted(file for file in root.iterdir() if file.suffix.lower() in (".yaml", ".yml"))
+    if path is None and len(others) == 1:
+        path = others[0]
     if path is None:
         return _without_yaml(root)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that doesn't exist
-        raise PecoError(f"{path}: can't be read ({' '.join(str(error).split())}); expected YAML") from None
+    except (OSError, *YAML_ERRORS) as error:
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected YAML") from None
     if not isinstance(content, dict):
         raise PecoError(f"{path}: holds no keys; expected `names`, `train` and `val`")
     names, key_points = _names(content, path), _key_points(content, path)
@@ -167,7 +171,7 @@ def _listed(path: Path, base: str, file: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{file}: can't be read ({error}); expected a list of images") from None
+        raise PecoError(f"{file}: can't be read ({reason(error)}); expected a list of images") from None
     images = []
     for number, line in enumerate(lines, start=1):
         beside = file.parent.joinpath(*_parts(line))
@@ -241,11 +245,16 @@ def _without_yaml(root: Path) -> YoloFiles:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); expected a name per line") from None
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected a name per line") from None
     classes = tuple(line for line in lines if line)
     images = images_below(root)
     if not classes or not images:
         raise PecoError(f"{path if images else root}: no {'name of a class' if images else 'image'}; the set is empty")
+    names = Names(classes, {n: n for n in range(len(classes))}, path)
+    lists = [split_list(root, split) for split in ("train", "val")]
+    if None not in lists:
+        train, val = (SplitFiles(file, _labels_of_list(root, _listed(path, ".", file))) for file in lists if file)
+        return YoloFiles(names, None, train, val)
     labels = _labels_of_list(root, images)
     splits: dict[str, dict[Path, Path]] = {"train": {}, "val": {}, "test": {}}
     for image, label in labels.items():
@@ -262,5 +271,4 @@ def _without_yaml(root: Path) -> YoloFiles:
             splits[split] = {
                 i: f for i, f in labels.items() if (i.relative_to(root).as_posix() in of_val) == (split == "val")
             }
-    names = Names(classes, {n: n for n in range(len(classes))}, path)
     return YoloFiles(names, None, SplitFiles(root, splits["train"], notes), SplitFiles(root, splits["val"]))

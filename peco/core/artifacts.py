@@ -21,10 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from peco.core.errors import PecoError
+from peco.core.parsing import JSON_ERRORS, reason, shown
 from peco.core.publishing import staging
+from peco.core.tensor_headers import read_shapes, require_equal, require_possible
+from peco.core.timm_config import check_timm_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+# Of timm and torch, for arguments that no model has.
+_TIMM_ERRORS = (
+    *(RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, MemoryError),
+)
 T = TypeVar("T")
 
 
@@ -83,8 +90,8 @@ def describe(directory: str | Path) -> dict[str, Any]:
         raise PecoError(f"{directory}: no such model folder; run the stage that makes it or fix the path")
     try:
         config = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise PecoError(f"{path}: not valid JSON ({error}); fetch or make the folder again") from None
+    except JSON_ERRORS as error:
+        raise PecoError(f"{path}: not valid JSON ({reason(error)}); fetch or make the folder again") from None
     if not isinstance(config, dict):
         raise PecoError(f"{path}: holds no model description; fetch or make the folder again")
     return config
@@ -96,7 +103,8 @@ def input_size(directory: str | Path) -> int:
     Raises:
         PecoError: as in `describe`.
     """
-    return int(describe(directory)["pretrained_cfg"]["input_size"][1])
+    side: int = _describe_timm(directory)["pretrained_cfg"]["input_size"][1]
+    return side
 
 
 def section(directory: str | Path, kind: str) -> dict[str, Any]:
@@ -109,7 +117,7 @@ def section(directory: str | Path, kind: str) -> dict[str, Any]:
     found = part.get("kind") if isinstance(part, dict) else None
     if not isinstance(part, dict) or found != kind:
         raise PecoError(
-            f"{directory}: expected a model folder of kind {kind!r}, found {found!r}; give the folder of a {kind}"
+            f"{directory}: expected a model folder of kind {kind!r}, found {shown(found)}; give the folder of a {kind}"
         )
     return part
 
@@ -120,15 +128,22 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], origin: str | Path) -
     Raises:
         PecoError: a tensor differs; names `origin` and the first such tensor.
     """
-    want = module.state_dict()
-    _require_names(set(want), set(tensors), origin)
-    for name, tensor in tensors.items():
-        if tensor.shape != want[name].shape:
-            raise PecoError(
-                f"{origin}: {name} has shape {tuple(tensor.shape)}, the model needs {tuple(want[name].shape)}; "
-                "it was made with other parameters: make it again"
-            )
-    module.load_state_dict(dict(tensors))
+    require_equal(shapes_of(module.state_dict()), shapes_of(tensors), origin)
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:  # numbers of another kind
+        raise PecoError(f"{origin}: doesn't fit the model ({reason(error)[:200]}); make it again") from None
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the weights of a model folder, without reading them. Raises as `load_tensors`."""
+    path = Path(directory) / WEIGHTS
+    return _read(path, lambda: read_shapes(path))
 
 
 def save_timm(
@@ -196,16 +211,7 @@ def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.M
         PecoError: the folder is missing, damaged, or doesn't fit the model.
     """
     _require_timm(directory)
-    weights = Path(directory) / WEIGHTS
-    model = _create(directory, seed, pretrained=True, **overrides)
-    # With another num_classes timm accepts that other weights are missing too.
-    classifier = cast(Mapping[str, Any], model.pretrained_cfg)["classifier"]
-    expected, found = (
-        {name for name in names if not name.startswith(f"{classifier}.")}
-        for names in (model.state_dict(), _names(weights))
-    )
-    _require_names(expected, found, weights)
-    return model.eval()
+    return _create(directory, seed, pretrained=True, **overrides).eval()
 
 
 def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Module:
@@ -230,37 +236,36 @@ def _create(directory: str | Path, seed: int, **arguments: Any) -> nn.Module:
         torch.manual_seed(seed)
         try:
             model: nn.Module = timm.create_model(f"local-dir:{directory}", **arguments)
-        except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).splitlines()[:2])  # torch lists every tensor that doesn't fit, one per line
-            raise PecoError(f"{directory}: timm can't build the model of this folder: {reason}") from error
+        except _TIMM_ERRORS as error:
+            why = reason(error).partition(". ")[0][:200]
+            raise PecoError(
+                f"{directory}: timm can't build the model of this folder: {why}; fetch or make the folder again"
+            ) from error
     return model
 
 
 def _require_timm(directory: str | Path) -> None:
-    if not {"architecture", "pretrained_cfg"} <= set(describe(directory)):
-        raise PecoError(
-            f"{directory}: not the folder of a timm model; give the folder of a backbone or of a perceptual network"
-        )
-    _names(Path(directory) / WEIGHTS)
+    """Check that config and weights of a timm model fit. With another `num_classes` timm would accept missing weights.
+
+    Raises:
+        PecoError: they don't.
+    """
+    config, found = _describe_timm(directory), shapes(directory)
+    require_possible(config.get("model_args", {}), found, Path(directory) / CONFIG)
+    with torch.device("meta"):
+        skeleton = _create(directory, 0, pretrained=False)
+    require_equal(shapes_of(skeleton.state_dict()), found, Path(directory) / WEIGHTS)
 
 
-def _names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, from its header. Raises as `load_tensors`, also for a truncated file."""
+def _describe_timm(directory: str | Path) -> dict[str, Any]:
+    """The config of the folder of a timm model, with entries of the right types.
 
-    def names() -> list[str]:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return list(file.keys())
-
-    return _read(path, names)
-
-
-def _require_names(want: set[str], found: set[str], origin: str | Path) -> None:
-    for names, what in ((want - found, "lacks"), (found - want, "has")):
-        if names:
-            tensor = f"{what} the tensor {min(names)}" + (", unknown to the model" if what == "has" else "")
-            raise PecoError(
-                f"{origin}: {tensor} ({len(names)} such in all); it was made with other parameters: make it again"
-            )
+    Raises:
+        PecoError: it is none, or as in `describe`.
+    """
+    config = describe(directory)
+    check_timm_config(config, Path(directory) / CONFIG)
+    return config
 
 
 def _read(path: Path, read: Callable[[], T]) -> T:

@@ -55,7 +55,9 @@ class Dataset:
     max_ignored: Fraction  # share of images that the layout has no place for, above which it fails
     max_pixels: Count  # of an image; larger ones are rejected
     range_16bit: tuple[Natural, Natural]  # values of 16-bit images that become 0 and 255
-    labels: Literal["auto", "folders", "tars", "none"]  # are folders classes? auto: by the rules of docs/data.md
+    labels: Literal[
+        "auto", "folders", "paths", "tars", "none"
+    ]  # are folders classes? auto: by the rules of docs/data.md
     label_field: (
         str | None
     )  # where labels are: a column of a table, a member or a JSON key of WebDataset; null: the usual names
@@ -73,7 +75,11 @@ class Dataset:
             self,
             key,
             ("range_16bit", low < high <= 65535, "two rising whole numbers from 0 to 65535"),
-            ("labels", tars or self.labels != "tars", f"auto, folders or none {only}"),
+            (
+                "labels",
+                self.labels != ("paths" if tars else "tars"),
+                f"auto, folders, {'tars' if tars else 'paths'} or none {only}",
+            ),
             ("image_field", tars or self.image_field is None, f"null {only}"),
             ("class_numbers", tars or self.class_numbers == "auto", f"auto {only}"),
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 
 from peco.core.config import Config
 from peco.core.schema import check_groups, require, require_all
+
+_LONGEST = 2000  # characters of a path
 
 
 def check(config: Config) -> None:
@@ -39,13 +42,14 @@ def _check_paths(config: Config) -> None:
 
 
 def _is_inside(path: str) -> bool:
-    """True if a path stays in the repository, for any user and current folder."""
+    """True if a path stays in the repository, for any user and current folder, and a file system may have it."""
     parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith(("/", "~")) and ".." not in parts
+    possible = "\0" not in path and len(path) < _LONGEST and all(len(os.fsencode(part)) < 256 for part in parts)
+    return bool(parts) and not path.startswith(("/", "~")) and ".." not in parts and possible
 
 
 def _check_sizes(config: Config, trained: bool) -> None:
-    """Seeds that NumPy and torch take, whole patches, and equal grids of tokenizer and backbone."""
+    """Whole patches, and equal grids of tokenizer and backbone."""
     size, patch, tokenizer = config.loader.image_size, config.pretrain.vit.patch_size, config.tokenizer
     grid, factor = size // patch, tokenizer.factor
     equal = f"{grid * factor}: with {factor} pixels per token, the grid must equal the backbone's"
@@ -54,8 +58,6 @@ def _check_sizes(config: Config, trained: bool) -> None:
     require_all(
         config,
         "",
-        ("seed", config.seed < 2**63, "an integer below 2**63"),
-        ("dataset.seed", config.dataset.seed < 2**63, "an integer below 2**63"),
         ("pretrain.vit.patch_size", size % patch == 0, divisor),
         ("perceptual_net.vit.patch_size", not trained or size % net_patch == 0, divisor),
         ("tokenizer.image_size", tokenizer.grid == grid, equal),

@@ -1,11 +1,19 @@
 """Errors that a user can fix. Every command prints them as one line, without a traceback."""
 
+_BEGINNING, _END = 300, 190  # characters that are kept of a longer message: where the fault is, and what to do
+
 
 class PecoError(Exception):
-    """An error that the user can fix. The message is one line: what is wrong and what to do."""
+    """An error that the user can fix. The message is one line: what is wrong and what to do.
+
+    Characters that can't be printed (names of files may have them) are escaped, and the middle of a very long message is left out.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+        if len(line) > _BEGINNING + _END:
+            line = f"{line[:_BEGINNING]} … {line[-_END:]}"
+        super().__init__(line)
 
 
 class Interrupted(PecoError):

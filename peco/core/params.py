@@ -10,6 +10,7 @@ import yaml
 from peco.core import config_checks, schema
 from peco.core.config import Config
 from peco.core.errors import PecoError
+from peco.core.parsing import YAML_ERRORS, reason
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -34,8 +35,10 @@ def load_params(path: str | Path = "params.yaml") -> Config:
         raise PecoError(f"{path}: no such file; `make params` writes it") from None
     except OSError as error:
         raise PecoError(f"{path}: can't be read ({error.strerror}); fix that and run again") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PecoError(f"{path}: not valid YAML: {error}") from None
+    except YAML_ERRORS as error:
+        raise PecoError(
+            f"{path}: not valid YAML: {reason(error)}; fix it, or `make params PRESET=…` writes a new one"
+        ) from None
     return parse_params(raw)
 
 

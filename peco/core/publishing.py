@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from peco.core.errors import PecoError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_BYTES = 1 << 20  # less free space than this counts as a full disk
 
 
 def publish(tmp: Path, final: Path) -> None:
@@ -94,6 +95,11 @@ def staging(final: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             _remove(tmp)
+
+
+def full_folders(folders: Iterable[Path]) -> list[str]:
+    """Those of the folders that are on a full disk: the error of a failed write names no file."""
+    return [str(folder) for folder in folders if folder.exists() and shutil.disk_usage(folder).free < _FULL_BYTES]
 
 
 def _is_refusal(error: OSError, folder: Path) -> bool:

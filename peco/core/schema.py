@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -17,8 +18,10 @@ from operator import attrgetter
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from peco.core.errors import PecoError
+from peco.core.parsing import shown
 
 Group = TypeVar("Group")
+COMPLETE = "`make params` writes a complete params.yaml"
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,21 @@ def build(kind: Any, value: object, key: str = "") -> Any:
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
         require(isinstance(value, int | float) and not isinstance(value, bool), key, value, "a number")
-        number = float(cast(float, value))
-        require(number == number and abs(number) != float("inf"), key, value, "a finite number")
+        try:
+            number = float(cast(float, value))
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        require(math.isfinite(number), key, value, "a finite number")
         return number
     names = {int: "an integer", bool: "true or false", str: "text"}
     require(type(value) is kind, key, value, names[kind])
+    require(not isinstance(value, int) or abs(value) < 2**63, key, value, "an integer below 2**63")
     return value
 
 
 def _build_dataclass(kind: type, value: object, key: str) -> Any:
     if not isinstance(value, Mapping):
-        raise PecoError(f"{key or 'params.yaml'}: expected a group of parameters, got {value!r}")
+        raise PecoError(f"{key or 'params.yaml'}: {shown(value)} is not allowed; expected a group of parameters")
     hints = typing.get_type_hints(kind, include_extras=True)
     prefix = f"{key}." if key else ""
     for name in value:
@@ -108,13 +115,13 @@ def _build_dataclass(kind: type, value: object, key: str) -> Any:
             raise PecoError(f"{prefix}{name}: unknown parameter; allowed: {', '.join(hints)}")
     for name in hints:
         if name not in value:
-            raise PecoError(f"{prefix}{name}: missing; `make params` writes a complete params.yaml")
+            raise PecoError(f"{prefix}{name}: missing; {COMPLETE}")
     return kind(**{name: build(hint, value[name], prefix + name) for name, hint in hints.items()})
 
 
 def _build_tuple(arms: tuple[Any, ...], value: object, key: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise PecoError(f"{key}: {value!r} is not allowed; expected a list")
+        raise PecoError(f"{key}: {shown(value)} is not allowed; expected a list")
     if arms[-1] is Ellipsis:
         require(len(value) > 0, key, value, "a list with at least one item")
         arms = arms[:1] * len(value)
@@ -129,7 +136,7 @@ def require(ok: bool, key: str, value: object, allowed: str) -> None:
         PecoError: naming the key, the value and what is allowed.
     """
     if not ok:
-        raise PecoError(f"{key}: {value!r} is not allowed; expected {allowed}")
+        raise PecoError(f"{key}: {shown(value)} is not allowed; expected {allowed}")
 
 
 def require_all(group: object, key: str, *rules: tuple[str, bool, str]) -> None:

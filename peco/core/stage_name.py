@@ -24,6 +24,11 @@ class StageName(str):
         return self.replace("@", "/")
 
     @property
+    def item(self) -> str:
+        """For its file of scores: `knn`, or the whole name without an `@`."""
+        return self.rpartition("@")[2]
+
+    @property
     def module(self) -> str:
         """The Python module that runs it: `peco.evaluate.knn.stage`, or `peco.stages.<name>` without an `@`."""
         family, at, item = self.partition("@")

@@ -11,14 +11,18 @@ import contextlib
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 from typing import IO
 
 from peco.core import locks
 from peco.core.environment import WORK
+from peco.core.errors import PecoError
 
 MARK = "finished"
 LOCK = "lock"
+
+_PROBE_BYTES = 1 << 20  # less than the logs and checkpoints of any stage
 
 _held: dict[Path, IO[str]] = {}  # by the path of the lock
 _waited: set[Path] = set()
@@ -32,6 +36,23 @@ def root() -> Path:
 def folder(role: str, key: str) -> Path:
     """Folder of a run of a stage; `role` is the stage's name in the spelling of a module."""
     return root() / f"{role}-{key}"
+
+
+def require_writable() -> None:
+    """Check that the work folder can be written to, by a file that is removed at once.
+
+    Raises:
+        PecoError: it can't, for example on a full or read-only disk.
+    """
+    try:
+        root().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root()) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+    except OSError as error:
+        raise PecoError(
+            f"{root()}: can't be written to ({error.strerror}); fix that, or name another work folder in {WORK.name}"
+        ) from None
 
 
 def acquire(work: Path) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 
 MIN_SIDE = 8  # pixels; a smaller image shows nothing
 MAX_PIXELS = 89_478_485  # the default of `dataset.max_pixels`; more may be a decompression bomb
@@ -41,6 +42,8 @@ DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError),
     *(RuntimeError, NotImplementedError, ZeroDivisionError, AssertionError, struct.error, zlib.error),
 )
+_LFS_POINTER = b"version https://git-lfs.github.com/"
+_BITS_PER_SAMPLE = 258  # tag of TIFF
 _HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -85,6 +88,8 @@ def open_image(
             check_size(image, max_pixels)
             yield image
     except UnidentifiedImageError:
+        if encoded.startswith(_LFS_POINTER):
+            raise PecoError("a pointer of Git LFS, not the image (`git lfs pull` fetches it)") from None
         if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS and not READS_HEIF:
             raise PecoError("HEIC, which needs the extra `heif` (pip install pillow-heif)") from None
         raise PecoError("not an image of a known format") from None
@@ -112,6 +117,33 @@ def values_16bit(encoded: bytes) -> tuple[int, int] | None:
             return None
         values = np.asarray(image)
         return int(values.min()), int(values.max())
+
+
+def upper_bits(encoded: bytes) -> tuple[int, int] | None:
+    """Lowest and highest value, scaled to 16 bits, of a colour image of 16 bits; None for any other image.
+
+    Pillow reads only the upper 8 bits of these, so that `range_16bit` can't be applied to them.
+    """
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        if image.format == "PNG":
+            is_deep = encoded[24] == 16 and not image.mode.startswith("I")  # the bit depth of the header
+        elif image.format == "TIFF":
+            is_deep = max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))) > 8 and image.mode in (
+                "RGB",
+                "RGBA",
+                "RGBX",
+            )
+        else:
+            return None
+        if not is_deep:
+            return None
+        values = np.asarray(image.convert("RGB"))
+        return int(values.min()) * 257, int(values.max()) * 257
+
+
+def image_reason(error: BaseException) -> str:
+    """Why an image can't be opened, in a few words: one of the exceptions in DAMAGE, or a PecoError."""
+    return "not an image of a known format" if isinstance(error, UnidentifiedImageError) else reason(error)
 
 
 def _to_rgb(image: Image.Image, range_16bit: tuple[int, int]) -> Image.Image:
@@ -146,5 +178,7 @@ def upright_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise PecoError(f"{path}: no such image; add it or remove its annotation") from None
     except (PecoError, *DAMAGE) as error:
-        raise PecoError(f"{path}: can't be read as an image ({error}); fix or remove it and its annotation") from None
+        raise PecoError(
+            f"{path}: can't be read as an image ({image_reason(error)}); fix or remove it and its annotation"
+        ) from None
     return (height, width) if turned else (width, height)

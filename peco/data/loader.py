@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from peco.core.device import CPU, uses_cuda
 from peco.core.errors import PecoError
+from peco.core.progress import tracked
 from peco.data.order import EpochOrder, GlobalOrder, reader_lanes
 from peco.data.shards import Sample, ShardSet
 
@@ -99,15 +100,16 @@ def eval_batches(
     world: int = 1,
     workers: int = 0,
     device: torch.device = CPU,
+    label: str = "",
 ) -> Iterator[Batch]:
     """The samples [start, stop) of a split, once and in order, as epoch 0; rank r gets the r-th of `world` contiguous parts.
 
-    Fields and batches are as in `TrainLoader`.
+    Fields and batches are as in `TrainLoader`. `label` begins the progress lines; without it there are none.
     """
     count = (len(shards) if stop is None else stop) - start
     start, stop = start + count * rank // world, start + count * (rank + 1) // world
-    for batch in load(_Range(shards, transform, start, stop, batch_size), workers):
-        yield to_device([batch], device)
+    batches = (to_device([b], device) for b in load(_Range(shards, transform, start, stop, batch_size), workers))
+    yield from tracked(batches, label, stop - start, size=lambda batch: len(next(iter(batch.values()))))
 
 
 class _Lanes:

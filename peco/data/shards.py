@@ -26,7 +26,9 @@ import numpy as np
 from PIL import Image
 
 from peco.core.errors import PecoError
+from peco.core.parsing import JSON_ERRORS, NPY_ERRORS
 from peco.data.images import MAX_PIXELS, decode
+from peco.data.shard_index import check_index
 
 VERSION = 1  # of the layout described above
 BLOCK = 512  # bytes of a tar header; members are padded to a multiple of it
@@ -43,6 +45,7 @@ class Sample:
     encoded: bytes  # the image file
     label: int  # -1: none
     max_pixels: int = MAX_PIXELS  # that the shards were written with
+    shard: str = ""  # path of its tar, for messages
 
     def decode(self) -> Image.Image:
         """The decoded image (see `peco.data.images.decode`).
@@ -53,7 +56,7 @@ class Sample:
         try:
             return decode(self.encoded, max_pixels=self.max_pixels)
         except PecoError as error:
-            raise PecoError(f"sample {self.key}: {error}; {_REMEDY}") from None
+            raise PecoError(f"{self.shard}: sample {self.key}: {error}; {_REMEDY}") from None
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,11 @@ class ShardSet:
                 file.seek(int(self.offsets[start]))
                 for index in range(start, stop):
                     end = int(self.offsets[index + 1]) if index < last else shard.bytes
-                    key, encoded = _read_sample(file.read(end - int(self.offsets[index])))
-                    yield Sample(index, key, encoded, int(self.labels[index]), self.max_pixels)
+                    size = end - int(self.offsets[index])
+                    if size <= 0:
+                        raise ValueError("its offsets don't rise")
+                    key, encoded = _read_sample(file.read(size))
+                    yield Sample(index, key, encoded, int(self.labels[index]), self.max_pixels, str(path))
         except OSError as error:
             raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_REMEDY}") from None
         except ValueError as error:
@@ -136,10 +142,11 @@ def load_index(root: Path) -> dict[str, Any]:
         index = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PecoError(f"{path}: can't be read ({error.strerror}); {_REMEDY}") from None
-    except ValueError:
+    except JSON_ERRORS:
         raise PecoError(f"{path}: the index is damaged; {_REMEDY}") from None
     if not isinstance(index, dict) or index.get("version") != VERSION:
         raise PecoError(f"{path}: not an index of version {VERSION}; run `dvc repro shards` to write the shards again")
+    check_index(index, path, _REMEDY)
     return index
 
 
@@ -155,12 +162,15 @@ def open_shards(root: Path, split: str) -> ShardSet:
     entry = index["splits"][split]
     shards = tuple(ShardInfo(**shard) for shard in entry["shards"])
     counts = np.array([shard.samples for shard in shards], dtype=np.int64)
+    labels = _load_array(root / f"{split}.labels.npy", entry["samples"])
+    if not -1 <= labels.min() <= labels.max() < len(index["classes"]) or entry["labelled"] != (labels >= 0).all():
+        raise PecoError(f"{root / f'{split}.labels.npy'}: its labels are not those of index.json; {_REMEDY}")
     return ShardSet(
         root=root,
         split=split,
         shards=shards,
         classes=tuple(index["classes"]),
-        labels=_load_array(root / f"{split}.labels.npy", entry["samples"]),
+        labels=labels,
         labeled=entry["labelled"],
         starts=np.cumsum(counts) - counts,
         offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
@@ -181,6 +191,8 @@ def _read_sample(block: bytes) -> tuple[str, bytes]:
         if header[257:262] != b"ustar":
             break
         name, size = header[:100].rstrip(b"\0").decode(), int(header[124:135], 8)
+        if size < 0:
+            break
         offset += BLOCK
         key, _, extension = name.partition(".")
         if extension != "cls":
@@ -193,9 +205,12 @@ def _read_sample(block: bytes) -> tuple[str, bytes]:
 
 def _load_array(path: Path, length: int) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with open(path, "rb") as file:
+            array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    except NPY_ERRORS:
         raise PecoError(f"{path}: missing or damaged; {_REMEDY}") from None
-    if array.shape != (length,):
-        raise PecoError(f"{path}: {len(array)} entries for {length} samples; {_REMEDY}")
+    if array.shape != (length,) or array.dtype != np.int64:
+        raise PecoError(
+            f"{path}: holds {array.dtype} of shape {array.shape}; expected int64 for {length} samples: {_REMEDY}"
+        )
     return array

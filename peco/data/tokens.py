@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from peco.core.errors import PecoError
+from peco.core.parsing import JSON_ERRORS, NPY_ERRORS
 from peco.data.shards import ShardSet
 from peco.data.views import VIEW_DTYPE, View, from_record
 
@@ -72,10 +73,14 @@ class TokenStore:
     def __post_init__(self) -> None:
         try:
             index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            self.views, self.codes = int(index["views"]), int(index["codes"])
-            self.grid, samples = int(index["grid"][0]), int(index["samples"])
-        except (OSError, ValueError, LookupError, TypeError):
-            raise PecoError(f"{self.folder}: no readable token targets; `dvc repro tokens` makes them") from None
+            self.views, self.codes, samples = (index[key] for key in ("views", "codes", "samples"))
+            self.grid = index["grid"][0]
+            if not all(type(n) is int and 0 <= n < 2**32 for n in (self.views, self.codes, self.grid, samples)):
+                raise ValueError
+        except (OSError, LookupError, TypeError, *JSON_ERRORS):
+            raise PecoError(
+                f"{self.folder / INDEX}: no readable token targets; `dvc repro tokens` makes them"
+            ) from None
         if samples != len(self.shards):
             raise PecoError(
                 f"{self.folder}: tokens of {samples} samples, but the shards hold {len(self.shards)}; "
@@ -86,22 +91,33 @@ class TokenStore:
         return {**self.__dict__, "_maps": {}}
 
     def get(self, sample: int, view: int) -> tuple[View, np.ndarray]:
-        """A stored view of a sample and its tokens, int64 (grid * grid,)."""
+        """A stored view of a sample and its tokens, int64 (grid * grid,).
+
+        Raises:
+            PecoError: the file is missing or damaged, or doesn't fit the index.
+        """
         shard = int(np.searchsorted(self.shards.starts, sample, side="right")) - 1
         entry = self._map(shard)[sample - int(self.shards.starts[shard]), view]
-        return from_record(entry["view"]), entry["tokens"].astype(np.int64)
+        tokens = entry["tokens"].astype(np.int64)
+        if tokens.max() >= self.codes:
+            raise PecoError(
+                f"{self.folder}: token {tokens.max()} of sample {sample}, but there are {self.codes} codes; `dvc repro tokens` "
+                "makes them again"
+            )
+        return from_record(entry["view"]), tokens
 
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self._maps:
             path = self.folder / shard_file(self.shards.shards[shard].name)
             try:
-                entries = np.load(path, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise PecoError(f"{path}: not readable ({error}); `dvc repro tokens` makes it again") from None
+                entries = np.lib.format.open_memmap(path, mode="r")
+            except NPY_ERRORS:
+                raise PecoError(f"{path}: missing or not readable; `dvc repro tokens` makes it again") from None
             expected = (self.shards.shards[shard].samples, self.views)
             if entries.shape != expected or entries.dtype != entry_dtype(self.grid**2):
                 raise PecoError(
-                    f"{path}: shape {entries.shape}, expected {expected}; `dvc repro tokens` makes it again"
+                    f"{path}: {entries.itemsize} bytes x {entries.shape}, expected {entry_dtype(self.grid**2).itemsize} bytes x "
+                    f"{expected}; `dvc repro tokens` makes it again"
                 )
             self._maps[shard] = entries
         return self._maps[shard]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from peco.core.errors import PecoError
-from peco.files.damage import DAMAGE
+from peco.files.damage import DAMAGE, damage_reason
 from peco.files.links import OUT_OF_IT, Lost, resolve_links
 from peco.files.names import by_tidy_name, is_hidden, tidy
 from peco.files.tar_archive import TarArchive
@@ -63,15 +63,13 @@ def open_archive(path: Path, work: Path) -> Archive:
     except FileNotFoundError:
         raise PecoError(f"{path}: no such file or folder; {EXPECTED}") from None
     except _ZIP_DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PecoError(f"{path}: can't be read as an archive ({reason}); {EXPECTED}") from None
+        raise PecoError(f"{path}: can't be read as an archive ({damage_reason(error)}); {EXPECTED}") from None
 
 
 class FolderArchive:
     """A folder. Links are followed within it; tars of ImageNet count as folders.
 
     Attributes:
-        files: each file of the folder by its name, also links and tars.
         plain: True if other programs see the same files: no links to folders, and all names are tidy.
 
     Raises:
@@ -85,10 +83,9 @@ class FolderArchive:
         self.plain = True
         self._files = by_tidy_name(sorted(self._walk("", (self._top,))))
         self.plain &= all(short == name for short, name in self._files.items())
-        self.files = {short: root / name for short, name in self._files.items()}
         self._members: dict[str, tuple[Path, int, int]] = {}  # of tars in this folder: tar, offset and size
         for name in [name for name in self._files if _IMAGENET_TAR.fullmatch(name)]:
-            path = self.files[name]
+            path = root / self._files[name]
             tar = open_archive(path, work)
             if isinstance(tar, TarArchive):
                 del self._files[name]
@@ -96,11 +93,16 @@ class FolderArchive:
                 self._members |= {f"{folder}/{member}": (path, *tar.span(member)) for member in tar.names()}
                 tar.close()  # ImageNet has a thousand
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Each file of the folder by its name, also links and tars."""
+        return {short: self._root / name for short, name in self._files.items()}
+
     def names(self) -> list[str]:
         return [*self._files, *self._members]
 
     def read(self, name: str) -> bytes:
-        path, offset, size = self._members[name] if name in self._members else (self.files[name], 0, -1)
+        path, offset, size = self._members[name] if name in self._members else (self._root / self._files[name], 0, -1)
         try:
             with path.open("rb") as file:
                 file.seek(offset)
@@ -118,21 +120,24 @@ class FolderArchive:
             raise PecoError(f"{error.filename}: can't be read ({error.strerror}); check its permissions") from None
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            real = Path(os.path.realpath(entry.path)) if entry.is_symlink() else above[-1] / entry.name
-            if entry.is_symlink() and not self._leads_inside(name, real, above):
+            link = entry.is_symlink()
+            real = Path(os.path.realpath(entry.path)) if link else None
+            if real is not None and not self._leads_inside(name, real, above):
                 continue
-            if real.is_dir() if entry.is_symlink() else entry.is_dir():
-                self.plain &= not entry.is_symlink()
-                yield from self._walk(name, (*above, real))
-            else:
+            if real.is_dir() if real is not None else entry.is_dir():
+                self.plain &= not link
+                yield from self._walk(name, (*above, real or above[-1] / entry.name))
+            elif entry.is_file():
                 yield name
+            else:  # opening a named pipe would wait for ever
+                self.lost.append(Lost(tidy(name), "not a regular file"))
 
     def _leads_inside(self, name: str, real: Path, above: tuple[Path, ...]) -> bool:
         """True for a link to a file or folder of this root; other links are recorded or refused."""
-        if real.exists() and real.is_relative_to(self._top) and real not in above:
+        if os.path.exists(real) and real.is_relative_to(self._top) and real not in above:
             return True
         lost = Lost(tidy(name), "a link in a circle" if real in above else OUT_OF_IT)
-        if lost.reason == OUT_OF_IT and (real.is_dir() or lost.may_be_folder):
+        if lost.reason == OUT_OF_IT and (os.path.isdir(real) or lost.may_be_folder):
             raise PecoError(
                 f"{self._root / name}: a link to {real}, which is outside of {self._root}; put copies in its place "
                 "(`cp -rL` copies what links lead to)"
@@ -177,9 +182,8 @@ class ZipArchive:
                 raise ValueError(f"{info.file_size} bytes")
             return self._zip.read(info)
         except _ZIP_DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise PecoError(
-                f"{self._path}: {tidy(info.filename)} can't be unpacked ({reason}); write the zip again"
+                f"{self._path}: {tidy(info.filename)} can't be unpacked ({damage_reason(error)}); write the zip again"
             ) from None
 
 

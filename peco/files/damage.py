@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import lzma
+import re
 import struct
 import tarfile
 import zipfile
 import zlib
+
+from peco.core.parsing import reason
 
 # Exceptions of damaged archives, with any compression.
 DAMAGE = (
@@ -21,6 +24,13 @@ DAMAGE = (
     OverflowError,
     IndexError,
 )
+
+
+def damage_reason(error: BaseException) -> str:
+    """The text of such an exception in one line. Of tarfile's report on all compressions that it tried, the part on plain tars."""
+    text = reason(error)
+    plain = re.search(r"method tar: \w+\(['\"](.*?)['\"]\)", text)
+    return plain[1] if plain else text
 
 
 _EXTENDED_HEADERS = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 # Of files that are read, the simplest first.
@@ -15,10 +17,14 @@ IMAGE_EXTENSIONS = (
 # Of images that can't be read: they count as rejected.
 UNREADABLE_EXTENSIONS = (
     *("dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "3fr"),
+    *("rwl", "iiq", "erf", "mef", "mos", "kdc", "dcr", "mrw", "fff", "gpr", "bpg", "qoi", "sgi", "ras", "icns", "cur"),
     *("jxl", "jxr", "heics", "avifs", "psd", "exr", "hdr", "svg", "eps", "ico", "xcf", "pcx", "dds"),
 )
 _ANY_IMAGE = frozenset((*IMAGE_EXTENSIONS, *UNREADABLE_EXTENSIONS))
-_HIDDEN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db")
+_HIDDEN = (
+    *("__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"),
+    *("Thumbs.db", "desktop.ini"),
+)
 
 
 def is_hidden(part: str) -> bool:
@@ -54,9 +60,10 @@ def by_tidy_name(names: list[str]) -> dict[str, str]:
     """The tidy name of each name. Where two would be equal, the later ones get a number: nothing is lost."""
     found: dict[str, str] = {}
     for name in names:
-        short = tidy(name)
-        path, number = PurePosixPath(short), 2
+        short = first = tidy(name)
+        number = 2
         while short in found:
+            path = PurePosixPath(first)
             short = str(path.with_name(f"{path.stem}-{number}{path.suffix}"))
             number += 1
         found[short] = name
@@ -89,6 +96,13 @@ def extension(name: str) -> str:
 def is_image_name(name: str) -> bool:
     """True for the names of images, also of those that can't be read."""
     return extension(name) in _ANY_IMAGE
+
+
+def capital_twins(names: Iterable[str]) -> list[str]:
+    """The names that differ from others in their capitals only: `Cat` and `cat`."""
+    ordered = sorted(names)
+    counts = Counter(map(str.casefold, ordered))
+    return [name for name in ordered if counts[name.casefold()] > 1]
 
 
 def hashed(name: str, seed: int) -> int:

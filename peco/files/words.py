@@ -9,7 +9,7 @@ from collections.abc import Iterable
 TRAIN, VAL, TEST, UNUSED = "train", "val", "test", "unused"
 
 _SPLITS = {
-    TRAIN: ("train", "training", "trn"),
+    TRAIN: ("train", "training", "trn", "trainval"),
     VAL: ("val", "valid", "validation", "dev", "eval", "evaluation"),
     TEST: ("test", "testing", "tst"),
     UNUSED: ("unlabeled", "unlabelled", "pred", "predict", "prediction", "inference", "submission"),
@@ -29,23 +29,26 @@ _IMAGES = {
     "input",
     "inputs",
 }
-_IMAGE_FOLDERS = {*_IMAGES, "jpegimages", "leftimg8bit", "jpg", "jpeg", "png", "rgb", "x"}
+_FORMATS = ("jpg", "jpeg", "png", "tif", "tiff", "rgb")  # that names of folders have
+_IMAGE_FOLDERS = {*_IMAGES, *_FORMATS, "jpegimages", "leftimg8bit", "data", "x"}
 # What exports add to the name of a split.
 _EXTRA = {
     *_IMAGE_FOLDERS,
     *("set", "sets", "data", "dataset", "split", "splits", "seg", "cls", "class", "classes", "classification", "files"),
     *("folder", "dir", "new", "final", "clean", "raw", "small", "full", "orig", "original", "resized", "cropped"),
-    *("aug", "augmented", "stage", "part", "all", "the", "my", "v", "list", "det"),
+    *("aug", "augmented", "stage", "part", "all", "the", "my", "v", "list", "det", "mini", "public", "private"),
 }
 _MASKS = {
-    *("mask", "masks", "annotation", "annotations", "ann", "anns", "annot", "annots", "label", "labels", "gt", "gts"),
-    *("groundtruth", "truth", "segmentation", "segmentations", "trimap", "trimaps", "stuffthingmaps", "semantic"),
-    *("instances", "panoptic", "depth", "disparity"),
+    *("mask", "masks", "annotation", "annotations", "ann", "anns", "anno", "annot", "annots", "label", "labels"),
+    *("gt", "gts", "groundtruth", "truth", "segmentation", "segmentations", "trimap", "trimaps", "stuffthingmaps"),
+    *("semantic", "instance", "instances", "panoptic", "depth", "disparity", "manual"),
 }
 # What stands next to those words in the names of folders that hold nothing but masks.
 _MASK_EXTRA = {
     *_MASKS,
-    *("ground", "class", "object", "aug", "png", "dir", "maps", "map", "images", "fine", "coarse", "raw"),
+    *_FORMATS,
+    *("ground", "class", "object", "aug", "dir", "maps", "map", "images", "fine", "coarse", "raw", "st", "nd"),
+    *("color", "colors", "colored", "visualization", "visualizations", "vis"),
 }
 _GLUED = re.compile(
     f"({'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(set|data|images|imgs|img|annot|masks?|labels?)"
@@ -57,8 +60,12 @@ _MASK_NAME = re.compile(
 
 
 def words(name: str) -> tuple[str, ...]:
-    """The words and numbers of a name in lower case: `seg_train`, `trainSet2017` and `train.X1` have several."""
+    """The words and numbers of a name in lower case: `seg_train`, `trainSet2017` and `train.X1` have several.
+
+    `train_val`, which means both, is the one word `trainval`.
+    """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    spaced = re.sub(r"(?<![a-z])train[-_ .]?val(?![a-z])", "trainval", spaced)
     found: list[str] = []
     for word in re.findall(r"[^\W\d_]+|\d+", spaced):
         glued = _GLUED.fullmatch(word)
@@ -71,7 +78,7 @@ def is_images_folder(name: str) -> bool:
     if name.lower() in _IMAGE_FOLDERS:
         return True
     found = [word for word in words(name) if not word.isdecimal()]
-    return bool(found) and found[0] in _IMAGES and set(found) <= {*_IMAGES, "dir", "folder", "files", "set"}
+    return bool(found) and found[0] in _IMAGES and set(found) <= {*_IMAGE_FOLDERS, "dir", "folder", "files", "set"}
 
 
 def mask_rest(name: str) -> tuple[str, ...] | None:
@@ -80,10 +87,27 @@ def mask_rest(name: str) -> tuple[str, ...] | None:
     return tuple(word for word in found if word not in _MASKS) if set(found) & _MASKS else None
 
 
+def image_rest(name: str) -> tuple[str, ...]:
+    """Words of a folder's name without those that mean images (`train` of `train_images`)."""
+    return tuple(word for word in words(name) if word not in _IMAGES)
+
+
 def is_mask_folder(name: str) -> bool:
     """True if all words of a name mean masks or annotations (`ground_truth`, `SegmentationClass`)."""
     found = {word for word in words(name) if not word.isdecimal()}
     return bool(found & _MASKS) and found <= _MASK_EXTRA
+
+
+def names_images(name: str) -> bool:
+    """True for the folder of images beside one of masks: its last word means images, and none means masks (`CelebA-HQ-img`)."""
+    found = words(name)
+    return bool(found) and found[-1] in _IMAGES and not set(found) & _MASKS
+
+
+def names_masks(name: str) -> bool:
+    """True if the last word of a name means masks (`CelebAMask-HQ-mask-anno`)."""
+    found = words(name)
+    return bool(found) and found[-1] in _MASKS
 
 
 def masked_image(stem: str) -> str | None:
@@ -115,16 +139,19 @@ def plain_split(name: str) -> str | None:
 def split_folders(names: Iterable[str]) -> dict[str, str]:
     """The split of each folder that is one; empty if none of them is `train`.
 
-    Besides words of exports (`seg_train`, `train2017`), two splits may share any other words (`mnist_train`, `mnist_test`).
+    Besides words of exports (`seg_train`, `train2017`), two splits may share any other words (`mnist_train`, `mnist_test`),
+    and all names may be those of splits (`train_a`, `val_b`).
     """
+    names = list(names)
     named = {name: found for name in names if (found := named_split(name))}
+    all_named = len(named) == len(names) and len({split for split, _ in named.values()}) > 1
     shared: dict[tuple[str, ...], set[str]] = {}
     for split, rest in named.values():
         shared.setdefault(tuple(word for word in rest if not word.isdecimal()), set()).add(split)
     chosen = {}
     for name, (split, rest) in named.items():
         key = tuple(word for word in rest if not word.isdecimal())
-        if plain_split(name) or (TRAIN in shared[key] and len(shared[key]) > 1):
+        if all_named or plain_split(name) or (TRAIN in shared[key] and len(shared[key]) > 1):
             chosen[name] = split
     return chosen if TRAIN in chosen.values() else {}
 

@@ -6,42 +6,39 @@ Layouts, in any capitals, where SPLIT is a word for a split, such as `training`,
 |---|---|---|
 | `IMAGES/SPLIT` | `MASKS/SPLIT` | ADE20K, mmsegmentation, Cityscapes |
 | `SPLIT/IMAGES` | `SPLIT/MASKS` | |
-| `SPLIT` | `SPLITannot`, `SPLIT_labels`, `SPLIT_masks` | CamVid, Carvana |
+| `SPLIT`, `SPLIT_images` | `SPLITannot`, `SPLIT_labels`, `SPLIT_masks` | CamVid, Carvana |
+| `SPLIT` | next to the images, with a suffix | Roboflow |
 | `JPEGImages` | `SegmentationClass`, with `ImageSets/Segmentation/SPLIT.txt` | Pascal VOC |
-| `IMAGES` | `MASKS` | a set without splits: divided by hash |
+| `IMAGES`, or the top | `MASKS`, or next to the images with a suffix | a set without splits: divided by hash |
 
 IMAGES is `images`, `img_dir`, `leftImg8bit` and the like, MASKS `annotations`, `ann_dir`, `masks`, `labels`, `gtFine` and the like.
 A mask has the same path below its folder as its image, apart from the extension and a suffix (`_mask`, `_L`,
-`_gtFine_labelTrainIds`).
+`_gtFine_labelTrainIds`, or any other that all masks have).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from peco.annotations.photos import by_stem, files_below, find_folder
-from peco.annotations.splits import divide, split_folder, split_of
+from peco.annotations.splits import divide, split_folder, split_list, split_of
 from peco.core.errors import PecoError
+from peco.core.parsing import reason
 from peco.files.names import IMAGE_EXTENSIONS, extension
-from peco.files.words import plain_split
+from peco.files.words import image_rest, mask_rest, masked_image, plain_split
 
 IMAGES = ("images", "img_dir", "leftImg8bit", "JPEGImages", "image", "imgs", "img")
 MASKS = (
     *("annotations", "ann_dir", "masks", "labels", "gtFine", "SegmentationClass"),
     *("annotation", "mask", "label", "gt", "segmentations", "mask_dir"),
 )
-BESIDE = (
-    "annot",
-    "_labels",
-    "_masks",
-    "_mask",
-    "_label",
-    "_annotations",
-)  # what follows SPLIT in the folder of its masks
 MASK_EXTENSIONS = ("png", "bmp", "tif", "tiff", "gif")  # lossless ones
-# Of masks, the first that occurs in a folder: other files there are pictures of them, or other annotations.
+LOSSY = ("jpg", "jpeg")
+# Of masks, the first that occurs in a folder: other files there are pictures of them, or other annotations. Any other suffix is
+# allowed if all masks have it.
 SUFFIXES = (
     "_gtFine_labelTrainIds",
     "_gtFine_labelIds",
@@ -82,14 +79,22 @@ def find_files(root: Path) -> tuple[SplitFiles, SplitFiles, bool]:
         PecoError: no layout fits, a split is empty, an image lacks its mask or a mask its image.
     """
     if lists := find_folder(find_folder(root, "ImageSets") or root, "Segmentation"):
-        train_files, val_files = (_listed(root, lists / f"{split}.txt") for split in ("train", "val"))
-        return train_files, val_files, True
+        listed = [split_list(lists, split) for split in ("train", "val")]
+        if any(listed):
+            if None in listed:
+                raise PecoError(
+                    f"{lists}: no list of {'val' if listed[0] else 'train'}; add it, or remove the other one"
+                )
+            train_files, val_files = (_listed(root, path) for path in listed if path is not None)
+            return train_files, val_files, True
     hint: list[str] = []
     found = {split: _find_split(root, split, hint) for split in ("train", "val")}
     train, val = found["train"], found["val"]
     if train and val:
         return SplitFiles(train[1], _pairs(*train)), SplitFiles(val[1], _pairs(*val), _unused(val[0])), True
     images, masks = find_folder(root, *IMAGES), find_folder(root, *MASKS)
+    if not images and not masks and _holds_both(root):
+        images = masks = root
     if not train and not val and images and masks and not hint:
         pairs = {image.relative_to(images).as_posix(): (image, mask) for image, mask in _pairs(images, masks)}
         of_val, note = divide(pairs, str(root))
@@ -115,8 +120,18 @@ def _find_split(root: Path, split: str, hint: list[str]) -> tuple[Path, Path] | 
     inner = find_folder(folder, *IMAGES), find_folder(folder, *MASKS)
     if inner[0] and inner[1]:
         return inner[0], inner[1]
-    beside = find_folder(root, *(folder.name + ending for ending in BESIDE))
-    return (folder, beside) if beside else None
+    found = sorted(e.name for e in os.scandir(root) if e.is_dir() and mask_rest(e.name) == image_rest(folder.name))
+    if len(found) > 1:
+        raise PecoError(f"{root}: {found[0]} and {found[1]} both may have the masks of {folder.name}; move one away")
+    if found:
+        return folder, root / found[0]
+    return (folder, folder) if _holds_both(folder) else None
+
+
+def _holds_both(folder: Path) -> bool:
+    """True for a folder with masks next to their images (`1.jpg`, `1_mask.png`)."""
+    stems = {path.stem for path in _files(folder, IMAGE_EXTENSIONS)}
+    return any(masked_image(stem) in stems for stem in stems)
 
 
 def _listed(root: Path, path: Path) -> SplitFiles:
@@ -129,7 +144,7 @@ def _listed(root: Path, path: Path) -> SplitFiles:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); expected the names of the split's images") from None
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected the names of the split's images") from None
     files = by_stem(_files(images, IMAGE_EXTENSIONS), images), by_stem(_files(masks, MASK_EXTENSIONS), masks)
     for name in names:
         for found, folder in zip(files, (images, masks), strict=True):
@@ -149,14 +164,24 @@ def _unused(val: Path) -> list[str]:
 
 def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Images and their masks, sorted by name."""
-    found = {
-        key.removesuffix(IMAGE_SUFFIX): path for key, path in by_stem(_files(images, IMAGE_EXTENSIONS), images).items()
-    }
+    files = by_stem(_files(images, IMAGE_EXTENSIONS), images)
+    if images == masks:
+        files = {key: path for key, path in files.items() if masked_image(key) not in files}
+    found = {key.removesuffix(IMAGE_SUFFIX): path for key, path in files.items()}
     if not found:
         raise PecoError(f"{images}: no image; the split is empty")
-    mask_of = _masks(masks, set(found))
+    of_masks = set(_files(masks, MASK_EXTENSIONS)) - (set(files.values()) if images == masks else set())
+    mask_of = _masks(by_stem(sorted(of_masks), masks), set(found))
     for key, image in found.items():
         if key not in mask_of:
+            lossy = next(
+                (f for f in files_below(masks) if f.stem.startswith(Path(key).name) and extension(f.name) in LOSSY),
+                None,
+            )
+            if lossy is not None and lossy != image:
+                raise PecoError(
+                    f"{lossy}: a mask as JPEG, which changes the indices of classes; make PNG of the original masks"
+                )
             raise PecoError(f"{image}: no mask {masks / key}.png; add it or remove the image")
     for key, mask in mask_of.items():
         if key not in found:
@@ -164,10 +189,10 @@ def _pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(image, mask_of[key]) for key, image in found.items()]
 
 
-def _masks(folder: Path, keys: set[str]) -> dict[str, Path]:
+def _masks(files: dict[str, Path], keys: set[str]) -> dict[str, Path]:
     """Masks by the name of their image. Where all images have one with the same suffix, files without it are not masks."""
-    files = by_stem(_files(folder, MASK_EXTENSIONS), folder)
-    for suffix in SUFFIXES:
+    common = _common_suffix(keys, files) if not keys <= files.keys() else None
+    for suffix in (*SUFFIXES, *([common] if common else [])):
         with_suffix = {key.removesuffix(suffix): path for key, path in files.items() if key.endswith(suffix)}
         if keys <= with_suffix.keys():
             return with_suffix
@@ -177,6 +202,16 @@ def _masks(folder: Path, keys: set[str]) -> dict[str, Path]:
                 raise PecoError(f"{files[key]}: {other.name} is a mask of the same image; keep one of them")
             del files[key]
     return files
+
+
+def _common_suffix(keys: set[str], files: Iterable[str]) -> str | None:
+    """What all masks have after the name of their image, such as `-mask`; None if they differ."""
+    found = set[str]()
+    for file in files:
+        key = next((file[:end] for end in range(len(file), 0, -1) if file[:end] in keys), None)
+        found.add("" if key is None else file[len(key) :])
+    suffix = found.pop() if len(found) == 1 else ""
+    return suffix if suffix[:1] in ("-", "_", ".", " ") else None
 
 
 def _files(folder: Path, extensions: tuple[str, ...]) -> list[Path]:

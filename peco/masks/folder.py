@@ -24,7 +24,8 @@ from PIL import Image
 from peco.annotations.photos import Photo, annotated_photo, rotation_notes, unwrapped
 from peco.annotations.sets import IGNORE
 from peco.core.errors import PecoError
-from peco.data.images import DAMAGE, check_size
+from peco.core.parsing import reason
+from peco.data.images import DAMAGE, check_size, image_reason
 from peco.masks.files import SplitFiles, find_files
 
 CLASSES_FILE, ADE20K_FILE = "classes.txt", "objectInfo150.txt"
@@ -32,6 +33,7 @@ ALL_IGNORED = "every pixel ignored"
 MAX_INDEX = 65535
 _FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 _SHOWN = 12  # indices in a message
+_MANY = 40  # classes without a list of names, beyond which they may be shades of grey
 
 
 class MaskFolder:
@@ -151,12 +153,17 @@ def _places(split: SplitFiles) -> tuple[Path, Path]:
 
 
 def _gaps(names: Iterable[int], ignore: int | None) -> list[str]:
-    """A sentence on numbers between 0 and the highest index that are no classes since they occur in no training mask."""
+    """Sentences on indices that may be shades of grey, and on numbers up to the highest index that occur in no training mask."""
     found = sorted(names)
     missing = sorted(set(range(max(found, default=0))) - {*found, ignore})
+    notes = []
+    if len(found) > _MANY and 255 in found:
+        notes.append(
+            f"warning: {len(found)} indices up to 255 occur, as in masks that were resized with smoothing: use the originals"
+        )
     if not missing:
-        return []
-    notes = [
+        return notes
+    notes += [
         f"the classes are the {len(found)} indices that occur in the training masks, {_ranges(found)}; {_ranges(missing)} are none"
     ]
     if found[-1] == 255 and len(found) > 2:
@@ -187,12 +194,15 @@ def read_mask(path: Path) -> NDArray[np.int32]:
             check_size(image)
             mode, values = image.mode, np.asarray(image)
     except (PecoError, *DAMAGE) as error:
-        raise PecoError(f"{path}: can't be read as a mask ({error}); fix or remove it and its image") from None
+        raise PecoError(
+            f"{path}: can't be read as a mask ({image_reason(error)}); fix or remove it and its image"
+        ) from None
     if mode in ("RGB", "RGBA", "LA") and _is_grey(values[..., : 3 if mode != "LA" else 1]):
         mode, values = "L", values[..., 0]
     if values.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise PecoError(
-            f"{path}: an image of mode {mode}; expected one channel with the index of a class in each pixel"
+            f"{path}: an image of mode {mode}; expected one channel with the index of a class in each pixel; "
+            "convert colours to indices first"
         )
     indices = values.astype(np.int32)
     for index in (int(indices.min()), int(indices.max())):
@@ -238,7 +248,7 @@ def _read_list(path: Path) -> dict[int, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PecoError(f"{path}: can't be read ({error}); expected a text of class names") from None
+        raise PecoError(f"{path}: can't be read ({reason(error)}); expected a text of class names") from None
     names: dict[int, str] = {}
     if path.name == ADE20K_FILE:
         rows = [line.split("\t") for line in lines[1:] if line.strip()]

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from peco.core import artifacts
 from peco.core.errors import PecoError
+from peco.core.parsing import shown
 from peco.mim.model import MEAN, STD, MaskedImageModel
 
 HEAD = "mim_head.safetensors"
 KIND = "backbone"
+_MOST_OUTPUTS = 65536  # codes of the largest codebook
 
 
 def save(
@@ -56,8 +58,10 @@ def load(directory: str | Path) -> MaskedImageModel:
         PecoError: the folder is missing, damaged or of another kind.
     """
     outputs = artifacts.section(directory, KIND).get("outputs")
-    if not isinstance(outputs, int) or outputs < 1:
-        raise PecoError(f"{directory}: config.json lacks the number of outputs; fetch or make the folder again")
+    if type(outputs) is not int or not 1 <= outputs <= _MOST_OUTPUTS:
+        raise PecoError(
+            f"{directory}/config.json: outputs is {shown(outputs)}; expected the outputs of the head: fetch or make it again"
+        )
     model = MaskedImageModel(artifacts.load_timm(directory), outputs)
     path = Path(directory) / HEAD
     backbone = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}

@@ -32,5 +32,6 @@ def backbone_features(model: nn.Module, split: ShardSet, workers: int) -> Featur
         batch_size=EVAL_BATCH,
         workers=workers,
         device=next(model.parameters()).device,
+        label=f"features of {split.split}",
     )
     return extract(model, batches)

@@ -5,8 +5,9 @@ Legend: N samples searched, M queries, D width, k neighbours, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from peco.core import config
 from peco.core.device import CPU
+from peco.core.progress import ProgressLines
 from peco.probes.holdout import holdout_split
 
 QUERIES_AT_ONCE = 256
@@ -59,9 +61,19 @@ def probe_knn(
     fit, held = (torch.from_numpy(index) for index in holdout_split(train_labels.numpy(), holdout))
     held = held[:: -(-len(held) // CHOICE_QUERIES)]
 
+    lines, done = ProgressLines("kNN", "searches"), count()
+
     def accuracies(index_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, truth_M: Tensor) -> dict[int, float]:
+        number = next(done)
         index_ND, labels_N, queries_MD = (part.to(device) for part in (index_ND, labels_N, queries_MD))
-        predictions = classify(index_ND, labels_N, queries_MD, knn.neighbors, knn.temperature)
+        predictions = classify(
+            index_ND,
+            labels_N,
+            queries_MD,
+            knn.neighbors,
+            knn.temperature,
+            lambda query: lines(number, len(train_features) + 1, f"query {query}/{len(queries_MD)}"),
+        )
         return {k: (predicted_M.cpu() == truth_M).double().mean().item() for k, predicted_M in predictions.items()}
 
     tried = {
@@ -74,7 +86,12 @@ def probe_knn(
 
 
 def classify(
-    features_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, neighbors: tuple[int, ...], temperature: float
+    features_ND: Tensor,
+    labels_N: Tensor,
+    queries_MD: Tensor,
+    neighbors: tuple[int, ...],
+    temperature: float,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[int, Tensor]:
     """Classify each query by a vote of its nearest neighbours in cosine similarity s, each with weight exp(s / temperature).
 
@@ -83,6 +100,7 @@ def classify(
         labels_N: int64, not negative.
         neighbors: numbers of neighbours; more than N count as N.
         temperature: divisor of the similarities.
+        progress: called with the number of queries done.
 
     Returns:
         int64 (M,) by number of neighbours, on the device of the features.
@@ -91,7 +109,8 @@ def classify(
     index_ND = F.normalize(features_ND, dim=1)
     k_max = min(max(neighbors), len(index_ND))
     found: dict[int, list[Tensor]] = {k: [] for k in neighbors}
-    for queries_mD in torch.split(queries_MD, QUERIES_AT_ONCE):
+    for number, queries_mD in enumerate(torch.split(queries_MD, QUERIES_AT_ONCE)):
+        progress(number * QUERIES_AT_ONCE)
         similarity_mk, nearest_mk = (F.normalize(queries_mD, dim=1) @ index_ND.T).topk(k_max, dim=1)
         # Relative to the nearest, so that no weight overflows; in float64, so that the order of summation doesn't matter.
         weight_mk = ((similarity_mk - similarity_mk[:, :1]).double() / temperature).exp()

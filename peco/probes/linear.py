@@ -5,8 +5,9 @@ Legend: N samples, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from peco.core import config
 from peco.core.device import CPU
+from peco.core.progress import ProgressLines
 from peco.probes.holdout import holdout_split
 
 ROWS_AT_ONCE = 16384
@@ -65,6 +67,7 @@ def probe_linear(
     linear: config.Linear,
     holdout: float,
     device: torch.device = CPU,
+    label: str = "linear probe",
 ) -> LinearResult:
     """Choose block and L2 strength on the holdout of train, fit again on all of train, score val.
 
@@ -75,6 +78,7 @@ def probe_linear(
         linear: strengths to try, limit of iterations.
         holdout: share of train to choose on.
         device: device of the fits; features go there a slice at a time.
+        label: begins the progress lines.
 
     Returns:
         the score and the choice; of equal accuracies the first block and the greatest strength are chosen.
@@ -87,15 +91,22 @@ def probe_linear(
     fit_rows = fit_rows[:: -(-len(fit_rows) // CHOICE_ROWS)]
     classes = int(max(train_labels.max(), val_labels.max())) + 1
     strengths = sorted(linear.l2, reverse=True)
+    lines, fits = ProgressLines(label, "fits"), len(train_features) * len(strengths) + 1
+
+    def progress(evaluation: int) -> None:
+        lines(sum(map(len, tried.values())), fits, f"evaluation {evaluation} of the loss")
+
     tried: dict[str, dict[float, float]] = {}
     for block, features in train_features.items():
         tried[block] = {}
         start: Classifier | None = None
         for l2 in strengths:  # from strong to weak, each from the solution before: fewer iterations
-            start = fit(features[fit_rows], train_labels[fit_rows], classes, l2, linear.max_iter, start, device)
+            start = fit(
+                features[fit_rows], train_labels[fit_rows], classes, l2, linear.max_iter, start, device, progress
+            )
             tried[block][l2] = start.accuracy(features[held], train_labels[held])
     block, l2 = max(((b, s) for b in tried for s in strengths), key=lambda choice: tried[choice[0]][choice[1]])
-    final = fit(train_features[block], train_labels, classes, l2, linear.max_iter, device=device)
+    final = fit(train_features[block], train_labels, classes, l2, linear.max_iter, device=device, progress=progress)
     return LinearResult(
         accuracy=final.accuracy(val_features[block], val_labels),
         block=block,
@@ -114,6 +125,7 @@ def fit(
     max_iter: int,
     start: Classifier | None = None,
     device: torch.device = CPU,
+    progress: Callable[[int], None] = lambda evaluation: None,
 ) -> Classifier:
     """Minimise mean cross entropy + l2 / 2 * |weights|^2 over standardised features by L-BFGS in float64; the bias is free.
 
@@ -125,6 +137,7 @@ def fit(
         max_iter: limit of iterations; 25 % more evaluations of the loss are allowed.
         start: initial weights and bias, instead of zero.
         device: device of the computation.
+        progress: called with the number of evaluations of the loss.
 
     Returns:
         the classifier; the same for the same input and number of threads.
@@ -145,6 +158,8 @@ def fit(
         [theta], max_iter=max_iter, tolerance_grad=GRADIENT_TOLERANCE, tolerance_change=0, line_search_fn="strong_wolfe"
     )
 
+    evaluations = count(1)
+
     def closure() -> Tensor:
         # The gradient in closed form, a slice of rows at a time: float64 copies of all features of a large set wouldn't fit.
         loss, gradient = theta.new_zeros(()), torch.zeros_like(theta)
@@ -159,6 +174,7 @@ def fit(
             error_nC[torch.arange(len(labels), device=device), labels] -= 1
             gradient[:-1] += x_nD.T @ error_nC
             gradient[-1] += error_nC.sum(dim=0)
+        progress(next(evaluations))
         gradient /= len(features_ND)
         gradient[:-1] += l2 * theta[:-1]
         theta.grad = gradient

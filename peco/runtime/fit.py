@@ -8,6 +8,7 @@ from peco.core.config import Optim
 from peco.data.loader import TrainLoader, Transform
 from peco.data.shards import ShardSet
 from peco.runtime.paths import METRICS, PLOTS
+from peco.runtime.scores import write_scores
 from peco.runtime.stage import StageRun
 from peco.training.distributed import Dist
 from peco.training.metrics import MetricLog
@@ -50,6 +51,7 @@ def train_loader(run: StageRun, shards: ShardSet, transform: Transform, optim: O
 
 
 def publish_metrics(run: StageRun, logs: MetricLog, summary: dict[str, float]) -> None:
-    """Write the stage's metrics file and its plots, and close the log."""
+    """Write the stage's metrics, scores and plots, and close the log."""
     logs.publish(METRICS / f"{run.name}.json", PLOTS / run.name, summary)
+    write_scores(run.name, summary)
     logs.close()

@@ -11,6 +11,7 @@ TOKENIZER = ARTIFACTS / "tokenizer"
 TOKENS = ARTIFACTS / "tokens"
 BACKBONE = ARTIFACTS / "backbone"
 METRICS = Path("metrics")
+SCORES = Path("scores")
 PLOTS = Path("metrics/plots")
 PICTURES = Path("metrics/pictures")
 REPORT = Path("reports/report.html")

@@ -36,12 +36,14 @@ from peco.core.environment import HEARTBEAT, THREADS, WORKERS
 from peco.core.errors import Interrupted, PecoError
 from peco.core.numbers import rounded
 from peco.core.params import load_params
-from peco.core.publishing import write_json
+from peco.core.progress import waiting
+from peco.core.publishing import full_folders, write_json
 from peco.core.ranks import ranks
 from peco.core.stage_name import StageName
 from peco.core.stopping import StopSignals
 from peco.runtime.fingerprint import code_hash, content_hash, require_present
-from peco.runtime.paths import METRICS, PICTURES
+from peco.runtime.paths import ARTIFACTS, METRICS, PICTURES, REPORT, SCORES
+from peco.runtime.scores import write_scores
 
 
 class Skipped(Exception):
@@ -91,8 +93,9 @@ class StageRun:
             require_present(path)  # on all ranks, so that no rank waits for one that has failed
         hashing = _in_background(lambda: self._key(paths)) if is_main() else None
         # Ranks wait in many short collectives, since a long one runs into its timeout.
-        while not share(bytes([hashing is not None and bool(wait([hashing], POLL_SECONDS).done)]))[0]:
-            pass
+        with waiting(f"{self.name}: reading its inputs, for the name of its work folder"):
+            while not share(bytes([hashing is not None and bool(wait([hashing], POLL_SECONDS).done)]))[0]:
+                pass
         key = share(hashing.result() if hashing else bytes(KEY_BYTES)).hex()
         folder = workfiles.folder(StageName(self.name).role, key)
         while not share(bytes([is_main() and workfiles.acquire(folder)]))[0]:
@@ -109,8 +112,9 @@ class StageRun:
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).digest()[:KEY_BYTES]
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """Write the stage's metrics file, and make an evaluation's folder of pictures if there are no pictures."""
+        """Write the stage's metrics and scores, and make an evaluation's folder of pictures if there are no pictures."""
         write_json(METRICS / f"{StageName(self.name).path}.json", rounded(values))
+        write_scores(self.name, values)
         kind, _, task = self.name.partition("@")
         if kind == "evaluate":
             (PICTURES / task).mkdir(parents=True, exist_ok=True)
@@ -222,7 +226,10 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, PecoError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"disk full while writing {error.filename or 'results'}: free space and run again"
+        full = " or ".join(full_folders((workfiles.root(), ARTIFACTS, METRICS, SCORES, REPORT.parent)))
+        return f"disk full while writing {error.filename or full or 'results'}: free space and run again"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'a result'}: read-only file system; make it writable and run again"
     # Torch's loader reports it as a RuntimeError.
     if (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)) or "Too many open files" in str(
         error

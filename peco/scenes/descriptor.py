@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from peco.core.errors import PecoError
+from peco.core.parsing import YAML_ERRORS, shown
 from peco.scenes import scenes
 
 
@@ -21,7 +22,7 @@ def read_descriptor(path: Path) -> int:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PecoError(f"{path}: can't be read ({error.strerror}); {example}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except YAML_ERRORS:
         raise PecoError(f"{path}: not a YAML file; {example}") from None
     if (
         not isinstance(found, dict)
@@ -31,10 +32,10 @@ def read_descriptor(path: Path) -> int:
         raise PecoError(f"{path}: not a descriptor of the set of scenes; {example}")
     if found["version"] != scenes.VERSION:
         raise PecoError(
-            f"{path}: version {found['version']} of the scenes is required, but this code draws version {scenes.VERSION}; "
+            f"{path}: version {shown(found['version'])} of the scenes is required, but this code draws version {scenes.VERSION}; "
             f"set version: {scenes.VERSION} (other images, so results can't be compared) or use the code of that version"
         )
     seed = found["seed"]
     if type(seed) is not int or seed < 0:
-        raise PecoError(f"{path}: seed: {seed!r} is not allowed; expected an integer from 0 on")
+        raise PecoError(f"{path}: seed: {shown(seed)} is not allowed; expected an integer from 0 on")
     return seed

@@ -19,6 +19,7 @@ from peco.sources.webdataset.tars import TAR_SUFFIXES, find_tars
 _EXPECTED = (
     "expected a folder, tar or zip of images, WebDataset tars (a folder, a pattern, addresses or a list of these)"
 )
+_NOT_READ = (".rar", ".7z", ".zst", ".tzst", ".lz4")
 _TABLES = (".csv", ".tsv", ".jsonl", ".xls", ".xlsx", ".ods")
 
 
@@ -45,6 +46,10 @@ def detect_source(path: Path) -> str:
         return "images"
     if path.suffix.lower() in _TABLES:
         raise PecoError(f"{path}: a table of labels; name the folder that holds it and its images")
+    if path.name.lower().endswith(_NOT_READ):
+        raise PecoError(f"{path}: this kind of archive is not read; unpack it, and name the folder")
+    if is_image_name(path.name):
+        raise PecoError(f"{path}: a single image; name the folder of the images")
     if _holds_tars(path):
         return "images"
     if kind := _tar_kind(path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from peco.core import config
 from peco.core.errors import PecoError
-from peco.data.images import FORMATS, RANGE_16BIT, decode, open_image, values_16bit
+from peco.data.images import FORMATS, RANGE_16BIT, decode, open_image, upper_bits, values_16bit
 from peco.files.names import UNREADABLE_EXTENSIONS, extension
 from peco.sources.base import RawSample
 
@@ -23,13 +23,14 @@ _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # other formats: the
 class CheckedImage:
     """The result of checking an image: the bytes to store and their extension, or the reason of its rejection.
 
-    `values` are the lowest and highest of a 16-bit image.
+    `values` are the lowest and highest of a 16-bit grey image, `upper` those of a 16-bit colour image.
     """
 
     encoded: bytes = b""
     extension: str = ""
     reason: str = ""
     values: tuple[int, int] | None = None
+    upper: tuple[int, int] | None = None
 
 
 def check_header(name: str, encoded: bytes, max_pixels: int) -> None:
@@ -53,6 +54,7 @@ def check_image(raw: RawSample, dataset: config.Dataset) -> CheckedImage:
     with Image.open(io.BytesIO(raw.encoded), formats=formats) as original:  # reads only the header
         kind = str(original.format)
         values = values_16bit(raw.encoded) if original.mode.startswith("I") else None
+    upper = upper_bits(raw.encoded) if kind in ("PNG", "TIFF") else None
     short = min(image.size)
     if resize is not None and short > resize:
         width, height = (max(resize, round(side * resize / short)) for side in image.size)
@@ -63,13 +65,13 @@ def check_image(raw: RawSample, dataset: config.Dataset) -> CheckedImage:
     elif kind == "TGA" or (values and dataset.range_16bit != RANGE_16BIT):
         as_png, quality = True, 0
     else:
-        return CheckedImage(raw.encoded, _EXTENSIONS.get(kind, kind.lower()), values=values)
+        return CheckedImage(raw.encoded, _EXTENSIONS.get(kind, kind.lower()), values=values, upper=upper)
     out = io.BytesIO()
     if as_png:
         image.save(out, "PNG")
-        return CheckedImage(out.getvalue(), "png", values=values)
+        return CheckedImage(out.getvalue(), "png", values=values, upper=upper)
     image.save(out, "JPEG", quality=quality)
-    return CheckedImage(out.getvalue(), "jpg", values=values)
+    return CheckedImage(out.getvalue(), "jpg", values=values, upper=upper)
 
 
 def _formats(name: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from peco.core import config
 from peco.core.errors import PecoError
 from peco.data.images import READS_HEIF
 from peco.files.archives import Archive, open_archive
-from peco.files.names import UNREADABLE_EXTENSIONS, extension, hashed, is_image_name
+from peco.files.names import UNREADABLE_EXTENSIONS, capital_twins, extension, hashed, is_image_name
 from peco.files.words import TEST, TRAIN, UNUSED, VAL
 from peco.sources.base import FIRST_NAMES, Ignored, RawSample, check_ignored, shuffled
 from peco.sources.image_check import check_header
@@ -112,8 +112,9 @@ def check_headers(archive: Archive, layout: Layout, path: Path, dataset: config.
         return
     bad = []
     for name in names:
+        encoded = archive.read(name)
         try:
-            check_header(name, archive.read(name), dataset.max_pixels)
+            check_header(name, encoded, dataset.max_pixels)
         except PecoError as error:
             bad.append(f"{name} ({error})")
     if len(bad) > dataset.max_rejected * len(names):
@@ -164,8 +165,21 @@ def settle(reading: Reading, val_fraction: float, seed: int) -> Layout:
         notes.append(
             f"val is {count} images of train (dataset.val_fraction {val_fraction:g})" if count else "no val split"
         )
-    classes = {category for split in splits.values() for _, category in split if category is not None}
+    found = {split: {category for _, category in images if category is not None} for split, images in splits.items()}
+    classes = set[str]().union(*found.values())
+    notes += _odd_classes(classes, classes - found.get(TRAIN, set()))
     return Layout(splits, tuple(sorted(classes)), reading.ignored, notes)
+
+
+def _odd_classes(classes: set[str], of_val: set[str]) -> list[str]:
+    """Sentences on classes that may be spelled wrong: those without images of train, and those that differ in capitals only."""
+    notes = []
+    if of_val:
+        names = ", ".join(sorted(of_val)[:FIRST_NAMES])
+        notes.append(f"warning: {len(of_val)} of {len(classes)} classes have no image of train: {names}")
+    if twins := capital_twins(classes):
+        notes.append(f"warning: classes that differ in capitals only: {', '.join(twins[: 2 * FIRST_NAMES])}")
+    return notes
 
 
 def _known_splits(reading: Reading) -> dict[str, list[tuple[str, str | None]]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.core.parsing import JSON_ERRORS
 from peco.files.names import is_hidden, is_image_name
 from peco.files.words import named_split
 from peco.sources.base import SPLITS, RawSample
@@ -58,7 +59,10 @@ class ParquetImages:
             [image for file in self._files.values() for image in self._rows(file, dataset.labels != "none")]
         )
         reading.notes.append(f"read as: parquet, {_described(next(iter(self._files.values())))}")
-        layout = settle(reading, dataset.val_fraction, dataset.seed)
+        try:
+            layout = settle(reading, dataset.val_fraction, dataset.seed)
+        except PecoError as error:
+            raise PecoError(f"{dataset.path}: {error}") from None
         self.classes, self.ignored, self.notes = layout.classes, layout.ignored, layout.notes
         self.total: int | None = layout.total
         numbers = {name: i for i, name in enumerate(layout.classes)}
@@ -142,9 +146,9 @@ def parquet_files(root: Path) -> list[str]:
 
 def is_parquet(root: Path) -> bool:
     """True for a parquet file, or a folder that has some and no images."""
-    if not parquet_files(root):
+    if root.is_dir() and any(is_image_name(name) for _, _, files in os.walk(root) for name in files):
         return False
-    return not root.is_dir() or not any(is_image_name(name) for _, _, files in os.walk(root) for name in files)
+    return bool(parquet_files(root))
 
 
 def _is_image(field: Any) -> bool:
@@ -158,7 +162,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str | None) -> tuple[str, 
     """Names of a ClassLabel from Hugging Face's metadata."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, ValueError, TypeError):
+    except (LookupError, TypeError, *JSON_ERRORS):
         return ()
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=lambda key: int(key) if key.isdecimal() else 0)]

@@ -67,6 +67,7 @@ def write_shards(
     root.mkdir(parents=True, exist_ok=True)
     rejected: list[tuple[str, str, str]] = []
     values: list[tuple[int, int]] = []
+    upper: list[tuple[int, int]] = []
     done = 0
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -81,6 +82,7 @@ def write_shards(
             else:
                 writers[raw.split].add(raw, result)
                 values += [result.values] if result.values else []
+                upper += [result.upper] if result.upper else []
             if progress:
                 progress(done, source.total)
     too_many = len(rejected) > dataset.max_rejected * done
@@ -106,7 +108,7 @@ def write_shards(
         "rejected": len(rejected),
         "ignored": _ignored_entry(source.ignored),
         "rejected_reasons": _rejected_entry(rejected),
-        "notes": [*source.notes, *_range_notes(values, dataset.range_16bit)],
+        "notes": [*source.notes, *_range_notes(values, dataset.range_16bit), *_upper_notes(upper)],
         "max_pixels": dataset.max_pixels,
     }
     (root / "index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
@@ -143,6 +145,19 @@ def _range_notes(values: list[tuple[int, int]], used: tuple[int, int]) -> list[s
         ]
     if low < used[0] or high > used[1]:
         return [f"warning: {note}, so values outside are clipped"]
+    return [note]
+
+
+def _upper_notes(upper: list[tuple[int, int]]) -> list[str]:
+    """A note on 16-bit colour images, and a warning if they come out nearly black."""
+    if not upper:
+        return []
+    high = max(high for _, high in upper)
+    note = f"{len(upper)} 16-bit colour images are read by their upper 8 bits, without dataset.range_16bit"
+    if high < 65535 / 4:
+        return [
+            f"warning: {note}; their values reach {high} only, so they come out nearly black: stretch them to 65535 first"
+        ]
     return [note]
 
 

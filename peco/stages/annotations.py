@@ -8,7 +8,6 @@ boxes do not repeat the segmentation.
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from typing import Any
 from peco.annotations.sets import DetectionSet, SegmentationSet, left_out_words
 from peco.boxes import open as detection
 from peco.core import workfiles
+from peco.core.progress import tracked, waiting
 from peco.core.publishing import write_json
 from peco.evaluate.agreement.triplets import TwoAfc
 from peco.masks import open as segmentation
@@ -39,7 +39,6 @@ PARAMS = (
     "evaluate.agreement.source",
     "evaluate.agreement.path",
 )
-PROGRESS_SECONDS = 10.0
 JUDGED_SIZE = 32  # pixels a side, at which judged images are read here
 
 OBJECTS, EMPTY = "objects", "masks that cover no pixel"
@@ -65,7 +64,8 @@ def _segmentation(run: StageRun) -> dict[str, Any]:
     if not run.config.evaluate.tasks.segmentation:
         return _off("segmentation")
     cfg = run.config.evaluate.segmentation
-    train, val = segmentation.open_splits(cfg)
+    with waiting(f"{run.name}: listing the masks"):
+        train, val = segmentation.open_splits(cfg)
 
     def read(data: SegmentationSet, i: int) -> Counter[str]:
         data.image(i)
@@ -83,7 +83,8 @@ def _detection(run: StageRun) -> dict[str, Any]:
     if not run.config.evaluate.tasks.detection:
         return _off("detection")
     cfg = run.config.evaluate.detection
-    train, val = detection.open_splits(cfg)
+    with waiting(f"{run.name}: listing the boxes"):
+        train, val = detection.open_splits(cfg)
 
     def read(data: DetectionSet, i: int) -> Counter[str]:
         objects = data.objects(i)
@@ -106,7 +107,8 @@ def _agreement(run: StageRun) -> dict[str, Any]:
     if not run.config.evaluate.tasks.agreement or cfg.source != "bapps":
         return {"skipped": "no judged triplets"}
     work = run.work([])
-    items = TwoAfc(Path(cfg.path), work)
+    with waiting(f"{run.name}: listing the triplets"):
+        items = TwoAfc(Path(cfg.path), work)
 
     def read(i: int) -> Counter[str]:
         items.images(i, JUDGED_SIZE)
@@ -146,13 +148,9 @@ def _read_all(
     """
     found: Counter[str] = Counter()
     pool = ThreadPoolExecutor(threads or os.cpu_count())
-    shown = time.monotonic()
     try:
-        for done, counts in enumerate(pool.map(read, range(count)), start=1):
+        for counts in tracked(pool.map(read, range(count)), f"{run.name}: {name}", count):
             found += counts
-            if time.monotonic() - shown >= PROGRESS_SECONDS:
-                shown = time.monotonic()
-                print(f"{run.name}: {name}  {done}/{count} images", flush=True)
     finally:
         pool.shutdown(cancel_futures=True)
     return found

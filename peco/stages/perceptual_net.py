@@ -184,7 +184,14 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
         train_features, val_features = (
             extract(
                 model.to(dist.device),
-                eval_batches(split, center, batch_size=EVAL_BATCH, workers=run.workers, device=dist.device),
+                eval_batches(
+                    split,
+                    center,
+                    batch_size=EVAL_BATCH,
+                    workers=run.workers,
+                    device=dist.device,
+                    label=f"{run.name}: features of {split.split}",
+                ),
             )
             for split in (train, val)
         )

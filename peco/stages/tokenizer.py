@@ -131,7 +131,9 @@ def score(
     """Scores of reconstructions of the val split (else of train): PSNR in dB, L1 on [0, 1], perceptual distance."""
     split = open_evaluation_split(paths.SHARDS)
     count, l1, perceptual, decibels = 0, 0.0, 0.0, 0.0
-    for batch in eval_batches(split, CenterView(size), batch_size=EVAL_BATCH, workers=workers, device=device):
+    for batch in eval_batches(
+        split, CenterView(size), batch_size=EVAL_BATCH, workers=workers, device=device, label="tokenizer: scoring"
+    ):
         if count >= VAL_IMAGES:
             break
         x_BCHW = batch["image"]

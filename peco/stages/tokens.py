@@ -114,7 +114,14 @@ def write_shard(
     parts = []
     samples = max(1, VIEWS_AT_ONCE // transform.count)
     for batch in eval_batches(
-        train, transform, batch_size=samples, workers=workers, start=start, stop=stop, device=device
+        train,
+        transform,
+        batch_size=samples,
+        workers=workers,
+        start=start,
+        stop=stop,
+        device=device,
+        label=f"tokens  shard {number + 1}",
     ):
         pixels = batch["pixels"].flatten(0, 1)
         x_BCHW = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255)

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
+from peco.core.parsing import shown
+from peco.core.tensor_headers import require_equal, require_possible
 from peco.tokenizer.model import PerceptualTokenizer
 
 KIND = "tokenizer"
+_MOST_PIXELS = 8192  # a side of an image
 
 
 def save(
@@ -41,7 +46,12 @@ def image_size(directory: str | Path) -> int:
     Raises:
         PecoError: the folder is missing, damaged or of another kind.
     """
-    return int(artifacts.section(directory, KIND)["image_size"])
+    size: object = artifacts.section(directory, KIND).get("image_size")
+    if type(size) is not int or not 0 < size <= _MOST_PIXELS:
+        raise PecoError(
+            f"{directory}/config.json: image_size is {shown(size)}; expected pixels: fetch or make it again"
+        )
+    return size
 
 
 def load(directory: str | Path) -> PerceptualTokenizer:
@@ -50,16 +60,18 @@ def load(directory: str | Path) -> PerceptualTokenizer:
     Raises:
         PecoError: the folder is missing, damaged, of another kind, or its weights don't fit its parameters.
     """
-    part = artifacts.section(directory, KIND)
+    part, path = artifacts.section(directory, KIND), Path(directory) / artifacts.CONFIG
     try:
-        raw = part["autoencoder"]
-        autoencoder = config.Autoencoder(**{**raw, "channels": tuple(raw["channels"])})
-        quantizer = config.Quantizer(**part["quantizer"])
-    except (KeyError, TypeError) as error:
-        raise PecoError(
-            f"{directory}/config.json: not the parameters of a tokenizer ({error}); fetch or make the folder again"
-        ) from None
+        autoencoder: config.Autoencoder = schema.build(config.Autoencoder, part.get("autoencoder"), "autoencoder")
+        quantizer: config.Quantizer = schema.build(config.Quantizer, part.get("quantizer"), "quantizer")
+    except PecoError as error:
+        why = str(error).removesuffix(f"; {schema.COMPLETE}")
+        raise PecoError(f"{path}: not the parameters of a tokenizer ({why}); fetch or make the folder again") from None
+    weights, found = Path(directory) / artifacts.WEIGHTS, artifacts.shapes(directory)
+    require_possible(schema.to_dict(autoencoder), found, path)
+    with torch.device("meta"):  # a wrong size must not fill the memory
+        skeleton = PerceptualTokenizer(autoencoder, quantizer)
+    require_equal(artifacts.shapes_of(skeleton.state_dict()), found, weights)
     tokenizer = PerceptualTokenizer(autoencoder, quantizer)
-    weights = Path(directory) / artifacts.WEIGHTS
     artifacts.fill(tokenizer, artifacts.load_tensors(weights), weights)
     return tokenizer.eval()

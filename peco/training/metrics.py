@@ -14,7 +14,7 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from peco.core.numbers import rounded
-from peco.core.publishing import write_json
+from peco.core.publishing import staging, write_json
 from peco.training.distributed import Dist
 from peco.training.prometheus import Exporter
 
@@ -82,8 +82,11 @@ class MetricLog:
         if self._dist.rank != 0:
             return
         self._update_files()
-        shutil.rmtree(plots_dir, ignore_errors=True)
-        shutil.copytree(self._curves, plots_dir, copy_function=shutil.copyfile)
+        with staging(plots_dir) as folder:
+            for curve in sorted(self._curves.rglob("*.tsv")):
+                target = folder / curve.relative_to(self._curves)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(curve, target)
         write_json(metrics_json, rounded(dict(summary)))
 
     def close(self) -> None:

@@ -16,10 +16,12 @@ from peco.core.errors import PecoError
 from peco.core.params import load_params, parse_params
 from pipelines.experiments.grids import Variant
 from pipelines.workflow import inputs, overrides
-from pipelines.workflow.git import git, read_file
+from pipelines.workflow.git import git, head, read_file
+from pipelines.workflow.graph import load_graph
 
 PARAMS = Path("params.yaml")
-CODE = ("peco", "pipelines", "dvc.yaml", "data")  # results depend on these and on params.yaml
+# Results depend on these, on params.yaml, and on what stages read besides.
+CODE = ("peco", "pipelines", "dvc.yaml", "data")
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,10 @@ def take_snapshot() -> Snapshot:
         PecoError: there is no commit, or no params.yaml, or it is not allowed.
     """
     load_params(PARAMS)
-    commit = git("rev-parse", "HEAD").strip()
+    commit = head()
     revision = git("stash", "create").strip() or commit
-    changes = git("diff", commit, revision, "--", *CODE)
+    read = {dep for stage in load_graph().stages.values() for dep in stage.deps}  # own stages: also scripts elsewhere
+    changes = git("--literal-pathspecs", "diff", commit, revision, "--", *dict.fromkeys([*CODE, *sorted(read)]))
     return Snapshot(commit, revision, changes, read_file(revision, f"./{PARAMS}").decode())
 
 

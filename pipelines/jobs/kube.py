@@ -20,7 +20,7 @@ from pipelines.jobs.connection import connect, permanent, reason_of
 T = TypeVar("T")
 
 SERVER_ERRORS = range(500, 600)
-LONGEST_DELAY = 30.0
+FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # between two attempts; doubled after each
 NOTICE_SECONDS = 5.0  # without an answer, until that is reported
 # A quota of a new namespace is computed within five minutes.
 PENDING_SECONDS = 600.0
@@ -99,7 +99,7 @@ class Api:
             ApiException: it refuses.
         """
         patience = self._patience if ignore_stop_for is None else ignore_stop_for
-        deadline, delay = time.monotonic() + patience, 1.0
+        deadline, delay = time.monotonic() + patience, FIRST_DELAY
         self._trouble = "no answer in time"
         notice = threading.Timer(NOTICE_SECONDS, self._note_silence, [patience])
         notice.daemon = True

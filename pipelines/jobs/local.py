@@ -219,6 +219,8 @@ class _LocalJob:
         if code == 0:
             return 0
         code, label = self._failed_rank(code) if self.multi_process else (code, "")
+        if not self.screen.errors:
+            workfiles.require_writable()  # or else the reason could not be written to the logs
         if code < 0 or not self.screen.errors:
             reason = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with status {code}"
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""

@@ -15,6 +15,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import ReadTimeoutError
 
 from pipelines.jobs import pods
+from pipelines.jobs.connection import reason_of
 from pipelines.jobs.kube import Api
 from pipelines.jobs.output import Output
 from pipelines.jobs.refusals import error_message
@@ -123,7 +124,7 @@ class _PodLog(threading.Thread):
             except ReadTimeoutError:
                 pass  # a silent pod
             except Exception as error:  # a broken connection raises many kinds of errors, and none of them ends the job
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = reason_of(error)
             failed = failed + 1 if reason else 0
             if failed >= TRIES:
                 self.trouble = reason

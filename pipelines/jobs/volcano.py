@@ -50,6 +50,7 @@ class Volcano(Backend):
         self.heartbeat = heartbeat_path(job.name)
         if self.settings.owner:
             job.app.roles[0].env[HEARTBEAT.name] = str(self.heartbeat)
+        self.exists = False  # as far as this launcher has seen
         super().__init__(job, screen, stops)
 
     def reset(self) -> None:
@@ -81,9 +82,9 @@ class Volcano(Backend):
             yield
         except Unreachable as error:
             then = "ends with a checkpoint unless it is followed" if self.settings.owner else "is left as it is"
+            follow = f"job {self.job.name} {then}: run again to find and follow it"
             raise Lost(
-                f"the cluster's API can't be reached ({error})",
-                f"job {self.job.name} {then}: run again to find and follow it",
+                f"the cluster's API can't be reached ({error})", follow if self.exists else "run again"
             ) from None
 
     def _start(self) -> None:
@@ -96,6 +97,7 @@ class Volcano(Backend):
                     capacity.refuse_impossible(self.api, self.job.resources)
                     request = self._request()
                 if self._create(request):
+                    self.exists = True
                     self.reset()
                     self.note(f"job {self.job.name} created in namespace {self.settings.namespace}")
                     return
@@ -107,6 +109,7 @@ class Volcano(Backend):
             elif found["metadata"]["uid"] == self.uid:
                 return  # it may have ended while the API was away
             elif _phase(found) in LIVE:
+                self.exists = True
                 self.reset()
                 self._adopt()
                 self.note(f"job {self.job.name} already exists ({_phase(found) or 'new'}): following it")

@@ -126,6 +126,8 @@ def _adjust_pod(pod: dict[str, Any], job: Job, settings: JobSettings) -> None:
     spec |= {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
+        # Process 1 of a container ignores SIGTERM until it has a handler, which a stage has only after its imports.
+        "shareProcessNamespace": True,
         "activeDeadlineSeconds": resources.seconds,
         "terminationGracePeriodSeconds": job.grace + SPARE_SECONDS,
         "nodeSelector": resources.selector,

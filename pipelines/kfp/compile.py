@@ -1,8 +1,8 @@
-"""The graph of dvc.yaml as a Kubeflow pipeline: one task per stage with the same edges, and `collect` after all of them.
+"""The graph of dvc.yaml as a Kubeflow pipeline: one task per stage with the same edges, and `collect` after the last of them.
 
 Tasks pass on nothing through Kubeflow: a step leaves its result in the folder of the run (pipelines/kfp/run_folder.py). A stage
-that depends on no other receives the parameters of the pipeline (pipelines/kfp/parameters.py) and keeps them there. Kubeflow caches
-nothing; DVC does.
+that depends on no other receives the parameters of the pipeline (pipelines/kfp/parameters.py) and keeps them there; the others have
+no inputs, which Kubeflow would copy into its record of the run eight times. Kubeflow caches nothing; DVC does.
 """
 
 # kfp reads the annotations of the pipeline at run time: no `from __future__ import annotations` here.
@@ -14,7 +14,7 @@ from kfp import compiler, dsl, kubernetes
 
 from peco.core.stage_name import StageName
 from pipelines.components import USER
-from pipelines.kfp import components
+from pipelines.kfp import components, stage_command
 from pipelines.kfp.page import has_page
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.target import Target
@@ -28,6 +28,7 @@ STEP = {"cpu_request": "250m", "cpu_limit": "2", "memory_request": "1Gi", "memor
 # Besides the stage's own time limit: for fetching, pushing, and waiting in the queue for GPUs.
 STEP_SECONDS = 7 * 24 * 3600
 COLLECT_SECONDS = 1800
+RUN_LABEL = "metadata.labels['pipeline/runid']"  # of every pod
 NOTHING = Parameters(repository="", revision="", preset="", seed=0, overrides="", experiment="")
 
 
@@ -55,16 +56,19 @@ def build(graph: Graph, target: Target, defaults: Parameters = NOTHING) -> Any:
         tasks: dict[str, dsl.PipelineTask] = {}
         for stage in _ordered(graph):
             before = [task for name, task in tasks.items() if (stage.name, name) in graph.edges]
-            component = _component(components.run_stage if before else components.begin, stage.name, target)
-            if not has_page(stage):
-                del component.component_spec.outputs["page"]
-            task = component(run=run, stage=str(stage.name), **({} if before else given)).after(*before)
-            tasks[stage.name] = task
-            own = requested[stage.name]
-            _configure(task, stage.name, target, retries=own.retries, seconds=own.seconds + STEP_SECONDS)
-        last = _component(components.collect, COLLECT, target)(run=run).after(*tasks.values())
-        retries = max((own.retries for own in requested.values()), default=0)
-        _configure(last, COLLECT, target, retries=retries, seconds=COLLECT_SECONDS, writes=True)
+            if before and target.volume_claim:
+                task = _container(stage, target)()
+                kubernetes.use_field_path_as_env(task, environment.RUN.name, RUN_LABEL)
+            else:
+                component = _component(components.run_stage if before else components.begin, stage.name, target)
+                if not has_page(stage):
+                    del component.component_spec.outputs["page"]
+                task = component(run=run, stage=str(stage.name), **({} if before else given))
+            tasks[stage.name] = task.after(*before)
+            _configure(task, stage.name, target, requested[stage.name].seconds + STEP_SECONDS)
+        last = [task for name, task in tasks.items() if not any(name == before for _, before in graph.edges)]
+        collect = _component(components.collect, COLLECT, target)(run=run).after(*last)
+        _configure(collect, COLLECT, target, COLLECT_SECONDS, writes=True)
 
     return dsl.pipeline(
         pipeline, name=NAME, description="The stages of dvc.yaml, and the DVC experiment of their results."
@@ -102,9 +106,22 @@ def _component(function: Any, name: str, target: Target) -> Any:
     return component
 
 
-def _configure(
-    task: dsl.PipelineTask, name: str, target: Target, *, retries: int, seconds: int, writes: bool = False
-) -> None:
+def _container(stage: Stage, target: Target) -> Any:
+    """A new component for a step in a pod that needs no inputs: a command, without kfp's executor."""
+    command = ["python3", "-m", stage_command.__name__]
+
+    def plain() -> dsl.ContainerSpec:
+        return dsl.ContainerSpec(target.image, command, [str(stage.name)])
+
+    def with_page(page: dsl.Output[dsl.HTML]) -> dsl.ContainerSpec:
+        return dsl.ContainerSpec(target.image, command, [str(stage.name), page.path])
+
+    component = dsl.container_component(with_page if has_page(stage) else plain)
+    component.component_spec.name = stage.name.label
+    return component
+
+
+def _configure(task: dsl.PipelineTask, name: str, target: Target, seconds: int, *, writes: bool = False) -> None:
     """Set everything of a task but its inputs."""
     task.set_display_name(str(name))
     task.set_caching_options(False)
@@ -112,9 +129,6 @@ def _configure(
         task.set_env_variable(key, value)
     if not target.volume_claim:
         return
-    if retries:
-        # For a step whose own pod is lost. A step that ends with a status is not started again.
-        task.set_retry(retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
     task.set_cpu_request(STEP["cpu_request"]).set_cpu_limit(STEP["cpu_limit"])
     task.set_memory_request(STEP["memory_request"]).set_memory_limit(STEP["memory_limit"])
     kubernetes.set_timeout(task, seconds)

@@ -1,9 +1,10 @@
-"""The functions that Kubeflow's tasks run, and the command that starts them in a pod.
+"""The functions that Kubeflow's tasks run by kfp's executor, and the command that starts them in a pod.
 
     python -m pipelines.kfp.components --executor_input INPUT --function_to_execute FUNCTION
 
-On this machine (`make pipeline-local`) kfp writes the text of a function to a file of its own: so each can use no other name of
-this module. The stage's page is left out of the tasks of stages without one (pipelines/kfp/compile.py); it is None there.
+In a pod, tasks without inputs have a command instead of `run_stage` (pipelines/kfp/stage_command.py). On this machine (`make
+pipeline-local`) kfp writes the text of a function to a file of its own: so each can use no other name of this module. The stage's
+page is left out of the tasks of stages without one (pipelines/kfp/compile.py); it is None there.
 """
 
 # kfp reads the annotations of components at run time: no `from __future__ import annotations` here.

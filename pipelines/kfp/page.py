@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 from peco.report.charts import line_chart
 from peco.report.style import STYLE
-from pipelines.workflow.graph import Stage, leaves
+from pipelines.workflow.graph import SCORES, Stage, leaves
 
 # Metrics that compare runs, by their last part; the others are choices, counts and details, which `dvc exp diff` shows.
 HEADLINES = (
@@ -22,11 +23,13 @@ HEADLINES = (
 
 
 def numbers(stage: Stage, folder: Path) -> dict[str, float]:
-    """Scalars of the stage's metrics; a nested one is named `a.b`."""
+    """Scalars of the stage's metrics; a nested one is named `a.b`. Other JSON that a user's own stage writes is passed over."""
     found: dict[str, Any] = {}
     for out in stage.outs:
-        if out.endswith(".json"):
-            found |= leaves(json.loads((folder / out).read_text(encoding="utf-8")))
+        if out.endswith(".json") and not out.startswith(f"{SCORES}/"):
+            with contextlib.suppress(OSError, ValueError):
+                values = json.loads((folder / out).read_text(encoding="utf-8"))
+                found |= leaves(values) if isinstance(values, dict) else {}
     return {
         name: value
         for name, value in found.items()

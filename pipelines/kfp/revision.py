@@ -13,7 +13,7 @@ import yaml
 
 from peco.core.errors import PecoError
 from pipelines.workflow.environment import REMOTE, REMOTE_ENDPOINT
-from pipelines.workflow.git import git, read_file, without_secrets
+from pipelines.workflow.git import git, head, read_file, require_top, without_secrets
 
 TIMEOUT_SECONDS = 120
 
@@ -48,9 +48,10 @@ def commit(rev: str) -> str:
     """The full id of a commit.
 
     Raises:
-        PecoError: there is no repository, or no such commit in it.
+        PecoError: there is no repository with a commit here, the project isn't at its top, or there is no such commit in it.
     """
-    git("rev-parse", "--git-dir")
+    head()
+    require_top()
     try:
         return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}").strip()
     except PecoError:

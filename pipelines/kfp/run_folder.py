@@ -10,6 +10,7 @@ Workflow has more than 1 MB Kubeflow reports nothing more.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -29,12 +30,14 @@ class Result:
     """What a finished step leaves for the ones after it.
 
     Attributes:
-        entry: the stage's entry of dvc.lock.
+        entry: the stage's entry of dvc.lock; empty if it failed.
         numbers: its scalar metrics.
+        failed: the error of an evaluation without which the run goes on; else empty.
     """
 
     entry: Entry
     numbers: dict[str, float]
+    failed: str = ""
 
 
 class RunFolder:
@@ -63,8 +66,9 @@ class RunFolder:
 
     def write_result(self, stage: str, result: Result) -> None:
         """Keep the result of a stage; an error of an earlier attempt is removed."""
-        self._write(f"{stage}.json", json.dumps({"entry": result.entry, "numbers": result.numbers}, indent=1))
-        (self.path / f"{stage}.error").unlink(missing_ok=True)
+        self._write(f"{stage}.json", json.dumps(dataclasses.asdict(result), indent=1))
+        if not result.failed:
+            (self.path / f"{stage}.error").unlink(missing_ok=True)
 
     def result(self, stage: str) -> Result:
         """The result of a stage.

@@ -31,6 +31,7 @@ from pipelines.kfp.page import headlines, numbers, page
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.run_folder import Result, RunFolder
 from pipelines.kfp.workspace import Workspace
+from pipelines.workflow import failures
 from pipelines.workflow.git import git, without_secrets
 from pipelines.workflow.graph import load_graph
 from pipelines.workflow.processes import Stopped, run_dvc
@@ -102,7 +103,7 @@ def main(run: str, stage: str, *, parameters: Parameters | None = None, page_pat
     """
     # The start of Python counts too.
     begun = psutil.Process().create_time()
-    with _ending(run, stage), workspace.git_credentials():
+    with _ending(run, stage), workspace.git_credentials(), _without_evaluation(run, stage):
         folder = RunFolder(run)
         if parameters is not None:
             folder.write_parameters(parameters)
@@ -146,6 +147,10 @@ def collect(run: str, *, metrics: MetricsArtifact, commit: str) -> None:
         workspace.checkout(parameters.repository, revision, root)
         workspace.write_params(parameters, root)
         results = {stage: folder.result(stage) for stage in load_graph(root).stages}
+        if failed := [f"{stage} failed: {result.failed}" for stage, result in results.items() if result.failed]:
+            raise PecoError(
+                f"{'; '.join(failed)}; the report shows it. Fix it and submit the run again: it computes what is missing"
+            )
         lock = workspace.lock_text({stage: result.entry for stage, result in results.items()})
         (root / "dvc.lock").write_text(lock, encoding="utf-8")
         git("add", "--force", "--", "params.yaml", "dvc.lock", cwd=root)
@@ -203,6 +208,27 @@ def _ending(run: str, name: str) -> Iterator[None]:
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)
         _keep_reason(run, name, error.reason if isinstance(error, StageFailedError) else str(error))
         sys.exit(error.status if isinstance(error, Stopped | StageFailedError) else 2)
+
+
+@contextlib.contextmanager
+def _without_evaluation(run: str, stage: str) -> Iterator[None]:
+    """Let the run go on without an evaluation that failed: the others and the report are made, and `collect` fails the run.
+
+    A report that ignores failed tasks, as Kubeflow offers it, would start after a failure of anything else too. An evaluation whose
+    job the cluster ended fails its step: the run can be retried.
+    """
+    try:
+        yield
+    except StageFailedError as error:
+        if not failures.is_evaluation(stage) or error.status == os.EX_TEMPFAIL:
+            raise
+        print(
+            f"error: {stage}: {error.reason}; the run goes on without it, and fails at its end",
+            file=sys.stderr,
+            flush=True,
+        )
+        _keep_reason(run, stage, error.reason)
+        RunFolder(run).write_result(stage, Result({}, {}, error.reason))
 
 
 def _keep_reason(run: str, name: str, reason: str) -> None:

@@ -39,7 +39,7 @@ from peco.core.environment import WORK
 from peco.core.errors import PecoError
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.run_folder import Entry, RunFolder
-from pipelines.workflow import environment
+from pipelines.workflow import environment, failures
 from pipelines.workflow.git import git, read_file, without_secrets
 from pipelines.workflow.graph import Stage, load_graph, lookup
 from pipelines.workflow.processes import end_processes
@@ -56,12 +56,14 @@ class Workspace:
         stage: the stage to run.
         parameters: the stage's own parameters by their keys.
         upstream: the lock entries of the stages that it depends on.
+        failed: outs of the evaluations among these that failed, which are in the workspace already.
     """
 
     path: Path
     stage: Stage
     parameters: dict[str, Any]
     upstream: dict[str, Entry]
+    failed: frozenset[str] = frozenset()
 
     def inputs(self) -> list[str]:
         """The stage's dependencies that git doesn't hold, as targets of `dvc pull`."""
@@ -69,6 +71,8 @@ class Workspace:
         tracked = git("--literal-pathspecs", "ls-files", "-z", "--", *self.stage.deps, cwd=self.path).split("\0")
         targets = []
         for dep in self.stage.deps:
+            if dep in self.failed:
+                continue
             if any(_within(dep, out) for out in outs):
                 targets.append(dep)
             elif inner := [out for out in outs if _within(out, dep)]:  # a folder that holds outs
@@ -131,10 +135,12 @@ def prepared(name: str, parameters: Parameters, run: RunFolder) -> Iterator[Work
                 f"depends on {', '.join(missing)} at {revision[:7]}, of which this run has no result; the pipeline is that of "
                 "another commit, or the run's folder was deleted: submit the run again"
             )
-        upstream = {other: run.result(other).entry for other in before}
+        results = {other: run.result(other) for other in before}
+        upstream = {other: result.entry for other, result in results.items() if not result.failed}
+        failed = {other: result.failed for other, result in results.items() if result.failed}
         values = yaml.safe_load(text)
         own = {key: lookup(values, key) for key in stage.params}
-        parts = json.dumps([revision, name, own, upstream], sort_keys=True, default=str)
+        parts = json.dumps([revision, name, own, upstream, *([failed] if failed else [])], sort_keys=True, default=str)
         key = hashlib.sha256(parts.encode()).hexdigest()[:16]
         path = base / f"{stage.name.role}-{key}"
         work = Path(WORK.text() if WORK.is_set() else base.with_name("work")).absolute() / path.name
@@ -154,7 +160,11 @@ def prepared(name: str, parameters: Parameters, run: RunFolder) -> Iterator[Work
                 "PYTHONUNBUFFERED": "1",
             }
             os.environ.setdefault("DVC_SITE_CACHE_DIR", str(work / "site"))
-            workspace = Workspace(path, stage, own, upstream)
+            workspace = Workspace(
+                path, stage, own, upstream, frozenset(out for other in failed for out in graph[other].outs)
+            )
+            for other, line in failed.items():
+                failures.record(graph[other], line, path)
             _arrange(workspace)
             yield workspace
             shutil.rmtree(work, ignore_errors=True)

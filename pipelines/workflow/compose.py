@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap
 from peco.core import config, schema
 from peco.core.errors import PecoError
 from peco.core.params import parse_params
+from peco.core.parsing import YAML_ERRORS
 from peco.core.publishing import write_file
 
 PRESETS = ("smoke", "tiny", "cifar", "imagenet_vit_b", "imagenet_vit_l", "imagenet_vit_h")
@@ -43,8 +44,10 @@ def compose_params(preset: str, overrides: list[str]) -> dict[str, Any]:
         with initialize_config_module("peco.conf", version_base="1.3"):
             composed = compose("config", overrides=[f"preset={preset}", *overrides])
         raw: Any = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise PecoError(f"can't compose {' '.join(overrides) or preset}: {str(error).splitlines()[0]}") from None
+    # The last ones: of Hydra, for values of a kind that it doesn't expect.
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise PecoError(f"can't compose {' '.join(overrides) or preset}: {why}") from None
     order = list(schema.to_dict(parse_params(raw)))
     return {name: raw[name] for name in order}
 
@@ -95,7 +98,7 @@ def current_params(path: Path = PARAMS) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, *YAML_ERRORS):
         found = None
     if not isinstance(found, dict):
         raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it again")

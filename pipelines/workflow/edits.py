@@ -9,9 +9,10 @@ error, and DVC records nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,7 @@ def require_parameters_of_this_run(stage: Stage) -> None:
             if not psutil.pid_exists(int(other.name.partition("-")[0])):
                 other.unlink(missing_ok=True)
         write_json(record, now)
-        return
-    begun = json.loads(record.read_text(encoding="utf-8"))
+    begun = json.loads(record.read_text(encoding="utf-8")) | _overwritten_settings(dvc.cmdline(), now)
     edits = _differences(*({key: v for key, v in values.items() if _reads(stage, key)} for values in (begun, now)))
     if edits:
         raise PecoError(
@@ -97,6 +97,22 @@ def require_parameters_of_this_run(stage: Stage) -> None:
             "repository, which DVC refuses only after that. Restore params.yaml and run again; to run several experiments, "
             "use `dvc exp run --queue` or `--temp`"
         )
+
+
+def _overwritten_settings(command: Sequence[str], now: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers and words that the command was asked for (`-S key=value`) and params.yaml doesn't have: another command wrote it."""
+    pairs = itertools.pairwise(command)
+    settings = (setting.partition("=") for option, setting in pairs if option in ("-S", "--set-param"))
+    last = {key: text for key, _, text in settings}
+    return {key: text for key, text in last.items() if key in now and _differ(now[key], text)}
+
+
+def _differ(value: object, text: str) -> bool:
+    """False also where the text may be another spelling of the value."""
+    try:
+        return float(text) != float(str(value))
+    except ValueError:
+        return isinstance(value, str) and text.isidentifier() and text != value
 
 
 def _definition(stage: Stage) -> tuple[tuple[str, ...], ...]:

@@ -38,6 +38,7 @@ UMASK = Variable(
     "PECO_UMASK", "umask of the steps, in octal: the rights of what they write to the shared volume", "022"
 )
 
+RUN = Variable("PECO_RUN", "id of the run that a step belongs to")
 WORKSPACES = Variable("PECO_WORKSPACES", "folder in which steps work", ".work/pipeline/workspaces")
 CACHE = Variable("PECO_CACHE", "DVC cache that all steps share")
 REMOTE = Variable("PECO_REMOTE", "address of a DVC remote, instead of the commit's default one")

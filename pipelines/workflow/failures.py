@@ -1,7 +1,7 @@
 """Evaluations that failed: the others and the report are made without them, and the next run tries them again.
 
-A failed evaluation leaves `{"failed": LINE}` as its metrics and an empty folder of pictures, which the report reads. DVC has no
-record of these files: its next run finds that they are not the results of the stage, and runs it again.
+A failed evaluation leaves `{"failed": LINE}` as its metrics, no scores and an empty folder of pictures, which the report reads. DVC
+has no record of these files: its next run finds that they are not the results of the stage, and runs it again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peco.core.publishing import write_json
-from pipelines.workflow.graph import Graph, Stage, load_graph
+from pipelines.workflow.graph import SCORES, Graph, Stage, load_graph
 from pipelines.workflow.processes import run_dvc
 
 FAILED = "failed"
@@ -25,17 +25,21 @@ def is_evaluation(name: str) -> bool:
     return name.startswith("evaluate@")
 
 
-def record(stage: Stage, line: str) -> None:
+def record(stage: Stage, line: str, root: Path = Path()) -> None:
     """Write the results of an evaluation that failed. Those of an earlier run are kept: DVC removes them before it runs a stage.
 
     Args:
         stage: the evaluation.
         line: its error.
+        root: the repository.
     """
-    for path in map(Path, stage.outs):
+    for out in stage.outs:
+        path = root / out
         if path.exists():
             continue
-        if path.suffix == ".json":
+        if out.startswith(f"{SCORES}/"):
+            write_json(path, {})
+        elif path.suffix == ".json":
             write_json(path, {FAILED: line.removeprefix("error: ").removeprefix(f"{stage.name}: ").partition(_LOGS)[0]})
         else:
             path.mkdir(parents=True)

@@ -12,6 +12,7 @@ from peco.core.errors import PecoError
 
 # These may ask for a passphrase at the terminal. The others run in a process group of their own, which a Ctrl-C does not reach.
 NETWORK = ("fetch", "ls-remote", "push")
+_COMMIT = "git add -A && git commit -m PeCo"
 
 
 def git(
@@ -34,6 +35,46 @@ def git(
         PecoError: it fails (with git's own line that says why) or takes too long.
     """
     return _run(arguments, cwd, stdin, env, timeout).decode(errors="backslashreplace")
+
+
+def require_repository() -> None:
+    """Check that this folder is in a git repository, as after `git clone`, but not after unpacking a download.
+
+    Raises:
+        PecoError: it is in none, or git refuses to use it.
+    """
+    try:
+        git("rev-parse", "--git-dir")
+    except PecoError as error:
+        if "not a git repository" not in str(error):
+            raise
+        raise PecoError(f"no git repository here; `git init && {_COMMIT}` makes one of this folder") from None
+
+
+def head() -> str:
+    """The full id of the commit that is checked out.
+
+    Raises:
+        PecoError: there is none.
+    """
+    require_repository()
+    try:
+        return git("rev-parse", "--verify", "--quiet", "HEAD^{commit}").strip()
+    except PecoError:
+        raise PecoError(f"the git repository has no commit yet; `{_COMMIT}` makes one") from None
+
+
+def require_top() -> None:
+    """Check that this folder is the top of its git repository: the steps of a pipeline check it out and look for dvc.yaml there.
+
+    Raises:
+        PecoError: it is a folder in one.
+    """
+    if prefix := git("rev-parse", "--show-prefix").strip():
+        raise PecoError(
+            f"the project is the folder {prefix} of a git repository, but the steps of the pipeline look for dvc.yaml at its top; "
+            f"give the project a repository of its own: `git init && {_COMMIT}` here, and have the outer one ignore it"
+        )
 
 
 def read_file(revision: str, path: str, *, cwd: Path | None = None) -> bytes:

@@ -23,7 +23,8 @@ from peco.core.resources import Resources
 from peco.core.stage_name import StageName
 
 _EXPRESSION = re.compile(r"(?<!\\)\$\{([^}]*)\}")
-_UNSUPPORTED = ("matrix", "vars", "wdir")
+_UNSUPPORTED = ("matrix", "vars")
+SCORES = "scores"  # folder of the few numbers that `dvc metrics show` prints; they are in a stage's metrics too
 DISTRIBUTED = ("train",)  # kinds of resources of stages that use several processes
 
 
@@ -158,14 +159,14 @@ def _expand(name: str, entry: Mapping[str, Any], params: Mapping[str, Any]) -> I
 
 def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any]) -> Stage:
     data = _resolve({key: value for key, value in entry.items() if key != "desc"}, scope, name)
-    command = data.get("cmd", ())
+    command, folder = data.get("cmd", ()), data.get("wdir", "")
     outs = [path for key in ("outs", "metrics", "plots") for path in _keys(data.get(key, ()))]
     return Stage(
         name=StageName(name),
         commands=(command,) if isinstance(command, str) else tuple(command),
-        deps=tuple(dict.fromkeys(posixpath.normpath(dep) for dep in data.get("deps", ()))),
+        deps=tuple(dict.fromkeys(posixpath.normpath(posixpath.join(folder, dep)) for dep in data.get("deps", ()))),
         params=tuple(dict.fromkeys(_params(data.get("params", ())))),
-        outs=tuple(posixpath.normpath(out) for out in outs),
+        outs=tuple(posixpath.normpath(posixpath.join(folder, out)) for out in outs),
         kind=str(data.get("meta", {}).get("resources", "")),
         meta=_meta(data.get("meta", {}), scope, name),
     )

@@ -7,6 +7,7 @@ by hash; a list of addresses as a small file for Git.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -24,6 +25,7 @@ import yaml
 
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.core.progress import tracked, waiting
 from peco.files.archives import FolderArchive, open_archive
 from peco.files.tar_archive import is_compressed
 from peco.sources.detect import detect_source, matching_tars
@@ -130,7 +132,9 @@ def check_images(found: Input, dataset: config.Dataset) -> None:
         layout = layout_of(archive, path, dataset)
         check_headers(archive, layout, path, dataset, _HEADERS_READ)
     splits = ", ".join(f"{split} {len(images)}" for split, images in layout.splits.items())
-    print(f"{path}: {layout.notes[0]}: {splits}, {len(layout.classes) or 'no'} classes", file=sys.stderr)
+    first, *notes = layout.notes
+    counts = f"{splits}, {len(layout.classes) or 'no'} classes"
+    print("; ".join([f"{path}: {first}: {counts}", *notes]), file=sys.stderr)
 
 
 def _check_tars(path: Path, dataset: config.Dataset) -> None:
@@ -229,7 +233,7 @@ def _copy(files: dict[str, Path], target: Path) -> None:
     size = sum(file.stat().st_size for file in files.values())
     print(f"Copying {len(files)} files, {size / 1e9:.1f} GB", file=sys.stderr)
     try:
-        for name, file in files.items():
+        for name, file in tracked(files.items(), "Copying", len(files), "files"):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target / name)
     except OSError as error:
@@ -241,7 +245,8 @@ def _dvc_add(arguments: list[str], path: Path) -> None:
     print(f"Adding {path} to DVC; every file is read once", file=sys.stderr)
     pipe = None if sys.stderr.isatty() else subprocess.PIPE
     command = [sys.executable, "-m", "dvc", "add", *arguments]
-    result = subprocess.run(command, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace", check=False)
+    with contextlib.nullcontext() if pipe is None else waiting(f"Adding {path} to DVC"):
+        result = subprocess.run(command, stdout=pipe, stderr=pipe, text=True, errors="backslashreplace", check=False)
     if result.returncode:
         lines = [line for line in (result.stderr or "").splitlines() if line.startswith("ERROR: ")]
         reason = "; ".join(line.removeprefix("ERROR: ") for line in lines)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from peco.core.stopping import POLL_SECONDS, StopSignals
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9_-]{22}\.tmp")  # of DVC
 KILLED_SECONDS = 5.0  # for processes to end after their parent was killed
 
 
@@ -87,7 +90,7 @@ def _ends_with_this_process(group: int) -> Iterator[None]:
 def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable[[str], None] | None = None) -> int:
     """Run DVC and return its status. A stop signal stops the stage, which saves its work.
 
-    If this process is killed, DVC and the launcher are killed too, and with the launcher a stage on this machine ends.
+    If this process or DVC is killed, the launcher is killed too, and with the launcher a stage on this machine ends.
 
     Call it from the main thread: it handles the signals until DVC has ended.
 
@@ -134,35 +137,78 @@ def run_dvc(arguments: Sequence[str], *, cwd: Path | None = None, show: Callable
                 if show and not in_traceback:  # DVC's traceback after a stop is of no interest
                     show(line)
             status = process.wait()
+            if status < 0:  # the launcher would go on, and nobody would record its result
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
     if stop.first:
         raise Stopped(stop.first)
     return status if status >= 0 else 128 - status
 
 
 def clear_locks_of_killed_dvc(root: Path = Path()) -> None:
-    """Remove DVC's locks if all of their processes have ended; waits a moment for those that are just being killed.
+    """Remove DVC's locks if all of their processes have ended, or if a kill has cut the file.
 
-    DVC counts a process as running until its parent has noticed its end, which in a container may never happen.
+    Waits a moment for processes that are just being killed. DVC counts a process as running until its parent has noticed its end,
+    which in a container may never happen, and refuses to run with a file that was cut.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     deadline = time.monotonic() + KILLED_SECONDS
     while True:
-        try:
-            locked = json.loads(path.read_text(encoding="utf-8"))
-            pids = {
-                holder["pid"]
-                for lock in locked.values()
-                for holder in (*lock.get("read", ()), lock.get("write") or {})
-                if holder
-            }
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
-            return  # there is none, or not one that is known here
-        running = {pid for pid in pids if _is_running(pid)}
-        if not running:
+        holders = _lock_holders(path)
+        running = {pid for pid in holders or () if _is_running(pid)}
+        late = time.monotonic() >= deadline
+        if not running and (holders is not None or late):
             path.unlink(missing_ok=True)
             return
-        if time.monotonic() >= deadline or not all(map(_is_orphan, running)):
+        if running and (late or not all(map(_is_orphan, running))):
             return
+        time.sleep(POLL_SECONDS)
+
+
+def _lock_holders(path: Path) -> set[int] | None:
+    """Ids of the processes in DVC's file of locks: readers and a writer of each path. None if it was cut, or is being written."""
+    try:
+        locked = json.loads(path.read_text(encoding="utf-8"))
+        readers = [holder for holders in locked.get("read", {}).values() for holder in holders]
+        return {int(holder["pid"]) for holder in (*readers, *locked.get("write", {}).values())}
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def cache_folder() -> Path:
+    """DVC's cache."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    folder = Path(".dvc")
+    parser.read((folder / "config", folder / "config.local"), encoding="utf-8")
+    return folder / parser.get("cache", "dir", fallback="cache").strip("\"'")
+
+
+def clear_temporary_files(folders: Iterable[Path]) -> None:
+    """Remove DVC's temporary files in the folders of its cache and in those of results, which a kill or a full disk has left.
+
+    They do harm in its run-cache: DVC takes the newest file for the last record, whatever its name is, so that half a record would
+    restore half of the results; and with an empty folder there it fails in every later run.
+    """
+    cache = cache_folder()
+    for folder in (*cache.glob("runs/*/*"), cache / "files/md5", *cache.glob("files/md5/*"), *folders):
+        for path in folder.glob(".*.tmp"):
+            if not _TEMPORARY.fullmatch(path.name):
+                continue
+            with contextlib.suppress(OSError):
+                _wait_until_old(path)
+                path.unlink()
+    for record in cache.glob("runs/*/*"):
+        with contextlib.suppress(OSError):
+            if not any(record.iterdir()):
+                _wait_until_old(record)
+                record.rmdir()
+
+
+def _wait_until_old(path: Path) -> None:
+    """Wait as long as another DVC may be writing it."""
+    while time.time() - path.stat().st_mtime < KILLED_SECONDS:
         time.sleep(POLL_SECONDS)
 
 

@@ -71,6 +71,11 @@ class Project:
         pods = self.client.cluster.pods(self.job)
         return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] not in ("Succeeded", "Failed")]
 
+    def starts(self) -> bool:
+        """True once a container of its job has started."""
+        statuses = [pod["status"].get("containerStatuses", []) for pod in self.client.cluster.pods(self.job)]
+        return any("running" in each["state"] for status in statuses for each in status)
+
     def lock(self) -> str:
         """Its dvc.lock, which names the hashes of all results."""
         return self.client.sh(f"cat {self.folder}/dvc.lock")

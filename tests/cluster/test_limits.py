@@ -21,15 +21,17 @@ def test_out_of_memory(project: Project) -> None:
 
 
 def test_time_limit(project: Project) -> None:
+    """It also ends a stage that is still importing its packages."""
     project.lengthen()
-    status, lines = project.launch(PECO_TIME_LIMIT="8s", PECO_RETRIES="1").end()
+    status, lines = project.launch(PECO_TIME_LIMIT="3s", PECO_RETRIES="1").end()
     assert status == 2
     find(
         lines,
-        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 reached time_limit 8s; raise it \(meta: or PECO_TIME_LIMIT\) "
+        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 reached time_limit 3s; raise it \(meta: or PECO_TIME_LIMIT\) "
         "and run again, it resumes from the last checkpoint",
     )
     assert lines.count(project.created) == 1
+    assert not any(line.startswith("tokenizer  step ") for line in lines), lines
 
 
 def test_an_image_that_is_not_there(project: Project, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Two ranks in two pods."""
+"""Two ranks in two pods: their results, and a rank that fails."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def test_two_ranks_in_two_pods_give_the_results_of_two_processes_in_one(project:
         find(lines, r"\[0\] tokenizer  step \d+/.*")
         locks.append(each.lock())
     assert locks[0] == locks[1]
+
+
+def test_the_rank_that_raises_is_named_with_its_last_lines(project: Project, client: Client) -> None:
+    """torchrun stops the other one."""
+    module = f"{project.folder}/peco/stages/tokenizer.py"
+    client.sh(f"""printf 'import os\nif os.environ["RANK"] == "1":\n    raise ValueError("no")\n' > {module}""")
+    status, lines = project.launch(PECO_NODES="2", PECO_RETRIES="1").end()
+    assert status == 1
+    find(lines, rf"error: tokenizer: rank 1 of pod {project.job}-tokenizer-1-0 failed with status 1; its last lines:")
+    assert lines[-1] == "  ValueError: no"
+    assert lines.count(project.created) == 1

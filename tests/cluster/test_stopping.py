@@ -29,6 +29,17 @@ def test_ctrl_c_stops_the_job_which_resumes_to_the_same_results(project: Project
     assert project.lock() == lock
 
 
+def test_a_stop_during_the_imports_ends_the_job(project: Project, client: Client) -> None:
+    """The stage has no handler of signals yet."""
+    client.sh(f"echo 'import time; time.sleep(600)' > {project.folder}/peco/stages/tokenizer.py")
+    process = project.launch()
+    wait_for(project.starts, "the container has started")
+    process.kill(signal.SIGTERM)
+    status, _ = process.end()
+    assert status == 128 + signal.SIGTERM
+    assert project.running() == []  # it didn't wait to be killed
+
+
 @pytest.mark.core
 def test_a_killed_client_leaves_the_job_which_the_next_one_follows(project: Project) -> None:
     project.lengthen()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from peco.core.image_metrics import ssim
+from peco.core.progress import tracked
 from peco.evaluate.agreement.triplets import PAIRS, Triplets, TwoAfc
 from peco.perceptual.distance import PerceptualDistance
 from peco.tokenizer.model import PerceptualTokenizer
@@ -129,7 +130,8 @@ def score_two_afc(items: TwoAfc, size: int, methods: Sequence[Method], device: t
     """
     judged = [index for index, item in enumerate(items.items) if item.judge is not None]
     parts: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(judged), BATCH):
+    starts = range(0, len(judged), BATCH)
+    for start in tracked(starts, "agreement: judged triplets", len(judged), "triplets", lambda _: BATCH):
         some = judged[start : start + BATCH]
         images = [image for index in some for image in items.images(index, size)]
         pairs = [(3 * number, 3 * number + view) for number in range(len(some)) for view in (1, 2)]

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from peco.core.errors import PecoError
+from peco.core.parsing import NPY_ERRORS
 from peco.data import views
 from peco.data.images import decode
 from peco.data.loader import eval_batches
@@ -72,7 +73,7 @@ def generate_split(shards: ShardSet, size: int, count: int, workers: int = 0) ->
     """Generate triplets of the first `count` images of a split (fewer, if it has fewer), at `size` pixels a side."""
     index = 0
     for batch in eval_batches(
-        shards, CenterView(size), batch_size=BATCH, stop=min(count, len(shards)), workers=workers
+        shards, CenterView(size), batch_size=BATCH, stop=min(count, len(shards)), workers=workers, label="agreement"
     ):
         for x_CSS in batch["image"].double().numpy():
             yield generate(x_CSS, index)
@@ -133,8 +134,9 @@ class TwoAfc:
         names = self.items[index].images
         pictures = []
         for name in names:
+            encoded = self._archive.read(name)
             try:
-                pictures.append(decode(self._archive.read(name)))
+                pictures.append(decode(encoded))
             except PecoError as error:
                 raise PecoError(f"{self.path}: {name}: {error}; fix or remove the triplet") from None
             if pictures[-1].size != pictures[0].size:
@@ -158,9 +160,9 @@ class TwoAfc:
 
     def _judge(self, file: str) -> float:
         try:
-            value = np.load(io.BytesIO(self._archive.read(file)), allow_pickle=False)
+            value = np.lib.format.read_array(io.BytesIO(self._archive.read(file)), allow_pickle=False)
             share = float(value.reshape(-1)[0]) if value.size == 1 else float("nan")
-        except (OSError, ValueError, EOFError, TypeError):
+        except NPY_ERRORS:
             share = float("nan")
         if not 0 <= share <= 1:
             raise PecoError(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from peco.core.progress import tracked
 from peco.tokenizer.quantizer import nearest
 
 GRID_SIDE = 4  # cells along a side of `grid_features`
@@ -96,7 +97,7 @@ def class_information(tokens_Nhw: Tensor, labels_N: Tensor, *, codes: int, class
 
     present_KY, bits_K = measure(labels_N)
     mean_K, bound = torch.zeros_like(bits_K), 0.0
-    for _ in range(SHUFFLES):
+    for _ in tracked(range(SHUFFLES), "codebook: information about classes", SHUFFLES, "shuffles"):
         order_N = torch.from_numpy(rng.permutation(len(labels_N))).to(labels_N.device)
         _, chance_K = measure(labels_N[order_N])
         mean_K += chance_K / SHUFFLES
@@ -168,7 +169,7 @@ def fit_patches(patches_MD: Tensor, codes: int, factor: int, seed: int) -> Patch
     """
     picks = np.resize(np.random.default_rng(seed).permutation(len(patches_MD)), codes)
     vectors_KD = patches_MD[torch.from_numpy(picks).to(patches_MD.device)]
-    for _ in range(KMEANS_ITERATIONS):
+    for _ in tracked(range(KMEANS_ITERATIONS), "codebook: k-means of patches", KMEANS_ITERATIONS, "iterations"):
         tokens_M = nearest(patches_MD, vectors_KD)
         counts_K1 = torch.bincount(tokens_M, minlength=codes)[:, None]
         sums_KD = torch.zeros_like(vectors_KD).index_add_(0, tokens_M, patches_MD)

@@ -73,7 +73,14 @@ class Images:
     def batches(self) -> Iterator[Tensor]:
         """Read all images as float BCHW in [0, 1]."""
         transform = CenterView(self.size)
-        for batch in eval_batches(self.split, transform, batch_size=EVAL_BATCH, stop=self.count, workers=self.workers):
+        for batch in eval_batches(
+            self.split,
+            transform,
+            batch_size=EVAL_BATCH,
+            stop=self.count,
+            workers=self.workers,
+            label=f"codebook: {self.split.split}",
+        ):
             yield batch["image"].to(self.device)
 
     def pixels(self, index: int) -> np.ndarray:
@@ -238,6 +245,7 @@ def linear_scores(
                 probe,
                 holdout,
                 compute_device,
+                f"codebook: {book.prefix}{name}",
             )
             metrics |= {f"{book.prefix}{name}_accuracy": result.accuracy, f"{book.prefix}{name}_l2": result.l2}
     return metrics

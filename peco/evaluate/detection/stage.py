@@ -18,6 +18,7 @@ from peco.annotations.sets import DetectionSet
 from peco.annotations.stages import count_images, index_loader, save_pictures, shown_indices
 from peco.boxes.open import open_splits
 from peco.core import workfiles
+from peco.core.progress import tracked, waiting
 from peco.core.publishing import staging
 from peco.evaluate.detection import coco_eval
 from peco.evaluate.detection.letterbox import DetectionView
@@ -91,13 +92,15 @@ def evaluate_detector(model: nn.Module, data: DetectionSet, side: int, dist: Dis
     """
     entries = gather_entries(list(_entries(model, data, side, dist)), dist)
     truth, found = ([entry for entry in entries if ("score" in entry) == scored] for scored in (False, True))
-    return coco_eval.average_precision(data.classes, len(data), truth, found, masks=data.has_masks)
+    with waiting("detection: average precision"):
+        return coco_eval.average_precision(data.classes, len(data), truth, found, masks=data.has_masks)
 
 
 def _entries(model: nn.Module, data: DetectionSet, side: int, dist: Dist) -> Iterator[coco_eval.Entry]:
     """Truth and detections of this rank's part of a split, one of `world` contiguous parts."""
     start, stop = (len(data) * rank // dist.world for rank in (dist.rank, dist.rank + 1))
-    for first in range(start, stop, EVAL_BATCH):
+    starts = range(start, stop, EVAL_BATCH)
+    for first in tracked(starts, "detection: scoring", stop - start, size=lambda _: EVAL_BATCH):
         part = range(first, min(first + EVAL_BATCH, stop))
         for i, found in zip(part, detect(model, [data.image(i) for i in part], side), strict=True):
             yield from coco_eval.truth_entries(i, data.objects(i))

@@ -70,6 +70,7 @@ def main(run: StageRun) -> None:
             world=dist.world,
             workers=run.workers,
             device=dist.device,
+            label=f"{name}: scoring",
         )
         metrics[f"{start.prefix}accuracy"], by_class = evaluate_classifier(model, batches, dist.all_reduce_sum)
         details[f"{start.prefix}accuracy"] = dict(zip(train_split.classes, by_class, strict=True))

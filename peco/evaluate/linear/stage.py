@@ -54,7 +54,11 @@ def baseline_features(split: ShardSet, workers: int) -> Features:
     features: dict[str, list[torch.Tensor]] = {"pixels": [], "histogram": []}
     labels = []
     for batch in eval_batches(
-        split, CenterView(artifacts.input_size(paths.BACKBONE)), batch_size=EVAL_BATCH, workers=workers
+        split,
+        CenterView(artifacts.input_size(paths.BACKBONE)),
+        batch_size=EVAL_BATCH,
+        workers=workers,
+        label=f"baselines: {split.split}",
     ):
         pixels = batch["image"].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         features["pixels"].append(raw_pixels(pixels))

@@ -26,6 +26,7 @@ from peco.annotations.sets import IGNORE, SegmentationSet
 from peco.core import artifacts, config
 from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
+from peco.core.progress import tracked
 from peco.evaluate.segmentation.crop import resized
 from peco.training.loop import Task
 from peco.training.optim import param_groups
@@ -209,7 +210,8 @@ def evaluate_segmenter(
     classes = len(data.classes)
     matrix_KK = np.zeros((classes, classes), dtype=np.int64)
     mine = range(rank, len(data), world)
-    for first in range(0, len(mine), EVAL_BATCH):
+    starts = range(0, len(mine), EVAL_BATCH)
+    for first in tracked(starts, "segmentation: scoring", len(mine), size=lambda _: EVAL_BATCH):
         some = mine[first : first + EVAL_BATCH]
         for i, predicted_HW in zip(some, predict(model, [data.image(i) for i in some]), strict=True):
             matrix_KK += confusion(data.mask(i), predicted_HW, classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from peco.files.names import extension, folder_of, without_extension
+from peco.files.names import extension, folder_of, stem, without_extension
 from peco.files.words import is_images_folder
 from peco.sources.layouts.folders import folder_splits, photos
 from peco.sources.layouts.listing import Listing, Reading
@@ -20,7 +20,7 @@ _ANNOTATIONS = {"labels", "annotations", "annotation", "ann", "anns", "xmls", "l
 
 def annotated_set(listing: Listing) -> Reading | None:
     """Images with masks in folders of their own, or with annotation files: splits by lists or folders, no labels."""
-    if listing.labels == "folders" or not (listing.masked or _has_annotations(listing)):
+    if listing.forced or not (listing.masked or _has_annotations(listing)):
         return None
     bare = replace(listing, labels="none")
     reading = folder_splits(bare) or split_lists(bare) or photos(bare)
@@ -31,17 +31,23 @@ def annotated_set(listing: Listing) -> Reading | None:
 
 
 def _has_annotations(listing: Listing) -> bool:
-    if any(_COCO.fullmatch(name) or _YOLO.fullmatch(name) for name in listing.others):
+    labels = any(extension(name) == "txt" for name in listing.others)
+    if any(_COCO.fullmatch(name) or (labels and _YOLO.fullmatch(name)) for name in listing.others):
         return True
     texts = [name for name in listing.others if extension(name) in ("xml", "txt", "json")]
     if not texts:
         return False
     folders = {folder for name in {folder_of(entry.name) for entry in listing.images} for folder in _with_parents(name)}
     with_images = {folder.rpartition("/")[0] for folder in folders if is_images_folder(folder.rpartition("/")[2])}
-    for folder in {folder for name in set(map(folder_of, texts)) for folder in _with_parents(name)}:
-        above, _, last = folder.rpartition("/")
-        if last.lower() in _ANNOTATIONS and above in with_images:
-            return True
+    beside: dict[str, list[str]] = {}  # texts by their folder of annotations, which has one of images beside it
+    for name in texts:
+        for folder in _with_parents(folder_of(name)):
+            above, _, last = folder.rpartition("/")
+            if last.lower() in _ANNOTATIONS and above in with_images:
+                beside.setdefault(folder, []).append(stem(name))
+    stems = {stem(entry.name) for entry in listing.images}
+    if any(2 * sum(text in stems for text in found) >= len(found) for found in beside.values()):
+        return True
     images = {without_extension(entry.name) for entry in listing.images}
     return 2 * sum(without_extension(name) in images for name in texts) >= len(listing.images)
 

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 
 from peco.core.errors import PecoError
-from peco.files.damage import DAMAGE
+from peco.files.damage import DAMAGE, damage_reason
 from peco.files.names import folder_of, stem
 from peco.files.words import VAL
 from peco.sources.layouts.folders import folder_splits
@@ -98,7 +98,7 @@ def _devkit(listing: Listing, file: str, stems: list[str]) -> Labels:
                 if name in (_TRUTH, _META) and (data := archive.extractfile(member)):
                     found[name] = data.read()
     except DAMAGE as error:
-        raise PecoError(f"{file}: can't be read as a tar ({error}); fetch it again") from None
+        raise PecoError(f"{file}: can't be read as a tar ({damage_reason(error)}); fetch it again") from None
     if len(found) < 2:
         raise PecoError(f"{file}: holds no {_TRUTH} and {_META}; fetch the devkit of ILSVRC2012 again")
     return _numbered(file, found[_TRUTH].decode("latin-1"), found[_META], stems)
@@ -113,7 +113,9 @@ def _numbered(file: str, text: str, meta: bytes, stems: list[str]) -> Labels:
         names = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets.ravel()}
         return _in_order(file, [names[int(number)] for number in text.split()], stems)
     except (*DAMAGE, KeyError, TypeError) as error:
-        raise PecoError(f"{file}: its numbers and {_META} don't fit ({error}); fetch the devkit again") from None
+        raise PecoError(
+            f"{file}: its numbers and {_META} don't fit ({damage_reason(error)}); fetch the devkit again"
+        ) from None
 
 
 def _in_order(file: str, labels: list[str], stems: list[str]) -> Labels:

@@ -5,22 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import cached_property
 
 from peco.core.errors import PecoError
-from peco.files.names import without_extension
+from peco.files.names import folder_of, is_image_name, stem, without_extension
+from peco.files.words import named_split, plain_split
 from peco.sources.base import Ignored
-
-
-class Entry(NamedTuple):
-    """An image of a listing: its name, and the parts of it that are still to be read as splits and classes."""
-
-    name: str
-    parts: tuple[str, ...]
-
-    def below(self, depth: int) -> Entry:
-        """The entry without its first folders."""
-        return Entry(self.name, self.parts[depth:])
+from peco.sources.layouts.entries import Entry, by_folder, unwrap
 
 
 @dataclass(frozen=True)
@@ -34,6 +25,7 @@ class Listing:
         labels, label_field: the parameters.
         max_ignored: share of pictures next to class folders up to which the folders are classes.
         masked: True if masks were found in folders of their own.
+        notes: sentences for the summary by layouts that don't fit.
     """
 
     images: tuple[Entry, ...]
@@ -43,6 +35,29 @@ class Listing:
     label_field: str | None = None
     max_ignored: float = 0.01
     masked: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def unwrapped(self) -> tuple[list[Entry], list[Entry]]:
+        """Images below the folders at the top that hold all of them, and the few that lie beside these folders."""
+        return unwrap(self.images, self.max_ignored)
+
+    @cached_property
+    def inside(self) -> dict[str, list[Entry]]:
+        """The unwrapped images below each folder."""
+        return by_folder(self.unwrapped[0])
+
+    @property
+    def forced(self) -> bool:
+        """True if the user wants folders to be classes."""
+        return self.labels in ("folders", "paths")
+
+    def category(self, entry: Entry) -> str | None:
+        """The class of an entry that begins with the folders of classes; None for a picture beside them."""
+        *folders, _ = entry.parts
+        if not folders or self.labels == "none":
+            return None
+        return "/".join(folders) if self.labels == "paths" else folders[0]
 
     def named(self, *names: str) -> list[str]:
         """Other files with one of these base names, in lower or upper case."""
@@ -87,14 +102,9 @@ class Reading:
     ignored: Ignored = field(default_factory=Ignored)
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def labeled(self) -> bool:
-        """True if any image has a label."""
-        return any(image.category is not None for image in self.images)
-
 
 class NameIndex:
-    """Finds images by what lists and tables write: paths from any folder, base names, with or without an extension."""
+    """Finds images by what lists and tables write: paths from any folder, addresses, base names, with or without an extension."""
 
     def __init__(self, images: Iterable[Entry]) -> None:
         self._found: dict[str, str | None] = {}  # None: of several images
@@ -103,17 +113,33 @@ class NameIndex:
                 self._found[form] = image.name if form not in self._found else None
         for image in images:  # a whole path is never ambiguous
             self._found[image.name] = image.name
+        self._of_split: dict[str, list[str]] = {}  # folders that are named for splits
+        for folder in sorted({folder_of(image.name) for image in images}):
+            if split := plain_split(folder.rpartition("/")[2]):
+                self._of_split.setdefault(split, []).append(folder)
 
-    def find(self, text: str, folder: str = "") -> str | None:
-        """The image that a text in a file of this folder means, None if there is none or more than one."""
+    def places(self, file: str) -> tuple[str, ...]:
+        """Folders in which names in a list or table are looked for first: its own, and those of the split in its name."""
+        named = named_split(stem(file))
+        return (folder_of(file), *(self._of_split.get(named[0], ()) if named else ()))
+
+    def find(self, text: str, places: Iterable[str] = ()) -> str | None:
+        """The image that a text means, None if there is none or more than one.
+
+        Args:
+            text: what a list or table writes.
+            places: see `places`.
+        """
         text = text.replace("\\", "/").strip().removeprefix("./")
+        if "://" in text:
+            text = text.partition("?")[0]
         while text.startswith("../"):
             text = text[3:]
         parts = text.split("/")[-2:]
-        for form in (f"{folder}/{text}", text, "/".join(parts), parts[-1]):
+        for form in (*(f"{place}/{text}" for place in places), text, "/".join(parts), parts[-1]):
             if name := self._found.get(form):
                 return name
-        return None
+        return self._found.get(without_extension(parts[-1])) if is_image_name(parts[-1]) else None
 
 
 def _forms(name: str) -> set[str]:

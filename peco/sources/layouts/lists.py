@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
+import re
+
+from peco.core.errors import PecoError
 from peco.files.names import extension, folder_of, stem
-from peco.files.words import TRAIN, VAL, plain_split
+from peco.files.words import TRAIN, VAL, plain_split, words
 from peco.sources.layouts.folders import class_folders
 from peco.sources.layouts.listing import Listing, NameIndex, Placed, Reading
 
 _RESOLVED = 0.9  # share of lines that must name an image
+_LABELLED = re.compile(r"(.*[^\s,])[\s,]+(\S+)")
 _PREFERRED = ("Main", "Segmentation")  # of VOC's lists
 
 
 def split_lists(listing: Listing) -> Reading | None:
-    """Text files named after splits that list the images of each. Images in none of them belong to train."""
+    """Text files named after splits that list the images of each, perhaps with a label. Images in none of them belong to train.
+
+    Raises:
+        PecoError: two lists of different splits name one image.
+    """
     lists = _find_lists(listing)
     if TRAIN not in lists.values():
         return None
     index = NameIndex(listing.images)
-    splits: dict[str, str] = {}
-    for file, split in lists.items():
+    named: dict[str, list[tuple[str, str]]] = {}  # images and labels by list
+    for file in lists:
         lines = [line.strip() for line in listing.text(file).splitlines() if line.strip()]
-        folder = folder_of(file)
-        named = [index.find(line, folder) or index.find(line.split()[0], folder) for line in lines]
-        if sum(name is not None for name in named) < _RESOLVED * max(1, len(lines)):
+        found = [
+            (name, label) for name, label in (_image_and_label(x, index, index.places(file)) for x in lines) if name
+        ]
+        if len(found) < _RESOLVED * max(1, len(lines)):
             return None
-        splits |= {name: split for name in named if name is not None}
+        named[file] = found
+    twice = _listed_twice(lists, named)
+    if twice and len({_number(file) for file, split in lists.items() if split == TRAIN}) > 1:
+        # Several divisions of the same images (`train1.txt`, `train2.txt`).
+        first = min(_number(file) for file, split in lists.items() if split == TRAIN)
+        lists = {file: split for file, split in lists.items() if _number(file) in (first, ())}
+        twice = _listed_twice(lists, named)
+    if twice:
+        name, before, file = twice
+        raise PecoError(f"{before} and {file} both list {name}; remove it from one of them, or remove a list")
+    placed = {name: (file, label) for file in lists for name, label in named[file]}
     classes = {image.name: image.category for image in (class_folders(listing) or Reading([])).images}
-    unlisted = sum(entry.name not in splits for entry in listing.images)
-    reading = Reading(
-        [Placed(entry.name, splits.get(entry.name, TRAIN), classes.get(entry.name)) for entry in listing.images]
-    )
-    reading.notes.append(f"splits are read from {', '.join(lists)}")
+    unlisted = sum(entry.name not in placed for entry in listing.images)
+    reading = Reading([])
+    # Labels are used if all lines have one, and folders are no classes.
+    labelled = listing.labels == "auto" and not any(classes.values()) and all(label for _, label in placed.values())
+    for entry in listing.images:
+        file, label = placed.get(entry.name, ("", ""))
+        category = label or None if labelled else classes.get(entry.name)
+        reading.images.append(Placed(entry.name, lists.get(file, TRAIN), category))
+    reading.notes.append(f"splits{' and labels' if labelled else ''} are read from {', '.join(lists)}")
     if unlisted:
         reading.notes.append(f"{unlisted} images in none of these lists are in train")
     return reading
+
+
+def _listed_twice(lists: dict[str, str], named: dict[str, list[tuple[str, str]]]) -> tuple[str, str, str] | None:
+    """The first image that lists of different splits name, and two such lists."""
+    seen: dict[str, str] = {}
+    for file, split in lists.items():
+        for name, _ in named[file]:
+            before = seen.setdefault(name, file)
+            if lists[before] != split:
+                return name, before, file
+    return None
+
+
+def _image_and_label(line: str, index: NameIndex, places: tuple[str, ...]) -> tuple[str, str]:
+    """The image that a line names, and the label after it, one word or number; "" for each that there isn't."""
+    if name := index.find(line, places):
+        return name, ""
+    if (match := _LABELLED.fullmatch(line)) and (name := index.find(match[1], places)):
+        return name, match[2]
+    return index.find(re.split(r"[\s,]", line)[0], places) or "", ""
 
 
 def _find_lists(listing: Listing) -> dict[str, str]:
     """The lists with their splits, all from folders of one name that have a list of train."""
     folders: dict[str, dict[str, str]] = {}
     for name in listing.others:
-        if extension(name) == "txt" and (split := TRAIN if _is_trainval(name) else plain_split(stem(name))):
+        if extension(name) == "txt" and (split := plain_split(stem(name))):
             folders.setdefault(folder_of(name), {})[name] = split
     names = {stem(folder) for folder, lists in folders.items() if TRAIN in lists.values()}
     best = min(names, key=lambda name: (name not in _PREFERRED, name), default=None)
@@ -53,5 +96,10 @@ def _find_lists(listing: Listing) -> dict[str, str]:
     return found
 
 
+def _number(name: str) -> tuple[int, ...]:
+    """The numbers in the name of a list."""
+    return tuple(int(word) for word in words(stem(name)) if word.isdecimal())
+
+
 def _is_trainval(name: str) -> bool:
-    return stem(name).lower() == "trainval"
+    return "trainval" in words(stem(name))

@@ -2,53 +2,98 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from peco.files.names import folder_of, stem
-from peco.files.words import is_images_folder, is_mask_folder, mask_rest, masked_image, split_folders, words
+from peco.files.words import (
+    is_images_folder,
+    is_mask_folder,
+    mask_rest,
+    masked_image,
+    names_images,
+    names_masks,
+    plain_split,
+    split_folders,
+    words,
+)
 
 
-def masks_in_folders(names: Iterable[str]) -> set[str]:
-    """The images below folders of masks.
+@dataclass(frozen=True)
+class MaskFolders:
+    """The images below folders of masks, and those in other folders beside both images and masks, whose content is unknown."""
 
-    Such a folder is named so (`masks`, `annotations`, `gtFine`, `trainannot`) and has a folder of images beside it: one that is
-    named so (`images`, `leftImg8bit`), one with the same name but for that word (`train` beside `train_masks`), or splits. A class
-    called `mask` among other classes is none.
+    masks: set[str]
+    unknown: set[str]
+
+
+def masks_in_folders(names: Iterable[str]) -> MaskFolders:
+    """Find folders of masks.
+
+    Such a folder is named so (`masks`, `annotations`, `gtFine`, `trainannot`), or holds nothing but folders that are, and has a
+    folder of images beside it: one that is named so (`images`, `leftImg8bit`), one with the same name but for that word (`train`
+    beside `train_masks`), or splits. A class called `mask` among other classes is none.
     """
-    folders: dict[tuple[str, ...], set[str]] = {}  # folders below each folder
     names = list(names)
-    for path in {tuple(folder.split("/")) for folder in set(map(folder_of, names)) if folder}:
+    places = {tuple(folder.split("/")) for folder in set(map(folder_of, names)) if folder}
+    folders: dict[tuple[str, ...], set[str]] = {}  # folders below each folder
+    for path in places:
         for depth, part in enumerate(path):
             folders.setdefault(path[:depth], set()).add(part)
-    found = {
-        "/".join((*above, name)) + "/"
-        for above, below in folders.items()
-        for name in below
-        if _holds_masks(name, below - {name})
+    masks, unknown = set[str](), set[str]()
+    for above, below in folders.items():
+        found = {name for name in below if _holds_masks(name, below)}
+        images = {name for name in below - found if is_images_folder(name)}
+        if images:
+            bare = {name for name in below - found - images if (*above, name) not in places}
+            found |= {name for name in bare if all(map(is_mask_folder, folders[*above, name]))}
+        other = {name for name in below - found - images if not plain_split(name)} if found and images else set()
+        masks |= {"/".join((*above, name)) for name in found}
+        unknown |= {"/".join((*above, name)) for name in other}
+    of_masks = _below(names, masks)
+    return MaskFolders(of_masks, _below(names, unknown) - of_masks)
+
+
+def _below(names: list[str], folders: set[str]) -> set[str]:
+    """The names below these folders."""
+    inside = {
+        place
+        for place in (set(map(folder_of, names)) if folders else ())
+        if any(place[:end] in folders for end in (*(m.start() for m in re.finditer("/", place)), len(place)))
     }
-    return {name for name in names if name.startswith(tuple(found))} if found else set()
+    return {name for name in names if folder_of(name) in inside}
 
 
 def masks_beside_images(names: Iterable[str]) -> set[str]:
-    """Masks in the folder of their images (`1_mask.png` beside `1.jpg`), if at least half of the images have one."""
+    """Masks in the folder of their images (`1_mask.png` beside `1.jpg`), if at least half of the images have one.
+
+    Folders with the names of these images (`1/`) then hold parts of their masks, as in ADE20K.
+    """
+    names = list(names)
     by_folder: dict[str, list[str]] = {}
     for name in names:
         by_folder.setdefault(folder_of(name), []).append(name)
-    found = set[str]()
-    for files in by_folder.values():
+    found, parts = set[str](), set[str]()
+    for folder, files in by_folder.items():
         stems = set(map(stem, files))
         masks = {name: image for name in files if (image := masked_image(stem(name))) in stems}
         images = Counter(masks.values())
         if masks and 2 * len(images) >= len(files) - len(masks):
             found |= masks.keys()
-    return found
+            parts |= {f"{folder}/{image}".lstrip("/") for image in images}
+    return found | {name for name in names if folder_of(name) in parts}
 
 
-def _holds_masks(name: str, beside: set[str]) -> bool:
+def _holds_masks(name: str, folders: set[str]) -> bool:
+    """True if the name of a folder, among those of all folders there, says that it holds masks."""
     rest = mask_rest(name)
     if rest is None:
         return False
+    beside = folders - {name}
     if is_mask_folder(name) and (split_folders(beside) or any(map(is_images_folder, beside))):
+        return True
+    if names_masks(name) and any(map(names_images, beside)):
         return True
     return bool(rest) and any(words(other) == rest for other in beside)

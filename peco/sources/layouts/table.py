@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,14 @@ from peco.core.errors import PecoError
 from peco.files.names import is_hidden, is_image_name, is_mac_metadata
 from peco.sources.base import Ignored
 from peco.sources.layouts.annotated import annotated_set
+from peco.sources.layouts.entries import Entry
 from peco.sources.layouts.folders import EXPECTED, camera_folders, class_folders, folder_splits, photos
 from peco.sources.layouts.imagenet import imagenet
-from peco.sources.layouts.listing import Entry, Listing, Reading
+from peco.sources.layouts.listing import Listing, Reading
 from peco.sources.layouts.lists import split_lists
 from peco.sources.layouts.masks import masks_beside_images, masks_in_folders
 from peco.sources.layouts.tables import label_table
+from peco.sources.refused import unread_format
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,38 @@ LAYOUTS = (
     ),
     Layout(
         "splits in lists",
-        "`meta/train.txt`, `meta/test.txt` beside `images/<class>/…`",
-        "splits from the lists, classes from the folders",
+        "`meta/train.txt`, `meta/test.txt` beside `images/<class>/…`; `train.txt` with a label after each name",
+        "splits from the lists, classes from the folders, else from the lists",
         split_lists,
     ),
     Layout(
         "camera folders",
-        "`DCIM/100APPLE/…`, `Photos from 2019/…`, `2019-05-01 Rome/…`",
+        "`DCIM/…`, `100APPLE/…`, `Photos from 2019/…`, `2019-05-01 Rome/…`",
         "no labels",
         camera_folders,
     ),
-    Layout("class folders", "`<class>/…`, at most a few pictures beside the folders", "classes", class_folders),
+    Layout(
+        "class folders",
+        "`<class>/…`, two folders or more, at most a few pictures beside them",
+        "classes",
+        class_folders,
+    ),
     Layout("collection", "any other images, also pictures beside folders", "no labels", photos),
 )
+
+
+_TABLES = re.compile(r".*\.(csv|tsv|jsonl|json|xlsx?|ods|csv\.gz)", re.I)
+_MOST_TABLES = 5  # more files are annotations of single images
+
+
+def _unread_labels(others: list[str]) -> list[str]:
+    """A sentence on tables that may hold the labels of images that got none."""
+    tables = [name for name in others if _TABLES.fullmatch(name)]
+    if not 0 < len(tables) <= _MOST_TABLES:
+        return []
+    return [
+        f"no labels are read from {', '.join(tables)}; labels must be a column of a CSV, TSV or jsonl that names the images"
+    ]
 
 
 def read_listing(names: Iterable[str], read: Callable[[str], bytes], **options: Any) -> tuple[str, Reading]:
@@ -102,17 +124,25 @@ def read_listing(names: Iterable[str], read: Callable[[str], bytes], **options: 
         else:
             others.append(name)
     ignored.extend("not an image by its name", others, by_rule=True)
-    in_folders = masks_in_folders(images)
-    masks = in_folders | masks_beside_images(name for name in images if name not in in_folders)
-    ignored.extend("masks", sorted(masks), by_rule=True)
+    found = masks_in_folders(images)
+    images = [name for name in images if name not in found.masks and name not in found.unknown]
+    masks = masks_beside_images(images)
+    ignored.extend("masks", sorted(found.masks | masks), by_rule=True)
+    ignored.extend("beside the folders of images and masks", sorted(found.unknown))
     entries = tuple(Entry(name, tuple(name.split("/"))) for name in images if name not in masks)
     if not entries:
         raise PecoError(f"no image found; {EXPECTED}")
-    listing = Listing(entries, tuple(others), read, masked=bool(in_folders), **options)
+    listing = Listing(entries, tuple(others), read, masked=bool(found.masks), **options)
     for layout in LAYOUTS:
         if reading := layout.read(listing):
-            for found in reading.ignored:
-                ignored.extend(found.reason, found.names, by_rule=found.by_rule)
+            for files in reading.ignored:
+                ignored.extend(files.reason, files.names, by_rule=files.by_rule)
             reading.ignored = ignored
+            reading.notes += listing.notes
+            if known := unread_format(others):
+                reading.notes.append(f"not read: {known}")
+            labeled = any(image.category is not None for image in reading.images)
+            if listing.labels == "auto" and not labeled and not listing.notes and layout.read is not annotated_set:
+                reading.notes += _unread_labels(others)
             return layout.name, reading
     raise AssertionError("the last layout takes everything")

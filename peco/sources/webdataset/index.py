@@ -11,7 +11,7 @@ from peco.core.errors import PecoError
 from peco.files.names import is_image_name
 from peco.sources.base import Ignored
 from peco.sources.webdataset.keys import ALL, PLAIN, Rule, TwoImages
-from peco.sources.webdataset.labels import LabelField, NoLabel, json_keys
+from peco.sources.webdataset.labels import DAMAGED_JSON, LabelField, NoLabel, json_keys
 from peco.sources.webdataset.members import Member
 
 _MAX_LABEL = 64 << 20  # bytes of JSON that is read for a label
@@ -45,6 +45,7 @@ class Found:
         odd: kinds of values that are no label ("a list").
         others: endings of other members; json_keys: keys in JSON members.
         again: samples whose key came before in the same tar.
+        damaged: the first member with damaged JSON.
     """
 
     ignored: Ignored
@@ -53,6 +54,7 @@ class Found:
     others: Counter[str] = field(default_factory=Counter)
     json_keys: Counter[str] = field(default_factory=Counter)
     again: int = 0
+    damaged: str = ""
 
 
 def read_entries(
@@ -161,6 +163,8 @@ def _label(
             label = labels.read(ending, data)
         except NoLabel as odd:
             found.odd[f"{ending} holds {odd}"] += 1
+            if str(odd) == DAMAGED_JSON:
+                found.damaged = found.damaged or f"{tar}/{member.name}"
             continue
         except PecoError as error:
             raise PecoError(f"{tar}: the label of {key} can't be read ({member.name}); {error}") from None

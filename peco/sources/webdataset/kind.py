@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from peco.core.errors import PecoError
-from peco.files.damage import DAMAGE, StrictTarInfo
+from peco.files.damage import DAMAGE, StrictTarInfo, damage_reason
 from peco.files.names import is_hidden, is_image_name, tidy
 from peco.sources.webdataset.keys import Rule
 from peco.sources.webdataset.labels import ENDINGS, JSON_KEY, json_keys
@@ -40,8 +40,7 @@ def tar_kind(path: Path) -> str | None:
             kind = _kind(archive)
     except DAMAGE as error:
         if path.name.endswith(TAR_SUFFIXES):
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise PecoError(f"{path}: not a readable tar ({reason}); fetch or write it again") from None
+            raise PecoError(f"{path}: not a readable tar ({damage_reason(error)}); fetch or write it again") from None
         return None
     if kind is None:
         raise NoImages(f"{path}: no image in this archive; expected a folder, tar or zip of images, or WebDataset tars")

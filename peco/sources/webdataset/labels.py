@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -13,7 +14,9 @@ from peco.core.errors import PecoError
 # Members that hold labels and nothing else. `index` and `txt` may hold them, but also a running number or a caption.
 ENDINGS = ("cls", "cls.txt", "class", "class.txt", "label", "label.txt")
 JSON_KEY = "label"  # in the member `json`
+DAMAGED_JSON = "damaged JSON"
 _LONGEST = 4096  # bytes of a member that holds only a label
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class LabelField:
@@ -51,16 +54,21 @@ class LabelField:
 
         Raises:
             NoLabel: what is there is no class.
-            PecoError: it is neither text nor JSON; without the name of the tar.
+            PecoError: it is no text; without the name of the tar.
         """
+        if ending.endswith("json"):
+            try:
+                value = json.loads(data)
+            except (ValueError, RecursionError):
+                raise NoLabel(DAMAGED_JSON) from None
+            return _as_label(_member_of(value, self.keys))
+        if len(data) > _LONGEST:
+            raise NoLabel("a long text")
         try:
-            if ending.endswith("json"):
-                return _as_label(_member_of(json.loads(data), self.keys))
-            if len(data) > _LONGEST:
-                raise NoLabel("a long text")
-            return _as_label(data.decode("utf-8-sig").strip())
-        except (ValueError, RecursionError):
-            raise PecoError("expected a number or a name as UTF-8 text, or JSON") from None
+            text = data.decode("utf-16" if data[:2] in _UTF16 else "utf-8-sig").strip()
+        except ValueError:
+            raise PecoError("expected a number or a name as UTF-8 text; dataset.labels=none reads no labels") from None
+        return _as_label(_parsed(text))
 
     def __str__(self) -> str:
         return self.field or f"{', '.join(ENDINGS)} or json ({JSON_KEY})"
@@ -68,6 +76,14 @@ class LabelField:
 
 class NoLabel(Exception):
     """A value that is no class, such as a list. The argument names its kind."""
+
+
+def _parsed(text: str) -> Any:
+    """The value of a text that is JSON and no bare word or number; else the text itself."""
+    try:
+        return json.loads(text) if text[:1] in ("{", "[", '"') else text
+    except (ValueError, RecursionError):
+        return text
 
 
 def _member_of(value: Any, keys: list[str]) -> Any:
@@ -105,6 +121,10 @@ def _as_label(value: Any) -> str | None:
         raise NoLabel("a number with a fraction")
     if not text or re.fullmatch(r"-\d+", text):
         return None
+    if "\n" in text:
+        raise NoLabel("several lines")
+    if not text.isprintable():
+        raise PecoError(f"{text[:20]!r} is no number or name as text; write it as text, or set dataset.labels=none")
     return str(int(text)) if re.fullmatch(r"\+?[0-9]{1,18}", text) else text
 
 

@@ -110,7 +110,7 @@ def list_members(file: IO[bytes], url: str) -> Listing:
     ) as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header
-            name = tidy(info.name)
+            name = re.sub(r"^(\.\./)+", "", tidy(info.name))
             if _is_skipped(name):
                 continue
             if info.issym():

@@ -6,14 +6,13 @@ image. Tars at addresses are copied to a temporary file one after the other; wha
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
 from peco.core.errors import PecoError
+from peco.core.progress import tracked
 from peco.files.names import hashed
 from peco.files.tar_archive import is_compressed
 from peco.sources.base import SPLITS, Ignored, RawSample, shuffled
@@ -25,8 +24,7 @@ from peco.sources.webdataset.members import Member, list_members, opened_tar
 from peco.sources.webdataset.splits import folder_classes, folder_split, named_splits, one_tar_a_class, tar_class
 from peco.sources.webdataset.tars import file_name, find_tars, is_address
 
-Labels = Literal["auto", "folders", "tars", "none"]
-PROGRESS_SECONDS = 10.0  # between lines on the index, which is read member by member
+Labels = Literal["auto", "folders", "paths", "tars", "none"]  # `config.Dataset` allows no `paths` for tars
 
 
 class WebDatasetSource:
@@ -144,13 +142,7 @@ class WebDatasetSource:
             return list_members(file, url).members
 
     def _each_tar(self) -> Iterator[str]:
-        """All tars, with a line from time to time."""
-        shown = time.monotonic()
-        for i, url in enumerate(self._urls):
-            yield url
-            if time.monotonic() - shown >= PROGRESS_SECONDS:
-                shown = time.monotonic()
-                print(f"{self._path}: indexed {i + 1} of {len(self._urls)} tars", file=sys.stderr, flush=True)
+        return tracked(self._urls, f"{self._path}: indexed", len(self._urls), "tars")
 
     def _read_all(self) -> list[tuple[str, Entry]]:
         entries: list[tuple[str, Entry]] = []
@@ -247,7 +239,7 @@ class WebDatasetSource:
         self._numbers = Named(known, None, self._mode, self._path) if known else Streamed(self._mode, self._path)
 
     def _stream(self) -> Iterator[RawSample]:
-        count = 0
+        count, held_out = 0, None
         for url in self._urls:
             with opened_tar(url, self._work) as file:
                 for entry in self._read_streamed(url, file, first=count == 0):
@@ -255,8 +247,14 @@ class WebDatasetSource:
                     if self._labels == "tars":
                         entry.label = tar_class(self._tars.names[url])
                     named = self._splits[url] if self._splits else folder_split(entry.image.name)
-                    split = self._split_of(entry.key) if named is None else "train" if named == "train" else "val"
-                    yield self._sample(split, url, entry, file)
+                    if named in ("val", "test"):
+                        held_out = held_out or named
+                    if named in (None, "train", held_out):
+                        split = self._split_of(entry.key) if named is None else "train" if named == "train" else "val"
+                        yield self._sample(split, url, entry, file)
+                    else:
+                        name = f"{self._shown[url]}/{entry.name}"
+                        self.ignored.add(f"in the unused split {named}", name, by_rule=True)
         if count == 0:
             raise self._no_image()
         if isinstance(self._numbers, Streamed):
@@ -282,6 +280,10 @@ class WebDatasetSource:
 
     def _note_what_was_found(self, count: int) -> None:
         found = self._found
+        if found.damaged and any(ending.endswith("json") for ending in found.kinds):
+            raise PecoError(
+                f"{self._path}: {found.damaged} is damaged JSON, and labels are read from there; fix it or remove the sample"
+            )
         if found.kinds and set(found.kinds) != {"cls"}:
             self.notes.append(f"labels are read from {list_counts(found.kinds)}")
         if found.odd:

@@ -16,6 +16,7 @@ from peco.core.environment import ALLOW_PIPE
 from peco.core.errors import PecoError
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_OTHER_ARCHIVES = (".zip", ".rar", ".7z", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _MOST_TARS = 100_000
 _SCHEMES = ("http", "https", "ftps", "scp", "gs", "htgs", "ais", "hf")  # webdataset's own, besides fsspec's
 _EXPECTED = "expected a folder of .tar files, a glob or brace pattern, an address, or a file that lists them"
@@ -54,7 +55,10 @@ def find_tars(path: str) -> Tars:
         urls = [path]
     else:
         entries, classes = _read_list(local)
-        urls = [url for entry in entries for url in _expand(entry, local.parent)]
+        try:
+            urls = [url for entry in entries for url in _expand(entry, local.parent)]
+        except PecoError as error:
+            raise PecoError(f"{path}: {error}") from None
     if not urls:
         raise PecoError(f"{path}: no tar found; {_EXPECTED}")
     urls = list(dict.fromkeys(urls))
@@ -85,7 +89,11 @@ def _exists(path: Path) -> bool:
 
 
 def _below(folder: Path) -> list[str]:
-    """Tars in a folder and its subfolders; links to folders are followed, as far as they stay in it."""
+    """Tars in a folder and its subfolders; links to folders are followed, as far as they stay in it.
+
+    Raises:
+        PecoError: a folder can't be read, or holds archives of other kinds.
+    """
     found: list[str] = []
     seen: set[str] = set()
 
@@ -100,6 +108,12 @@ def _below(folder: Path) -> list[str]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if packed := next(
+            (name for name in sorted(files) if name[0] != "." and name.lower().endswith(_OTHER_ARCHIVES)), None
+        ):
+            raise PecoError(
+                f"{os.path.join(place, packed)}: beside tars, and not read; write it as .tar or .tar.gz, or move it away"
+            )
         found += [os.path.join(place, name) for name in files if name.endswith(TAR_SUFFIXES) and name[0] != "."]
     return found
 
@@ -188,7 +202,9 @@ def _class_file(folder: Path, urls: list[str]) -> tuple[str, ...] | None:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """Class names of a text file, one per line. A number before each name is left out if it is the line's own, counted from 0.
+    """Class names of a text file, one per line.
+
+    A number before each name is left out if it is the line's own, counted from 0, or from 1: class 0 is then called 0.
 
     Raises:
         PecoError: it can't be read, is not UTF-8, or has an empty line between names.
@@ -205,8 +221,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             f"{path}: line {lines.index('') + 1} is empty; name each class on a line, in the order of the numbers"
         )
     numbered = [re.fullmatch(r"(\d+)[\s,:;]\s*(\S.*)", line) for line in lines]
-    if all(match is not None and match[1] == str(i) for i, match in enumerate(numbered)):
-        return tuple(match[2] for match in numbered if match is not None)
+    for first in (0, 1):
+        if lines and all(match is not None and int(match[1]) == i for i, match in enumerate(numbered, start=first)):
+            return (*map(str, range(first)), *(match[2] for match in numbered if match is not None))
     return tuple(lines)
 
 

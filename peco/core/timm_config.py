@@ -1,0 +1,50 @@
+"""Checks of the config of a timm model's folder, before timm builds the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peco.core.errors import PecoError
+from peco.core.parsing import shown
+
+_MOST_PIXELS = 8192  # a side of an input
+
+
+def check_timm_config(config: Mapping[str, Any], path: Path) -> None:
+    """Check that the entries that are read have the right types.
+
+    Args:
+        config: content of config.json.
+        path: of it, for messages.
+
+    Raises:
+        PecoError: it doesn't describe a timm model.
+    """
+    if not {"architecture", "pretrained_cfg"} <= set(config):
+        raise PecoError(
+            f"{path.parent}: not the folder of a timm model; give the folder of a backbone or of a perceptual network"
+        )
+    entries = config["pretrained_cfg"] if isinstance(config["pretrained_cfg"], dict) else {}
+    for name, value, fits, expected in (
+        ("architecture", config["architecture"], lambda v: isinstance(v, str), "the name of a timm model"),
+        ("model_args", config.get("model_args", {}), lambda v: isinstance(v, dict), "arguments by name"),
+        ("num_classes", config.get("num_classes", 0), lambda v: type(v) is int and v >= 0, "a whole number"),
+        ("input_size", entries.get("input_size"), _is_input_size, "3, height, width"),
+        ("mean", entries.get("mean"), _is_three_numbers, "three numbers"),
+        ("std", entries.get("std"), lambda v: _is_three_numbers(v) and min(v) > 0, "three numbers over 0"),
+    ):
+        if not fits(value):
+            raise PecoError(f"{path}: {name} is {shown(value)}; expected {expected}: fetch or make the folder again")
+
+
+def _is_input_size(value: Any) -> bool:
+    whole = isinstance(value, list) and all(type(side) is int for side in value)
+    return whole and len(value) == 3 and value[0] == 3 and 0 < min(value) <= max(value) <= _MOST_PIXELS
+
+
+def _is_three_numbers(value: Any) -> bool:
+    numbers = isinstance(value, list) and all(type(number) in (int, float) for number in value)
+    return numbers and len(value) == 3 and all(map(math.isfinite, value))

@@ -1,0 +1,106 @@
+"""Valid results of stages, and weights that users convert."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from .files import Files
+from .inputs import SET, SIDE, picture, smoke, split_folders
+
+CONVERTED_MODEL = "test_vit"
+
+
+@cache
+def results() -> Files:
+    """Shards, tokens, tokenizer and backbone of the smallest size, with random weights."""
+    import torch
+
+    from peco.data import views
+    from peco.data.shards import open_shards
+    from peco.data.tokens import entry_dtype, shard_file, write_index
+    from peco.mim import storage as mim_storage
+    from peco.mim.model import MaskedImageModel, build_backbone
+    from peco.sources.open import open_source
+    from peco.sources.shard_writer import write_shards
+    from peco.tokenizer import storage
+    from peco.tokenizer.model import PerceptualTokenizer
+
+    cfg = smoke()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "set").mkdir()
+        for file, data in split_folders().items():
+            (root / "set" / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / "set" / file).write_bytes(data)
+        dataset = dataclasses.replace(cfg.dataset, source="images", path=str(root / "set"), samples_per_shard=5)
+        folder = root / "artifacts"
+        write_shards(open_source(dataset, root), folder / "shards", dataset, work=root, workers=1)
+        shards = open_shards(folder / "shards", "train")
+        (folder / "tokens").mkdir()
+        for shard in shards.shards:
+            entries = np.zeros((shard.samples, 2), dtype=entry_dtype(16))
+            entries["view"] = views.to_record(views.center(SIDE, SIDE))
+            np.save(folder / "tokens" / shard_file(shard.name), entries)
+        write_index(folder / "tokens", shards, views=2, grid=4, codes=cfg.tokenizer.quantizer.codes)
+        parts = dataclasses.replace(cfg.tokenizer.autoencoder, channels=(4, 8)), cfg.tokenizer.quantizer
+        storage.save(folder / "tokenizer", PerceptualTokenizer(*parts), *parts, {"image_size": 32})
+        backbone, arch, args = build_backbone(cfg.pretrain.vit, 32, 0.1, 0.0)
+        model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
+        mim_storage.save(folder / "backbone", model, target="tokens", arch=arch, model_args=args)
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _results(*names: str) -> Callable[[Random], Files]:
+    def some(rng: Random) -> Files:
+        chosen = {path: data for path, data in results().items() if path.split("/")[1] in names}
+        return {**chosen, "data/photo.png": picture(0)}
+
+    return some
+
+
+shards, tokens = _results("shards", "tokenizer"), _results("shards", "tokens", "tokenizer")
+tokenizer, backbone = _results("tokenizer"), _results("shards", "backbone")
+
+
+def checkpoint(rng: Random) -> Files:
+    """An official checkpoint of MoCo v3."""
+    return {f"{SET}.pth": _checkpoint()}
+
+
+@cache
+def _checkpoint() -> bytes:
+    import torch
+
+    state = {
+        "module.base_encoder.patch_embed.proj.weight": torch.zeros(4, 3, 2, 2),
+        "module.momentum_encoder.x": torch.zeros(2),
+    }
+    out = io.BytesIO()
+    torch.save({"epoch": 300, "state_dict": state, "optimizer": {"param_groups": [{"lr": 0.1}]}}, out)
+    return out.getvalue()
+
+
+def converted(rng: Random) -> Files:
+    """Converted weights of a timm model."""
+    return {**_results("shards")(rng), f"{SET}.safetensors": _converted()}
+
+
+@cache
+def _converted() -> bytes:
+    import safetensors.torch
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    return bytes(
+        safetensors.torch.save(timm.create_model(CONVERTED_MODEL, num_classes=0).state_dict(), {"format": "pt"})
+    )
