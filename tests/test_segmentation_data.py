@@ -277,7 +277,7 @@ def only_ignored_class(root: Path) -> None:
         (no_mask, None, r"c\.jpg: no mask"),
         (empty_split, None, r"images/validation: no image; the split is empty"),
         (no_split, None, r"no split val; .*annotations/validation has masks, but there is no .*images/validation"),
-        (unknown_layout, None, r"no split train; .*expected images/training"),
+        (unknown_layout, None, r"no split train; .*annotations/training has masks, but there is no .*images/training"),
         (
             other_classes_in_val,
             None,

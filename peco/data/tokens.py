@@ -112,7 +112,9 @@ class TokenStore:
             try:
                 entries = np.lib.format.open_memmap(path, mode="r")
             except NPY_ERRORS:
-                raise PecoError(f"{path}: missing or not readable; `dvc repro tokens` makes it again") from None
+                raise PecoError(
+                    f"{path}: not readable (missing or damaged); `dvc repro tokens` makes it again"
+                ) from None
             expected = (self.shards.shards[shard].samples, self.views)
             if entries.shape != expected or entries.dtype != entry_dtype(self.grid**2):
                 raise PecoError(
