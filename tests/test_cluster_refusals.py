@@ -108,7 +108,8 @@ def test_a_quota_that_is_never_computed_ends_the_waiting(
 def test_a_webhook_that_is_away_is_waited_for_like_the_api(
     api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kube, "NOTICE_SECONDS", 0)
+    monkeypatch.setattr(kube, "NOTICE_SECONDS", 0.2)
+    monkeypatch.setattr(kube, "FIRST_DELAY", 1.0)
     api.refusals = [WORDS["webhook-away"]]
     status, lines = start(scenario=lambda: complete(api))
     assert status == 0
