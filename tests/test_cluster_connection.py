@@ -208,7 +208,7 @@ def test_an_api_that_is_away_is_named_with_its_address_and_the_time(
     api.down = True
 
     def scenario() -> None:
-        api.wait_for(lambda: len(api.missed) >= 2)
+        api.wait_for(lambda: len(api.missed) >= 2 and bool(start.notes))
         api.down = False
         complete(api)
 
