@@ -11,7 +11,8 @@ from pathlib import Path
 from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.params import load_params
-from pipelines.workflow import failures, inputs, variables
+from peco.core.versions import require_timm
+from pipelines.workflow import failures, given, inputs, variables
 from pipelines.workflow.compose import check_architectures
 from pipelines.workflow.processes import Stopped, clear_locks_of_killed_dvc, run_dvc
 
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     reported = False
     try:
         variables.require_known()
+        require_timm()
         parameters = load_params()
         check_architectures(parameters)
         for key, path in inputs.input_paths(parameters).items():
@@ -69,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
             if key == "dataset.path" or not arguments:
                 inputs.require_exists(key, path)
                 inputs.require_pulled(path)
+        given.check_weights(parameters)
         _check_lock(Path("dvc.lock"))
         if not arguments:
             failures.clear(Path())

@@ -40,8 +40,9 @@ from peco.core.publishing import write_json
 from peco.core.ranks import ranks
 from peco.core.stage_name import StageName
 from peco.core.stopping import StopSignals
+from peco.runtime import model_card
 from peco.runtime.fingerprint import code_hash, content_hash, require_present
-from peco.runtime.paths import METRICS, PICTURES
+from peco.runtime.paths import EVALUATION_MODELS, METRICS, PICTURES
 
 
 class Skipped(Exception):
@@ -176,6 +177,9 @@ def _skip(run: StageRun, reason: Skipped) -> None:
     if is_main():
         print(f"{run.name}: skipped: {reason}")
         run.metrics({"skipped": str(reason)})
+        kind, _, task = run.name.partition("@")
+        if kind == "evaluate" and task in EVALUATION_MODELS:
+            model_card.write_skipped(EVALUATION_MODELS[task], str(reason))
 
 
 def _allow_open_files() -> None:
