@@ -21,12 +21,17 @@ def load_tokenizer(directory: str | Path) -> Any:
 def load_backbone(directory: str | Path, **overrides: Any) -> Any:
     """Read a backbone folder: a timm model in eval mode, without the head of pre-training.
 
+    It warns once, at the first batch, if the values can't be those of normalised images.
+
     Args:
         directory: the folder, which plain `timm.create_model("local-dir:DIR", pretrained=True)` reads too. Like any timm model it
             takes normalised images: `2 * x - 1` for x in [0, 1], as given by its `pretrained_cfg`.
-        overrides: arguments of `timm.create_model`, such as `num_classes` or `img_size`.
+        overrides: arguments of `timm.create_model`, such as `num_classes`, `img_size`, or `features_only=True` with `out_indices`.
 
     Raises:
         peco.core.errors.PecoError: the folder is missing, damaged or doesn't fit the arguments.
     """
-    return importlib.import_module("peco.core.artifacts").load_timm(directory, **overrides)
+    model = importlib.import_module("peco.core.artifacts").load_timm(directory, **overrides)
+    if not overrides.get("scriptable"):  # TorchScript takes no such hook
+        importlib.import_module("peco.core.image_range").warn_of_unnormalized(model)
+    return model

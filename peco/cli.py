@@ -1,9 +1,12 @@
-"""`peco`: use trained tokenizers and backbones, without DVC or parameters.
+"""`peco`: use trained models, without DVC or parameters.
 
 peco info artifacts/backbone
+peco predict artifacts/classifier photos -o predictions
+peco embed photos -o embeddings
+peco similar photo.jpg embeddings
+peco export artifacts/backbone --to onnx -o backbone.onnx
 peco tokenize photo.jpg
 peco reconstruct photo.jpg -o reconstructions
-peco embed photo.jpg > embeddings.jsonl
 """
 
 # Slow imports are in the functions that need them, so that `peco --help` is fast.
@@ -11,163 +14,143 @@ peco embed photo.jpg > embeddings.jsonl
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 from peco.core.errors import PecoError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from peco.tokenizer.model import PerceptualTokenizer
-
 TOKENIZER, BACKBONE = "artifacts/tokenizer", "artifacts/backbone"
+FORMATS = ("onnx", "torch-export", "transformers")
+IMAGES = "image, folder, tar or zip of images, or a pattern in quotes"
 
 
 def tokenize(args: argparse.Namespace) -> None:
-    """Print a JSON line per image: its path and token grid."""
-    tokenizer, size = open_tokenizer(args.model, args.size)
-    for path, x_BCHW in load_images(args.images, size):
-        print(json.dumps({"image": path, "tokens": tokenizer.tokenize(x_BCHW)[0].tolist()}), flush=True)
+    from peco.use import tokens
+
+    tokens.tokenize(args.model, args.images, args.size)
 
 
 def reconstruct(args: argparse.Namespace) -> None:
-    """Write a PNG per image, the original next to its reconstruction from tokens, and print the PSNR."""
-    import torch
-    from PIL import Image
+    from peco.use import tokens
 
-    from peco.core.image_metrics import psnr
-
-    tokenizer, size = open_tokenizer(args.model, args.size)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for out in (folder / name for name in png_names(args.images)):
-        if any(out.exists() and Path(image).exists() and out.samefile(image) for image in args.images):
-            raise PecoError(f"{out}: is one of the images and would be overwritten; choose another folder (-o)")
-    for name, (_, x_BCHW) in zip(png_names(args.images), load_images(args.images, size), strict=True):
-        decoded_BCHW = tokenizer.reconstruct(x_BCHW)
-        (decibels,) = psnr(decoded_BCHW, x_BCHW).tolist()
-        both_HWC = torch.cat([x_BCHW, decoded_BCHW], dim=3)[0].permute(1, 2, 0).mul(255).round().byte()
-        Image.fromarray(both_HWC.numpy()).save(folder / name)
-        print(f"{folder / name}  PSNR {decibels:.1f} dB", flush=True)
-
-
-def embed(args: argparse.Namespace) -> None:
-    """Print a JSON line per image: its path and the mean patch token of a block."""
-    import torch
-
-    from peco.core import artifacts
-    from peco.probes.features import extract
-
-    artifacts.section(args.model, "backbone")
-    model: Any = artifacts.load_timm(args.model)
-    depth = len(model.blocks)
-    block = depth if args.block is None else args.block
-    if not 1 <= block <= depth:
-        raise PecoError(f"--block: {block} is not allowed; expected from 1 to {depth}")
-    for path, x_BCHW in load_images(args.images, int(model.pretrained_cfg["input_size"][1])):
-        features, _ = extract(model, [{"image": x_BCHW, "label": torch.zeros(1, dtype=torch.int64)}], [block])
-        vector = [round(value, 6) for value in features[str(block)][0].tolist()]
-        print(json.dumps({"image": path, "block": block, "embedding": vector}), flush=True)
+    tokens.reconstruct(args.model, args.images, args.size, args.output)
 
 
 def info(args: argparse.Namespace) -> None:
-    """Print the content of a model folder."""
-    from peco.core import artifacts
+    from peco.use import tokens
 
-    config = artifacts.describe(args.folder)
-    tensors = artifacts.load_tensors(Path(args.folder) / artifacts.WEIGHTS)
-    parts = [part for part in (config.get("peco"), config.get("model_args")) if isinstance(part, dict)]
-    notes = {name: value for part in parts for name, value in part.items()}
-    print(f"{args.folder}: {notes.pop('kind', config.get('architecture', 'model'))}")
-    print(f"  weights     {sum(t.numel() for t in tensors.values()):,} numbers in {len(tensors)} tensors")
-    for name, value in notes.items():
-        print(f"  {name:<11} {value}".encode("utf-8", "backslashreplace").decode())
+    tokens.info(args.folder)
 
 
-def open_tokenizer(folder: str, size: int | None) -> tuple[PerceptualTokenizer, int]:
-    """Read a tokenizer and the side in pixels of its images.
+def predict(args: argparse.Namespace) -> None:
+    from peco.use import predict
+    from peco.use.models import Options
 
-    Args:
-        folder: of the tokenizer.
-        size: value of `--size`; None for that of its training.
-
-    Raises:
-        PecoError: the folder is missing, damaged or of another kind; the size does not divide into tokens.
-    """
-    from peco.tokenizer import storage
-
-    tokenizer = storage.load(folder)
-    if size is None:
-        size = storage.image_size(folder)
-    if size < 1 or size % tokenizer.factor:
-        raise PecoError(f"--size: {size} is not allowed; expected a multiple of {tokenizer.factor}")
-    return tokenizer, size
+    options = Options(args.top_k, args.min_score, args.pictures)
+    predict.predict(args.model, args.images, args.output, options=options, batch_size=args.batch_size, table=args.csv)
 
 
-def load_images(paths: Sequence[str], size: int) -> Iterator[tuple[str, Tensor]]:
-    """Read the evaluation view of each image: its path, and float32 (1, 3, size, size) in [0, 1].
+def embed(args: argparse.Namespace) -> None:
+    if args.parquet and not args.output:
+        raise PecoError("--parquet: needs a folder of results (-o)")
+    from peco.use import embed
 
-    Raises:
-        PecoError: a file is missing or not an image.
-    """
-    import torch
-
-    from peco.data import views
-    from peco.data.images import decode
-
-    for path in paths:
-        try:
-            image = decode(Path(path).read_bytes())
-        except (OSError, PecoError) as error:
-            reason = (error.strerror or error) if isinstance(error, OSError) else error
-            raise PecoError(f"{path}: can't be read as an image: {reason}") from None
-        pixels = views.apply(image, views.center(image.width, image.height), size)
-        yield path, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
+    embedder = embed.Embedder.open(args.model, args.block, args.patches)
+    if args.output is None:
+        embed.print_embeddings(embedder, args.images, args.batch_size)
+    else:
+        embed.save_embeddings(
+            embedder,
+            embedder.settings(args.model),
+            args.images,
+            args.output,
+            batch_size=args.batch_size,
+            parquet=args.parquet,
+        )
 
 
-def png_names(paths: Sequence[str]) -> list[str]:
-    """File names of the PNGs: the stem of each path, with a number if it is already taken."""
-    names: list[str] = []
-    for path in paths:
-        stem, number = Path(path).stem, 1
-        name = f"{stem}.png"
-        while name in names:
-            number += 1
-            name = f"{stem}-{number}.png"
-        names.append(name)
-    return names
+def similar(args: argparse.Namespace) -> None:
+    from peco.use.similar import similar
+
+    similar(args.query, args.embeddings, model=args.model, count=args.count, page=args.output)
+
+
+def export(args: argparse.Namespace) -> None:
+    from peco.use.export import export
+
+    export(args.model, args.to, args.output, size=args.size, tolerance=args.tolerance)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="peco", description="Use tokenizers and backbones trained by the peco workflow.")
+    top = argparse.ArgumentParser(prog="peco", description="Use models trained by the peco workflow.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
-    def images(sub: argparse.ArgumentParser, model: str) -> None:
-        sub.add_argument("images", nargs="+", metavar="IMG", help="image file")
-        sub.add_argument("-m", "--model", default=model, metavar="DIR", help="model folder (default: %(default)s)")
+    def batches(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--batch-size", type=positive, metavar="N", help="images at a time")
+
+    command("info", info, "print the content of a model folder").add_argument("folder", metavar="DIR")
+
+    predictions = command("predict", predict, "classify, segment or detect: results of many images in a folder")
+    predictions.add_argument("model", metavar="MODEL", help="folder of a classifier, segmenter or detector")
+    predictions.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES)
+    predictions.add_argument("-o", "--output", required=True, metavar="DIR", help="folder of the results")
+    predictions.add_argument("--csv", action="store_true", help="write predictions.csv next to predictions.jsonl")
+    predictions.add_argument("--pictures", action="store_true", help="draw each prediction on its image")
+    predictions.add_argument("--top-k", type=positive, default=5, metavar="N", help="classes of an image (default: 5)")
+    predictions.add_argument(
+        "--min-score", type=float, default=0.05, metavar="S", help="least score of a detection (default: 0.05)"
+    )
+    batches(predictions)
+
+    vectors = command("embed", embed, "features of many images, as JSON lines or in a folder")
+    vectors.add_argument("images", nargs="+", metavar="IMAGES", help=IMAGES)
+    vectors.add_argument(
+        "-m", "--model", default=BACKBONE, metavar="DIR", help="backbone or classifier (default: %(default)s)"
+    )
+    vectors.add_argument("-o", "--output", metavar="DIR", help="folder for embeddings.npy and the names of the images")
+    vectors.add_argument("-b", "--block", metavar="N", help="block from 1, or norm: after the last (default: the last)")
+    vectors.add_argument("--patches", action="store_true", help="a vector for each patch, not their mean")
+    vectors.add_argument("--parquet", action="store_true", help="write embeddings.parquet too")
+    batches(vectors)
+
+    near = command("similar", similar, "print the nearest images of a folder of embeddings")
+    near.add_argument("query", metavar="QUERY", help="image file, or name of an image among the embeddings")
+    near.add_argument("embeddings", metavar="EMBEDDINGS", help="folder made by `peco embed -o`")
+    near.add_argument("-m", "--model", default=BACKBONE, metavar="DIR", help="model of the embeddings")
+    near.add_argument("-n", "--count", type=positive, default=12, metavar="N", help="images (default: 12)")
+    near.add_argument("-o", "--output", metavar="FILE", help="show them on this HTML page")
+
+    exported = command("export", export, "write a model for other programs, and check it against the original")
+    exported.add_argument("model", metavar="MODEL", help="folder of a backbone, classifier or tokenizer")
+    exported.add_argument("--to", choices=FORMATS, required=True, help="format")
+    exported.add_argument("-o", "--output", required=True, metavar="PATH", help="file (folder for transformers)")
+    exported.add_argument("-s", "--size", type=positive, metavar="N", help="side of the images in pixels")
+    exported.add_argument(
+        "--tolerance", type=float, default=1e-3, metavar="T", help="largest difference allowed (default: %(default)s)"
+    )
 
     tokens = command("tokenize", tokenize, "print the token grid of each image as a JSON line")
     pictures = command("reconstruct", reconstruct, "write each image next to its reconstruction from tokens")
     for sub in (tokens, pictures):
-        images(sub, TOKENIZER)
+        sub.add_argument("images", nargs="+", metavar="IMG", help="image file")
+        sub.add_argument("-m", "--model", default=TOKENIZER, metavar="DIR", help="tokenizer (default: %(default)s)")
         sub.add_argument("-s", "--size", type=int, help="side of the images in pixels (default: that of the training)")
     pictures.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the PNGs")
-    vectors = command("embed", embed, "print an embedding of each image as a JSON line")
-    images(vectors, BACKBONE)
-    vectors.add_argument("-b", "--block", type=int, help="block of the features, from 1 (default: the last)")
-    command("info", info, "print the content of a model folder").add_argument("folder", metavar="DIR")
     return top
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; expected a whole number from 1")
+    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -185,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("interrupted; a folder of results (-o) is continued by the same command", file=sys.stderr)
         return 130
     return 0
 

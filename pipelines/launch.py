@@ -22,9 +22,10 @@ from peco.core import workfiles
 from peco.core.environment import WORK
 from peco.core.errors import PecoError
 from peco.core.params import load_params
+from peco.core.versions import require_timm
 from pipelines.jobs import cluster, local
 from pipelines.jobs.logs import Screen
-from pipelines.workflow import edits, failures, lock_copy, variables
+from pipelines.workflow import edits, failures, given, lock_copy, variables
 from pipelines.workflow.environment import SCHEDULER
 from pipelines.workflow.graph import Stage, load_graph
 from pipelines.workflow.streams import tolerate_unwritable
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         variables.require_known()
+        require_timm()
         load_params("params.yaml")
         stage = load_graph()[name]
         _require_module(stage)
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             lock_copy.keep()
         workfiles.require_writable()
         edits.require_parameters_of_this_run(stage)
+        if line := given.note_on_schedule(stage):
+            print(line, flush=True)
         read = edits.State.read(stage)
         run = local.run if SCHEDULER.text() == "local_cwd" else cluster.run
         screen = Screen()

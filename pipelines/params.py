@@ -19,6 +19,7 @@ from peco.core.progress import waiting
 from pipelines.workflow import input_check, inputs, variables
 from pipelines.workflow.compose import PRESETS, check_architectures, compose_params, current_params, write
 from pipelines.workflow.git import require_repository
+from pipelines.workflow.given import check_weights
 
 HUB_SECONDS = 20
 
@@ -37,9 +38,16 @@ def pin_weights(values: dict[str, Any]) -> None:
 
     The same parameters then always give the same weights. If the hub can't be asked, a line reports it and nothing is pinned.
     """
-    net = values["perceptual_net"]
-    weights = net["timm"]
-    if net["source"] != "timm" or not weights["pretrained"] or weights["checkpoint"] or weights["revision"]:
+    net, init = values["perceptual_net"], values["pretrain"]["init"]
+    if net["source"] == "timm" and net["timm"]["pretrained"]:
+        _pin("perceptual_net.timm", net["timm"])
+    if init["source"] == "timm":
+        _pin("pretrain.init", init)
+
+
+def _pin(key: str, weights: dict[str, Any]) -> None:
+    """Set `revision` of a group with the keys `model` and `revision`."""
+    if weights["revision"]:
         return
     import timm  # heavy
     from huggingface_hub import HfApi
@@ -51,12 +59,10 @@ def pin_weights(values: dict[str, Any]) -> None:
     try:
         if repository:  # else the stage reports what is wrong
             weights["revision"] = HfApi().model_info(repository, timeout=HUB_SECONDS).sha
-            print(f"perceptual_net.timm.revision: {weights['revision']}, the newest of {repository}")
+            print(f"{key}.revision: {weights['revision']}, the newest of {repository}")
     except Exception as error:  # the hub's client has no base class of its errors
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(
-            f"perceptual_net.timm.revision: not pinned, since asking the hub failed ({reason[:200]})", file=sys.stderr
-        )
+        print(f"{key}.revision: not pinned, since asking the hub failed ({reason[:200]})", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,13 +87,16 @@ def main(argv: list[str] | None = None) -> int:
             values = compose_params(preset, [*found.overrides, *args.overrides])
             parameters = parse_params(values)
             check_architectures(parameters)
+            check_weights(parameters)
             with waiting(f"{args.data}: checking the images"):
                 inputs.check_images(found, parameters.dataset)
             inputs.import_data(found)
             input_check.remember(parameters.dataset)
         else:
             values = compose_params(preset, [*kept_dataset(before, args.overrides), *args.overrides])
-            check_architectures(parse_params(values))
+            parameters = parse_params(values)
+            check_architectures(parameters)
+            check_weights(parameters)
             path = Path(values["dataset"]["path"])
             inputs.require_pulled(path)
             if not path.exists():

@@ -12,7 +12,8 @@ from peco.core import workfiles
 from peco.core.errors import PecoError
 from peco.core.params import load_params
 from peco.core.publishing import full_folders
-from pipelines.workflow import failures, input_check, inputs, lock_copy, variables
+from peco.core.versions import require_timm
+from pipelines.workflow import failures, given, input_check, inputs, lock_copy, variables
 from pipelines.workflow.compose import check_architectures
 from pipelines.workflow.git import require_repository
 from pipelines.workflow.graph import load_graph
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         variables.require_known()
         require_repository()
+        require_timm()
         parameters = load_params()
         check_architectures(parameters)
         for key, path in inputs.input_paths(parameters).items():
@@ -77,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
             if key == "dataset.path" or not arguments:
                 inputs.require_exists(key, path)
                 inputs.require_pulled(path)
+        given.check_weights(parameters)
         workfiles.require_writable()
         if not arguments:
             input_check.check_once(parameters.dataset)

@@ -4,6 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +15,14 @@ import timm
 import torch
 
 import peco
-from peco.core import artifacts, config, publishing
+from peco.core import artifacts, config, publishing, versions
 from peco.core.errors import PecoError
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 
+ROOT = Path(__file__).parents[1]
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=4)
 AUTOENCODER = config.Autoencoder(channels=(8, 16), stem_stride=4, res_blocks=1, attention=True)
 QUANTIZER = config.Quantizer(codes=16, dim=4, l2_normalize=True, decay=0.99, restart_after=10, kmeans_iters=0)
@@ -96,6 +100,93 @@ def test_any_timm_architecture_can_be_saved(tmp_path: Path) -> None:
     assert mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3]) and std.flatten().tolist() == pytest.approx(
         [0.4, 0.5, 0.6]
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"out_indices": 2}, {"out_indices": (0, 1)}, {"out_indices": [0], "img_size": 64}]
+)
+def test_features_of_blocks_are_those_of_plain_timm(folder: Path, arguments: dict[str, object]) -> None:
+    own = peco.load_backbone(folder, features_only=True, **arguments)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True, **arguments).eval()
+    x = torch.rand(2, 3, *(2 * [arguments.get("img_size", 32)])) * 2 - 1
+    features = own(x)
+    assert [tuple(f.shape[2:]) for f in features] == [tuple(f.shape[2:]) for f in plain(x)]
+    for found, expected in zip(features, plain(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_a_backbone_without_weights_and_other_sizes_of_one_model(folder: Path) -> None:
+    random = peco.load_backbone(folder, pretrained=False, num_classes=3)
+    assert random(torch.randn(1, 3, 32, 32)).shape == (1, 3)
+    assert not torch.equal(random.blocks[0].mlp.fc1.weight, peco.load_backbone(folder).blocks[0].mlp.fc1.weight)
+    model = peco.load_backbone(folder)
+    model.set_input_size((64, 64))
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model.forward_features(x), peco.load_backbone(folder, img_size=64).forward_features(x))
+    (feature,) = model.forward_intermediates(x, indices=[0], intermediates_only=True)
+    assert feature.shape == (1, 32, 8, 8)
+    for arguments, message in (
+        ({"depth": 1}, "features_only=True with out_indices"),
+        ({"dynamic_img_size": True}, "dynamic_img_size"),
+    ):
+        with pytest.raises(PecoError, match=message):
+            peco.load_backbone(folder, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("1.0.30", False), ("0.9.16", False), ("1.0.31", True), ("1.1.0.dev0", True)]
+)
+def test_an_older_timm_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, fits: bool) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: version)
+    versions.require_timm.cache_clear()
+    if fits:
+        artifacts.load_timm(folder)
+    else:
+        with pytest.raises(PecoError, match=rf"^timm: version {version} is too old; `pip install 'timm>=1\.0\.31'`$"):
+            artifacts.load_timm(folder)
+    monkeypatch.undo()
+    versions.require_timm.cache_clear()
+
+
+def test_the_oldest_timm_is_that_of_the_project() -> None:
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"timm>={'.'.join(map(str, versions.TIMM))}" in lines
+
+
+# --- the range of images
+
+
+def test_images_that_are_not_normalized_are_warned_of_once(folder: Path) -> None:
+    x = torch.rand(2, 3, 32, 32)
+    for arguments in ({}, {"features_only": True, "out_indices": [0]}):
+        model = peco.load_backbone(folder, **arguments)
+        with pytest.warns(
+            UserWarning, match=r"as of images in \[0, 1\]; it takes normalised ones, with values from -1 to 1"
+        ):
+            model(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(x)
+    with pytest.warns(UserWarning, match="the first batch has values from .* to 255; it takes normalised images"):
+        peco.load_backbone(folder).forward_features(torch.full((1, 3, 32, 32), 255.0))
+
+
+def test_normalized_images_dark_ones_too_are_not_warned_of(folder: Path) -> None:
+    noise, dark = torch.randn(1, 3, 32, 32).clamp(-1, 1), torch.full((1, 3, 32, 32), -0.9)
+    for images in (noise, dark, 1.2 * noise):  # resampling overshoots
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            peco.load_backbone(folder)(images)
+
+
+@pytest.mark.parametrize("change", [lambda x: 2 * x - 1, lambda x: 255 * x, lambda x: (x - 0.45) / 0.22])
+def test_a_tokenizer_refuses_a_first_batch_of_another_range(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tokenizer = PerceptualTokenizer(AUTOENCODER, QUANTIZER).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with pytest.raises(PecoError, match=r"^tokenizer: expected images in \[0, 1\], got values from"):
+        tokenizer.tokenize(change(x))
+    for fine in (x, 0.01 * x, torch.zeros_like(x), 1.2 * x - 0.1):  # resampling overshoots
+        PerceptualTokenizer(AUTOENCODER, QUANTIZER).eval().tokenize(fine)
 
 
 # --- our own loading

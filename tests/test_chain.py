@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+
+from peco import cli
 
 pytestmark = pytest.mark.chain
 
@@ -145,14 +148,27 @@ def test_results_load_without_the_workflow(finished: Checkout, tmp_path: Path) -
     """From another folder, by peco and by plain timm."""
     shutil.copytree(finished.path / "artifacts/backbone", tmp_path / "backbone")
     shutil.copytree(finished.path / "artifacts/tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(finished.path / "artifacts/classifier", tmp_path / "classifier")
     code = (
         "import torch, timm, peco;"
         "t = peco.load_tokenizer('tokenizer'); assert t.tokenize(torch.rand(1, 3, 32, 32)).shape == (1, 4, 4);"
         "assert peco.load_backbone('backbone')(torch.rand(1, 3, 32, 32)).shape == (1, 32);"
         "m = timm.create_model('local-dir:backbone', pretrained=True, num_classes=7, img_size=48);"
-        "assert m(torch.rand(1, 3, 48, 48)).shape == (1, 7)"
+        "assert m(torch.rand(1, 3, 48, 48)).shape == (1, 7);"
+        "c = timm.create_model('local-dir:classifier', pretrained=True).eval();"
+        "assert c(torch.rand(2, 3, 32, 32)).shape == (2, len(c.pretrained_cfg['label_names']))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("model", ["classifier", "segmenter", "detector"])
+def test_the_models_of_the_evaluations_predict(finished: Checkout, tmp_path: Path, model: str) -> None:
+    for folder in ("perceptual_net", "tokenizer", "backbone", model):
+        assert "images seen" in (finished.path / "artifacts" / folder / "README.md").read_text()
+    Image.new("RGB", (50, 40), "teal").save(tmp_path / "photo.png")
+    folder = finished.path / "artifacts" / model
+    assert cli.main(["predict", str(folder), str(tmp_path / "photo.png"), "-o", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out/predictions.jsonl").read_text())["image"] == str(tmp_path / "photo.png")
 
 
 def test_a_changed_fine_tuning_rate_runs_fine_tuning_and_report_alone(finished: Checkout) -> None:

@@ -19,6 +19,7 @@ from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
+from peco.use import tokens
 from pipelines.workflow.compose import compose_params
 
 CFG = parse_params(compose_params("smoke", []))
@@ -64,7 +65,7 @@ def test_tokens_are_one_line_per_image(capsys: pytest.CaptureFixture[str]) -> No
     found = [json.loads(line) for line in run(capsys, "tokenize", "a/x.png", "wide.png")]
     assert [entry["image"] for entry in found] == ["a/x.png", "wide.png"]
     tokenizer = peco.load_tokenizer(cli.TOKENIZER)
-    for (_, x_BCHW), entry in zip(cli.load_images(["a/x.png", "wide.png"], SIZE), found, strict=True):
+    for (_, x_BCHW), entry in zip(tokens.load_images(["a/x.png", "wide.png"], SIZE), found, strict=True):
         assert entry["tokens"] == tokenizer.tokenize(x_BCHW)[0].tolist()
 
 
@@ -93,7 +94,7 @@ def test_each_reconstruction_is_next_to_its_original_in_a_separate_file(
     written = [tmp_path / "new" / name for name in ("x.png", "x-2.png", "x-2-2.png")]
     assert [line.split("  ")[0] for line in lines] == list(map(str, written))
     assert all("PSNR" in line for line in lines)
-    for path, (_, x_BCHW) in zip(written, cli.load_images(images, SIZE), strict=True):
+    for path, (_, x_BCHW) in zip(written, tokens.load_images(images, SIZE), strict=True):
         with Image.open(path) as picture:
             assert picture.size == (2 * SIZE, SIZE)
             left = torch.tensor(np.asarray(picture)[:, :SIZE]).permute(2, 0, 1)
@@ -106,7 +107,7 @@ def test_embeddings_are_the_mean_patch_token_of_a_block(capsys: pytest.CaptureFi
     assert [last["block"], first["block"]] == [depth, 1]
     assert last["embedding"] != first["embedding"]
     model = peco.load_backbone(cli.BACKBONE)
-    ((_, x_BCHW),) = cli.load_images(["wide.png"], SIZE)
+    ((_, x_BCHW),) = tokens.load_images(["wide.png"], SIZE)
     with torch.no_grad():
         (features_BLD,) = model.forward_intermediates(
             2 * x_BCHW - 1, indices=[0], intermediates_only=True, output_fmt="NLC"
@@ -131,7 +132,7 @@ def test_info_prints_kind_and_parameters_of_a_folder(
         ("tokenize none.png", "none.png: can't be read as an image: No such file"),
         ("tokenize text.jpg", "text.jpg: can't be read as an image: not an image of a known format"),
         ("embed cut.png", "cut.png: can't be read as an image: truncated"),
-        ("embed a", "a: can't be read as an image: Is a directory"),
+        ("tokenize a", "a: can't be read as an image: Is a directory"),
         ("tokenize wide.png -m none", "none: no such model folder"),
         ("tokenize wide.png -m a", "a/config.json: no such file"),
         ("info none", "none: no such model folder"),

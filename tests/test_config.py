@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -368,10 +369,31 @@ def test_images_may_lie_anywhere_below_data(raw: dict[str, Any], path: str) -> N
     assert parse_params(raw).dataset.path == path
 
 
-@pytest.mark.parametrize("path", [*OUTSIDE, ""])
-def test_a_checkpoint_is_a_path_in_the_repository(raw: dict[str, Any], path: str) -> None:
-    put(raw, "perceptual_net.timm.checkpoint", "data/w.safetensors")
-    assert parse_params(raw).perceptual_net.timm.checkpoint == "data/w.safetensors"
-    put(raw, "perceptual_net.timm.checkpoint", path)
-    with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.checkpoint: .*expected a relative path without"):
+@pytest.mark.parametrize("key", ["perceptual_net", "tokenizer.init", "pretrain.init"])
+def test_given_weights_are_an_input_below_data(raw: dict[str, Any], key: str) -> None:
+    put(raw, f"{key}.path", "data/net")
+    parse_params(raw)
+    for path in (*OUTSIDE, "", "artifacts/backbone"):
+        put(raw, f"{key}.path", path)
+        with pytest.raises(PecoError, match=rf"^{re.escape(key)}\.path: .*expected a relative path below data/"):
+            parse_params(raw)
+    put(raw, f"{key}.path", "data/scenes.yaml")
+    put(raw, f"{key}.source", "path")
+    with pytest.raises(
+        PecoError, match=rf"^{re.escape(key)}\.path: 'data/scenes.yaml' .* that {re.escape(key)}\.source"
+    ):
+        parse_params(raw)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("tokenizer.init.train", False, "expected true where tokenizer.init.source is random"),
+        ("pretrain.init.head", True, "expected false where pretrain.init.source is random"),
+        ("pretrain.init.source", "timm", "pretrain.init.model: None is not allowed; expected the name of a timm model"),
+    ],
+)
+def test_values_of_given_weights_fit_together(raw: dict[str, Any], key: str, value: object, message: str) -> None:
+    put(raw, key, value)
+    with pytest.raises(PecoError, match=message):
         parse_params(raw)

@@ -30,7 +30,8 @@ from peco.evaluate.detection import model as detection
 from peco.evaluate.detection import pictures as detection_pictures
 from peco.evaluate.detection import stage as evaluate_detection
 from peco.evaluate.detection.letterbox import DetectionView
-from peco.evaluate.detection.model import Detections, DetectionTask, SimplePyramid, build_detector, detect
+from peco.evaluate.detection.model import Detections, SimplePyramid, build_detector, detect
+from peco.evaluate.detection.task import DetectionTask, unpack_bits
 from peco.mim.model import build_backbone
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
@@ -294,7 +295,7 @@ def test_every_parameter_takes_part_in_every_loss(backbone: Path, masks: bool, o
 def test_masks_are_packed_in_bits(seed: int, width: int, count: int) -> None:
     masks = np.random.default_rng(seed).random((count, 3, width)) < 0.5
     bits = torch.from_numpy(np.packbits(masks, axis=-1))
-    unpacked = detection.unpack_bits(bits, width)
+    unpacked = unpack_bits(bits, width)
     assert unpacked.dtype == torch.uint8 and (unpacked.numpy() == masks).all()
 
 

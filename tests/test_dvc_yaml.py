@@ -112,6 +112,7 @@ def test_models_are_declared_as_artifacts() -> None:
     outs = {out for stage in GRAPH.stages.values() for out in stage.outs}
     assert {entry["path"] for entry in artifacts.values()} >= {
         "artifacts/perceptual_net", "artifacts/tokenizer", "artifacts/backbone",
+        "artifacts/classifier", "artifacts/segmenter", "artifacts/detector",
     }  # fmt: skip
     for entry in artifacts.values():
         assert entry["path"] in outs

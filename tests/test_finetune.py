@@ -15,6 +15,7 @@ from PIL import Image
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.evaluate.finetune import model as finetune
+from peco.evaluate.finetune.task import FinetuneTask
 from peco.mim.model import build_backbone
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
@@ -101,9 +102,9 @@ def test_pretrained_and_random_classifiers_differ_in_the_backbone_only(folder: P
     assert trained.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)
 
 
-def task(folder: Path, **changes: float) -> finetune.FinetuneTask:
+def task(folder: Path, **changes: float) -> FinetuneTask:
     cfg = dataclasses.replace(FINETUNE, drop_path=0.0, **changes)
-    return finetune.FinetuneTask(finetune.build_classifier(folder, 4, cfg, pretrained=True, seed=0), 4, cfg)
+    return FinetuneTask(finetune.build_classifier(folder, 4, cfg, pretrained=True, seed=0), 4, cfg)
 
 
 def test_loss_without_mixing_is_smoothed_cross_entropy(folder: Path) -> None:
@@ -146,7 +147,7 @@ def test_learning_rates_decrease_from_head_to_stem(folder: Path) -> None:
 def test_fine_tuning_learns_and_is_scored(folder: Path) -> None:
     """Dark and bright images."""
     cfg = dataclasses.replace(FINETUNE, drop_path=0.0)
-    tuned = finetune.FinetuneTask(finetune.build_classifier(folder, 2, cfg, pretrained=True, seed=0), 2, cfg).train()
+    tuned = FinetuneTask(finetune.build_classifier(folder, 2, cfg, pretrained=True, seed=0), 2, cfg).train()
     optimizer = torch.optim.AdamW(tuned.param_groups(dataclasses.replace(OPTIM, layer_decay=1.0)), lr=2e-3)
     torch.manual_seed(0)
     label = torch.tensor([0, 1] * 8)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import tiny_models
 from packaging.requirements import Requirement
 from PIL import Image
-
-from peco.core.params import parse_params
-from peco.mim import storage as mim_storage
-from peco.mim.model import MaskedImageModel, build_backbone
-from peco.tokenizer import storage as tokenizer_storage
-from peco.tokenizer.model import PerceptualTokenizer
-from pipelines.workflow.compose import compose_params
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,18 +47,9 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer, a backbone and a photo."""
+    """A model of each kind and a photo."""
     root = tmp_path_factory.mktemp("light")
-    cfg = parse_params(compose_params("smoke", []))
-    tokenizer = PerceptualTokenizer(cfg.tokenizer.autoencoder, cfg.tokenizer.quantizer)
-    tokenizer_storage.save(
-        root / "tokenizer", tokenizer, cfg.tokenizer.autoencoder, cfg.tokenizer.quantizer,
-        {"image_size": cfg.tokenizer.image_size},
-    )  # fmt: skip
-    pretrain = cfg.pretrain
-    backbone, arch, args = build_backbone(pretrain.vit, cfg.loader.image_size, pretrain.layer_scale, pretrain.drop_path)
-    model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
-    mim_storage.save(root / "backbone", model, target="tokens", arch=arch, model_args=args)
+    tiny_models.save_models(root)
     Image.new("RGB", (80, 60), "teal").save(root / "photo.png")
     return root
 
@@ -92,21 +76,33 @@ def test_models_load_without_the_extras(folder: Path) -> None:
     assert done.stdout == "[1, 4, 4] 1\n"
 
 
-@pytest.mark.parametrize("command", ["info", "tokenize", "reconstruct", "embed"])
-def test_the_command_peco_works_without_the_extras(folder: Path, command: str) -> None:
-    arguments = {
-        "info": ["info", "backbone"],
-        "tokenize": ["tokenize", "--model", "tokenizer", "photo.png"],
-        "reconstruct": ["reconstruct", "--model", "tokenizer", "-o", "out", "photo.png"],
-        "embed": ["embed", "--model", "backbone", "photo.png"],
-    }
-    done = python(folder, f"from peco.cli import main\nsys.exit(main({arguments[command]!r}))")
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    [
+        ("info backbone", "backbone"),
+        ("tokenize --model tokenizer photo.png", '"image": "photo.png"'),
+        ("reconstruct --model tokenizer -o out photo.png", "out/photo.png"),
+        ("embed --model backbone photo.png", '"image": "photo.png"'),
+        ("embed --model backbone -o embeddings photo.png", "1 images: embeddings/embeddings.npy"),
+        ("predict classifier photo.png -o classes --csv --pictures", "1 images: classes/predictions.jsonl"),
+        ("predict detector photo.png -o boxes --csv --pictures", "1 images: boxes/predictions.jsonl"),
+        ("export backbone --to torch-export -o backbone.pt2", "largest difference from the original"),
+    ],
+)
+def test_the_command_peco_works_without_the_extras(folder: Path, command: str, printed: str) -> None:
+    done = python(folder, f"from peco.cli import main\nsys.exit(main({command.split()!r}))")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "photo.png" in done.stdout or "backbone" in done.stdout or "out/" in done.stdout
-    if command in ("tokenize", "embed"):
-        assert json.loads(done.stdout)["image"] == "photo.png"
+    assert printed in done.stdout
+
+
+def test_a_segmenter_names_the_package_that_it_needs(folder: Path) -> None:
+    done = python(folder, "from peco.cli import main\nsys.exit(main(['predict', 'segmenter', 'photo.png', '-o', 'x']))")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: segmenter: a segmenter needs the package segmentation_models_pytorch; pip install 'peco[workflow]'\n"
+    )
 
 
 def test_the_image_installs_the_workflow_and_kubernetes() -> None:
     assert "pip install '.[workflow,heif,parquet,kubernetes]'" in (ROOT / "k8s/Dockerfile").read_text()
-    assert "-e '.[workflow,heif,parquet,kubernetes,dev]'" in (ROOT / "Makefile").read_text()
+    assert "-e '.[workflow,heif,parquet,export,kubernetes,dev]'" in (ROOT / "Makefile").read_text()

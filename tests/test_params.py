@@ -443,17 +443,19 @@ def test_weights_from_the_hub_are_pinned_when_the_parameters_are_written(
 
     def written(*overrides: str) -> Any:
         assert params.main([*overrides]) == 0
-        return yaml.safe_load((project / "params.yaml").read_text())["perceptual_net"]["timm"]["revision"]
+        values = yaml.safe_load((project / "params.yaml").read_text())
+        return values["perceptual_net"]["timm"]["revision"] or values["pretrain"]["init"]["revision"]
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     assert written("perceptual_net=dino_vit_b") == "0123abc"
     assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.model=hf-hub:some/net") == "0123abc"
     assert asked == ["timm/vit_base_patch16_224.dino", "some/net"]
     assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.revision=mine") == "mine"
-    assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.checkpoint=data/x.safetensors") is None
+    assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.pretrained=false") is None
+    assert written("pretrain.init.source=timm", "pretrain.init.model=hf-hub:some/beit") == "0123abc"
     assert len(str(written("perceptual_net=resnet50"))) == 40
     assert written() is None  # trained here
-    assert len(asked) == 2 and "revision: 0123abc, the newest of some/net" in capsys.readouterr().out
+    assert asked[2:] == ["some/beit"] and "revision: 0123abc, the newest of some/net" in capsys.readouterr().out
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route")

@@ -1,13 +1,10 @@
-"""The perceptual network: features of any timm model, the distance, MoCo v3, and the converter of its checkpoints."""
+"""The perceptual network: features of any timm model, the distance, MoCo v3."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 import torch.distributed as dist
@@ -15,18 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from peco.convert_moco import convert, main
-from peco.core import config
+from peco.core import config, timm_nets
 from peco.core.errors import PecoError
 from peco.perceptual.distance import PerceptualDistance
-from peco.perceptual.features import FeatureNet, build_timm, hub_commit
+from peco.perceptual.features import FeatureNet
 from peco.perceptual.moco import GlobalBatchNorm, MoCo
 
 VIT = "vit_tiny_patch16_224"
-
-
-def timm_net(model: str = VIT, pretrained: bool = False, checkpoint: object = None) -> config.TimmNet:
-    return config.TimmNet(model, pretrained, None, None if checkpoint is None else str(checkpoint))
 
 
 def small_vit(img_size: int = 32) -> nn.Module:
@@ -76,7 +68,7 @@ def test_blocks_after_the_last_selected_one_do_not_run() -> None:
 def test_transformers_and_convnets_give_features_at_any_image_size(
     name: str, blocks: tuple[int, ...], shapes: list[tuple[int, ...]]
 ) -> None:
-    net = FeatureNet(build_timm(timm_net(name), 64), blocks)
+    net = FeatureNet(timm_nets.by_name(config.TimmNet(name, False, None), 64), blocks)
     x = images(0, size=64).requires_grad_()
     features = net(x)
     assert [tuple(feature.shape[1:]) for feature in features] == shapes
@@ -90,7 +82,7 @@ def test_images_are_resized_to_the_input_size_of_a_transformer() -> None:
 
 
 def test_the_network_is_frozen_and_stays_in_eval_mode() -> None:
-    parent = nn.ModuleList([FeatureNet(build_timm(timm_net("resnet18"), 32), [2])])
+    parent = nn.ModuleList([FeatureNet(timm_nets.by_name(config.TimmNet("resnet18", False, None), 32), [2])])
     before = {name: value.clone() for name, value in parent.state_dict().items()}
     parent.train()
     parent[0](images(0))
@@ -108,121 +100,6 @@ def test_a_block_out_of_range_names_the_parameter(block: int) -> None:
 def test_a_network_without_intermediate_features_is_refused() -> None:
     with pytest.raises(PecoError, match="no intermediate features"):
         FeatureNet(nn.Linear(1, 1), [1])
-
-
-# Weights
-
-
-def test_local_weights_are_loaded_and_resampled_to_the_image_size(tmp_path: Path) -> None:
-    source = timm.create_model(VIT, num_classes=10)
-    safetensors.torch.save_file(source.state_dict(), tmp_path / "w.safetensors")
-    model = build_timm(timm_net(checkpoint=tmp_path / "w.safetensors"), 64)
-    assert model.pos_embed.shape[1] == 17 and model.num_classes == 0
-    assert str(tmp_path) not in str(model.pretrained_cfg)
-    own = model.state_dict()
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in own.items() if name != "pos_embed")
-
-
-def _without(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name != "blocks.3.attn.proj.weight"}
-
-
-def _reshaped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return state | {"blocks.3.attn.proj.weight": torch.zeros(7, 7)}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [(_without, r"lacks 1 weights .*blocks\.3\.attn\.proj\.weight"), (_reshaped, "size mismatch")],
-)
-def test_weights_of_another_network_are_refused(
-    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
-) -> None:
-    path = tmp_path / "w.safetensors"
-    safetensors.torch.save_file(change(timm.create_model(VIT).state_dict()), path)
-    with pytest.raises(PecoError, match=rf"perceptual_net\.timm\.checkpoint.*{message}"):
-        build_timm(timm_net(checkpoint=path), 32)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("missing.safetensors", None, "no such file"),
-        ("model.pth", b"x", "peco.convert_moco"),
-        ("broken.safetensors", b"broken", "damaged"),
-    ],
-)
-def test_an_unusable_weight_file_is_one_clear_line(
-    tmp_path: Path, name: str, content: bytes | None, message: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(PecoError, match=message) as caught:
-        build_timm(timm_net(checkpoint=tmp_path / name), 32)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["no_such_net", "vit_tiny_patch16_224.no_such_tag", "../folder"])
-def test_an_unknown_model_is_one_clear_line(name: str) -> None:
-    with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.model: ") as caught:
-        build_timm(timm_net(name), 32)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_model_without_weights_on_the_hub_is_one_clear_error() -> None:
-    with pytest.raises(PecoError, match="no weights on the hub"):
-        build_timm(timm_net("vit_base_patch16_xp_224", pretrained=True), 32)
-
-
-def test_the_error_without_a_network_names_the_parameter_for_local_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_args: object, **_kwargs: object) -> None:
-        raise OSError("cannot reach the hub")
-
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", offline)
-    with pytest.raises(PecoError, match=r"cannot reach the hub; .*perceptual_net\.timm\.checkpoint"):
-        build_timm(timm_net("vit_tiny_patch16_224.augreg_in21k", pretrained=True), 32)
-
-
-@pytest.mark.parametrize(
-    ("name", "repository"), [("resnet18.a1_in1k", "timm/resnet18.a1_in1k"), ("hf-hub:some/net", "some/net")]
-)
-def test_weights_are_requested_at_the_pinned_revision(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, repository: str
-) -> None:
-    requests, source = [], timm.create_model("resnet18")
-    safetensors.torch.save_file(source.state_dict(), tmp_path / "model.safetensors")
-    description = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {"classifier": "fc"}}
-    (tmp_path / "config.json").write_text(json.dumps(description))
-
-    def download(repo_id: str, filename: str, revision: str | None, **_: object) -> str:
-        requests.append((repo_id, filename, revision))
-        return str(tmp_path / filename)
-
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
-    model = build_timm(config.TimmNet(name, True, "0123abc", None), 32)
-    assert {request for request in requests if request[1] != "config.json"} == {
-        (repository, "model.safetensors", "0123abc")
-    }
-    assert {revision for *_, revision in requests} == {"0123abc"}
-    assert torch.equal(model.layer4[1].conv2.weight, source.layer4[1].conv2.weight)
-
-
-def test_the_commit_of_unpinned_weights_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "models--timm--resnet18.a1_in1k"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs/main").write_text(commit)
-    (repository / "snapshots" / commit).mkdir(parents=True)
-    weights = repository / "snapshots" / commit / "model.safetensors"
-    safetensors.torch.save_file(timm.create_model("resnet18").state_dict(), weights)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda **_: str(weights))
-    assert hub_commit(build_timm(config.TimmNet("resnet18.a1_in1k", True, None, None), 32)) == commit
-    assert hub_commit(build_timm(config.TimmNet("resnet18.a1_in1k", True, commit, None), 32)) == commit
-
-
-def test_the_commit_of_weights_outside_the_hub_cache_is_unknown() -> None:
-    assert hub_commit(timm.create_model("resnet18.a1_in1k")) is None
 
 
 # Distance
@@ -388,48 +265,3 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert shared.keys() == alone.keys()
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=1e-5)
-
-
-# Converter
-
-
-def moco_checkpoint() -> dict[str, object]:
-    """A checkpoint of a ViT-Tiny in the official code's format."""
-    encoder = timm.create_model(VIT, num_classes=0).state_dict()
-    state = {f"module.{copy}_encoder.{name}": value for copy in ("base", "momentum") for name, value in encoder.items()}
-    state |= {"module.base_encoder.head.0.weight": torch.zeros(8, 192), "module.predictor.0.weight": torch.zeros(8, 8)}
-    return {"epoch": 300, "arch": "vit_tiny", "state_dict": state, "optimizer": {"param_groups": [{"lr": 1e-3}]}}
-
-
-def test_a_converted_checkpoint_loads_as_perceptual_network(tmp_path: Path) -> None:
-    checkpoint = moco_checkpoint()
-    torch.save(checkpoint, tmp_path / "in.pth.tar")
-    assert main([str(tmp_path / "in.pth.tar"), str(tmp_path / "out.safetensors")]) == 0
-    model = build_timm(timm_net(checkpoint=tmp_path / "out.safetensors"), 224)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, checkpoint["state_dict"][f"module.base_encoder.{name}"])  # type: ignore[index]
-
-
-def test_the_converter_runs_no_code_from_a_pickle(tmp_path: Path) -> None:
-    torch.save({"state_dict": Path("x")}, tmp_path / "in.pth.tar")
-    with pytest.raises(PecoError, match="can't be read as a checkpoint"):
-        convert(tmp_path / "in.pth.tar", tmp_path / "out.safetensors")
-
-
-@pytest.mark.parametrize("content", [None, b"", b"garbage", {"state_dict": {"fc.weight": torch.zeros(1)}}, [1, 2]])
-def test_the_converter_fails_with_one_line(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
-    source = tmp_path / "in.pth.tar"
-    if isinstance(content, bytes):
-        source.write_bytes(content)
-    elif content is not None:
-        torch.save(content, source)
-    assert main([str(source), str(tmp_path / "out.safetensors")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_an_unwritable_target_is_one_line(tmp_path: Path) -> None:
-    torch.save(moco_checkpoint(), tmp_path / "in.pth.tar")
-    with pytest.raises(PecoError, match="can't be written"):
-        convert(tmp_path / "in.pth.tar", tmp_path / "no" / "out.safetensors")

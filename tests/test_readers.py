@@ -19,7 +19,7 @@ from PIL import Image
 
 from peco.annotations.photos import files_below
 from peco.boxes.yolo_files import find_files
-from peco.convert_moco import extract
+from peco.convert.read import find
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.core.params import load_params
@@ -186,14 +186,14 @@ def test_odd_values_in_config_json_are_one_line(
 )
 def test_a_checkpoint_without_plain_numbers_is_refused(value: torch.Tensor) -> None:
     key = "module.base_encoder.patch_embed.proj.weight"
-    assert message(lambda: extract({"state_dict": {key: value}}, Path("a.pth"))) == (
-        f"a.pth: {key} holds no plain numbers; give the official checkpoint"
+    assert message(lambda: find({"state_dict": {key: value}}, Path("a.pth"))) == (
+        f"a.pth: {key} holds no plain numbers; give a checkpoint with the weights themselves"
     )
 
 
 @pytest.mark.parametrize("checkpoint", [{"state_dict": None}, {"state_dict": [1]}, [1], None, {5: 6}])
 def test_other_objects_are_no_checkpoint(checkpoint: object) -> None:
-    assert "a.pth: not a MoCo v3 checkpoint" in message(lambda: extract(checkpoint, Path("a.pth")))
+    assert "a.pth: holds no state dict" in message(lambda: find(checkpoint, Path("a.pth")))
 
 
 # --- shards and tokens

@@ -30,7 +30,6 @@ from peco.core.params import parse_params
 from peco.evaluate.segmentation import model as segmentation
 from peco.evaluate.segmentation import stage as evaluate_segmentation
 from peco.evaluate.segmentation.model import (
-    SegmentationTask,
     UperNet,
     build_segmenter,
     evaluate_segmenter,
@@ -38,6 +37,7 @@ from peco.evaluate.segmentation.model import (
     scores,
 )
 from peco.evaluate.segmentation.stage import AnnotatedCrop
+from peco.evaluate.segmentation.task import SegmentationTask
 from peco.masks.folder import open_folder
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone

@@ -11,6 +11,8 @@ from PIL import Image
 from peco.annotations.loader import IndexLoader, IndexTransform
 from peco.annotations.sets import DetectionSet, SegmentationSet
 from peco.core import config
+from peco.runtime.fingerprint import content_hash
+from peco.runtime.model_card import Data
 from peco.runtime.stage import StageRun
 from peco.training.distributed import Dist
 
@@ -48,6 +50,12 @@ def count_images(train: AnnotatedSet, val: AnnotatedSet) -> dict[str, Any]:
     if left_out := train.skipped + val.skipped:
         counts["left_out"] = dict(left_out)
     return counts
+
+
+def annotated_data(source: str, path: Path, train: AnnotatedSet, val: AnnotatedSet) -> Data:
+    """The annotated set of a stage for the card of its model; `source` and `path` are parameters of the stage."""
+    counts = {"train images": len(train), "val images": len(val), "classes": len(train.classes)}
+    return Data(source, content_hash(path), counts)
 
 
 def shown_indices(val: AnnotatedSet) -> list[int]:

@@ -25,6 +25,7 @@ from peco.core.parsing import JSON_ERRORS, reason, shown
 from peco.core.publishing import staging
 from peco.core.tensor_headers import read_shapes, require_equal, require_possible
 from peco.core.timm_config import check_timm_config
+from peco.core.versions import require_timm
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -107,6 +108,19 @@ def input_size(directory: str | Path) -> int:
     return side
 
 
+def describe_resized(directory: str | Path, size: int) -> dict[str, Any]:
+    """The description of the timm model in a folder, for images of `size` pixels a side, without the `peco` part.
+
+    Raises:
+        PecoError: as in `describe`.
+    """
+    config = describe(directory)
+    channels, _, _ = config["pretrained_cfg"]["input_size"]
+    model_args = {**config["model_args"], "img_size": size}
+    pretrained_cfg = {**config["pretrained_cfg"], "input_size": [channels, size, size]}
+    return {**config, "model_args": model_args, "pretrained_cfg": pretrained_cfg, "peco": {}}
+
+
 def section(directory: str | Path, kind: str) -> dict[str, Any]:
     """The `peco` part of the config of a folder that must be of this kind.
 
@@ -119,6 +133,8 @@ def section(directory: str | Path, kind: str) -> dict[str, Any]:
         raise PecoError(
             f"{directory}: expected a model folder of kind {kind!r}, found {shown(found)}; give the folder of a {kind}"
         )
+    if "skipped" in part:
+        raise PecoError(f"{directory}: holds no model, since its evaluation was skipped: {part['skipped']}")
     return part
 
 
@@ -154,6 +170,7 @@ def save_timm(
     model_args: Mapping[str, Any],
     mean: Sequence[float],
     std: Sequence[float],
+    label_names: Sequence[str] | None = None,
     extra: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
@@ -166,6 +183,7 @@ def save_timm(
         model_args: further arguments of `create_model`, without `num_classes`, which is read from the model, and with `img_size` if
             the architecture has a fixed input size.
         mean, std: normalisation of inputs in [0, 1], by channel.
+        label_names: names of the classes, where timm and transformers look for them.
         extra: plain data to keep under the key `peco`.
         extra_files: see `save`.
 
@@ -194,6 +212,8 @@ def save_timm(
             "classifier": made["classifier"],
         },
     }
+    if label_names is not None:
+        config["label_names"] = list(label_names)
     if extra is not None:
         config["peco"] = dict(extra)
     save(directory, model.state_dict(), config, extra_files)
@@ -205,13 +225,14 @@ def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.M
     Args:
         directory: a folder written by `save_timm`.
         seed: of the weights that the folder doesn't hold, such as a new head for another `num_classes`.
-        overrides: arguments of `timm.create_model`, such as `num_classes`, `img_size`, `drop_path_rate`.
+        overrides: arguments of `timm.create_model`, such as `num_classes`, `img_size`, `drop_path_rate`, `features_only`.
 
     Raises:
         PecoError: the folder is missing, damaged, or doesn't fit the model.
     """
     _require_timm(directory)
-    return _create(directory, seed, pretrained=True, **overrides).eval()
+    pretrained = overrides.pop("pretrained", True)
+    return _create(directory, seed, pretrained=pretrained, **overrides).eval()
 
 
 def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Module:
@@ -232,15 +253,18 @@ def normalization(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _create(directory: str | Path, seed: int, **arguments: Any) -> nn.Module:
+    require_timm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model: nn.Module = timm.create_model(f"local-dir:{directory}", **arguments)
         except _TIMM_ERRORS as error:
             why = reason(error).partition(". ")[0][:200]
-            raise PecoError(
-                f"{directory}: timm can't build the model of this folder: {why}; fetch or make the folder again"
-            ) from error
+            if "depth" in arguments:
+                hint = "it has all its blocks: features_only=True with out_indices takes features of earlier ones"
+            else:
+                hint = "fetch or make the folder again"
+            raise PecoError(f"{directory}: timm can't build the model of this folder: {why}; {hint}") from error
     return model
 
 

@@ -170,14 +170,28 @@ class Vit:
         require_all(self, key, ("num_heads", width % self.num_heads == 0, f"a divisor of {key}.embed_dim ({width})"))
 
 
+def is_descriptor(path: str) -> bool:
+    """True for the path of a descriptor (of the scenes), which holds the place of an input that isn't named yet."""
+    return PurePosixPath(path).suffix in (".yaml", ".yml")
+
+
+def require_named(source: str, path: str, key: str) -> None:
+    """Refuse `source: path` without a path.
+
+    Raises:
+        PecoError: naming the key.
+    """
+    allowed = f"the tracked input that {key}.source asks for"
+    require(source != "path" or not is_descriptor(path), f"{key}.path", path, allowed)
+
+
 @dataclass(frozen=True)
 class TimmNet:
-    """An existing network as perceptual network: any timm model, with weights from the hub or from a local file."""
+    """Any timm model, with weights from the hub if `pretrained`."""
 
     model: str
     pretrained: bool
     revision: str | None  # commit of the hub repository; null: the newest
-    checkpoint: str | None  # local .safetensors file, relative to the repository
 
 
 @dataclass(frozen=True)
@@ -196,9 +210,14 @@ class MoCo:
 
 @dataclass(frozen=True)
 class PerceptualNet:
-    """The perceptual network: trained on the images (`source: train`), or an existing one (`source: timm`)."""
+    """The perceptual network: trained on the images (`source: train`), or an existing one.
 
-    source: Literal["train", "timm"]
+    `source: timm` takes a timm model by name. `source: path` takes the weights in `path`, a tracked input below `data/`: a timm
+    folder, such as the perceptual network of another run, or a .safetensors file with the weights of `timm.model`.
+    """
+
+    source: Literal["train", "timm", "path"]
+    path: str  # the descriptor of the scenes until another one is named
     timm: TimmNet
     vit: Vit
     moco: MoCo
@@ -206,6 +225,7 @@ class PerceptualNet:
     blocks: tuple[Count, ...]  # compared by the tokenizer's loss; counted from 1
 
     def check(self, key: str) -> None:
+        require_named(self.source, self.path, key)
         if self.source != "train":
             return
         crop, patch, depth = self.moco.crop_size, self.vit.patch_size, self.vit.depth
@@ -260,6 +280,22 @@ class Adversarial:
 
 
 @dataclass(frozen=True)
+class TokenizerInit:
+    """The start of the tokenizer: at random, or from the tokenizer folder in `path`, a tracked input below `data/`.
+
+    Grid, image size and codes of that tokenizer must be those of the parameters.
+    """
+
+    source: Literal["random", "path"]
+    path: str  # the descriptor of the scenes until another one is named
+    train: bool  # false: it is used as it is
+
+    def check(self, key: str) -> None:
+        require_named(self.source, self.path, key)
+        require_all(self, key, ("train", self.train or self.source == "path", f"true where {key}.source is random"))
+
+
+@dataclass(frozen=True)
 class Tokenizer:
     """The tokenizer: autoencoder, codebook and objective.
 
@@ -268,6 +304,7 @@ class Tokenizer:
     on detached codes by `pixel`; it affects them only through shared gradient clipping (`optim.clip_grad`).
     """
 
+    init: TokenizerInit
     objective: Literal["peco", "vqkd"]
     image_size: Annotated[int, Range(16)]  # of the tokenizer's input; its grid must equal the backbone's
     autoencoder: Autoencoder
@@ -330,9 +367,38 @@ class Masking:
 
 
 @dataclass(frozen=True)
+class BackboneInit:
+    """The weights that the backbone starts from.
+
+    `source: path` takes those in `path`, a tracked input below `data/`: a timm folder, such as the backbone of another run, or a
+    .safetensors file. `source: timm` takes those of a timm model from the hub.
+    """
+
+    source: Literal["random", "timm", "path"]
+    path: str  # the descriptor of the scenes until another one is named
+    model: str | None  # timm's name
+    revision: str | None  # commit of the hub repository; null: the newest
+    head: (
+        bool  # start also the prediction head from that of a peco backbone, trained on the tokens of the same tokenizer
+    )
+
+    def check(self, key: str) -> None:
+        require_named(self.source, self.path, key)
+        named = self.source != "timm" or self.model is not None
+        only = f"false where {key}.source is {self.source}"
+        require_all(
+            self,
+            key,
+            ("model", named, f"the name of a timm model where {key}.source is timm"),
+            ("head", not self.head or self.source == "path", only),
+        )
+
+
+@dataclass(frozen=True)
 class Pretrain:
     """Masked image modelling. `target: pixels` is a baseline without codebook: normalised pixels, as in MAE (arXiv 2111.06377)."""
 
+    init: BackboneInit
     target: Literal["tokens", "pixels"]
     vit: Vit
     layer_scale: Positive | None
@@ -471,7 +537,7 @@ class Evaluate:
             ("agreement", self.agreement.source == "generated", self.agreement.path),
         ):
             # `path` is the descriptor of the scenes until a folder is named.
-            named = uses_scenes or PurePosixPath(path).suffix not in (".yaml", ".yml")
+            named = uses_scenes or not is_descriptor(path)
             allowed = f"the tracked input that {key}.{task}.source asks for"
             require(named or not getattr(self.tasks, task), f"{key}.{task}.path", path, allowed)
         pyramid = "a multiple of 32, the stride in pixels of the pyramid's coarsest map"

@@ -27,18 +27,24 @@ def check(config: Config) -> None:
 
 def _check_paths(config: Config) -> None:
     """Refuse paths that are valid on this machine only: they would be recorded in dvc.yaml and dvc.lock."""
-    evaluate, checkpoint = config.evaluate, config.perceptual_net.timm.checkpoint
+    evaluate = config.evaluate
     for key, path, remedy in (
         ("dataset.path", config.dataset.path, "; `make params DATA=…` takes images from elsewhere in"),
-        ("evaluate.segmentation.path", evaluate.segmentation.path, ", where `dvc add` tracks it"),
-        ("evaluate.detection.path", evaluate.detection.path, ", where `dvc add` tracks it"),
-        ("evaluate.agreement.path", evaluate.agreement.path, ", where `dvc add` tracks it"),
+        *(
+            (key, path, ", where `dvc add` tracks it")
+            for key, path in (
+                ("perceptual_net.path", config.perceptual_net.path),
+                ("tokenizer.init.path", config.tokenizer.init.path),
+                ("pretrain.init.path", config.pretrain.init.path),
+                ("evaluate.segmentation.path", evaluate.segmentation.path),
+                ("evaluate.detection.path", evaluate.detection.path),
+                ("evaluate.agreement.path", evaluate.agreement.path),
+            )
+        ),
     ):
         parts = PurePosixPath(path).parts
         inside = _is_inside(path) and len(parts) > 1 and parts[0] == "data"
         require(inside, key, path, f"a relative path below data/ without `..`{remedy}")
-    allowed = "a relative path without `..`; put the file below data/, where `dvc add` tracks it"
-    require(checkpoint is None or _is_inside(checkpoint), "perceptual_net.timm.checkpoint", checkpoint, allowed)
 
 
 def _is_inside(path: str) -> bool:

@@ -23,11 +23,17 @@ INIT_STD = 0.02
 
 
 def build_backbone(
-    vit: config.Vit, image_size: int, layer_scale: float | None, drop_path: float, num_classes: int = 0
+    vit: config.Vit,
+    image_size: int,
+    layer_scale: float | None,
+    drop_path: float,
+    num_classes: int = 0,
+    *,
+    position_embedding: bool = False,
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """Build a BEiT backbone through timm.
 
-    Relative position bias per block, no absolute position; the final norm acts on all tokens (`use_fc_norm` false), so that the
+    Relative position bias per block; the final norm acts on all tokens (`use_fc_norm` false), so that the
     same weights serve for features and for classification. Initialised as in BEiT: normal of std 0.02, residual branches scaled
     down with depth.
 
@@ -37,6 +43,7 @@ def build_backbone(
         layer_scale: initial scale of the residual branches; None for a model without scales.
         drop_path: rate of the last block, rising from 0 at the first.
         num_classes: outputs of a classification head; 0 for none.
+        position_embedding: have an absolute position embedding too, as weights to start from may.
 
     Returns:
         model, registered architecture, and the arguments that rebuild it (without those that only training needs).
@@ -56,7 +63,7 @@ def build_backbone(
         "num_heads": vit.num_heads,
         "mlp_ratio": vit.mlp_ratio,
         "init_values": layer_scale or 0.0,  # timm takes None for "as registered"
-        "use_abs_pos_emb": False,
+        "use_abs_pos_emb": position_embedding,
         "use_rel_pos_bias": True,
         "use_fc_norm": False,
         "global_pool": "avg",
@@ -97,6 +104,8 @@ class MaskedImageModel(nn.Module):
         x_BLD = beit.patch_embed(2 * x_BCHW - 1)  # MEAN and STD
         x_BLD = torch.where(mask_BL[..., None], self.mask_token.to(x_BLD.dtype), x_BLD)
         x_BLD = torch.cat([beit.cls_token.expand(len(x_BLD), -1, -1).to(x_BLD.dtype), x_BLD], dim=1)
+        if beit.pos_embed is not None:
+            x_BLD = x_BLD + beit.pos_embed
         for block in beit.blocks:
             x_BLD = block(x_BLD)
         x_BLD = beit.norm(x_BLD)[:, beit.num_prefix_tokens :]

@@ -39,7 +39,7 @@ def extract(
     Raises:
         PecoError: the model lacks one of the blocks, or there is no batch.
     """
-    depth = _depth(model)
+    depth = block_count(model)
     ordered = sorted(set(range(1, depth + 1) if blocks is None else blocks))
     for block in ordered:
         if not 1 <= block <= depth:
@@ -51,7 +51,7 @@ def extract(
     labels: list[Tensor] = []
     for batch in batches:
         x_BCHW = (batch["image"].to(device) - mean_C11) / std_C11
-        pooled = _mean_tokens(model, x_BCHW, ordered) if depth else [model(x_BCHW)]
+        pooled = [t_BLD.mean(dim=1) for t_BLD in patch_tokens(model, x_BCHW, ordered)] if depth else [model(x_BCHW)]
         for name, f_BD in zip(found, pooled, strict=True):
             found[name].append(f_BD.float().cpu())
         labels.append(batch["label"].cpu())
@@ -61,14 +61,21 @@ def extract(
     return {name: torch.cat(found.pop(name)) for name in list(found)}, torch.cat(labels)
 
 
-def _depth(model: nn.Module) -> int:
+def block_count(model: nn.Module) -> int:
     """Number of blocks of a vision transformer; 0 for any other network, even one with an attribute `blocks`."""
     return len(cast(Any, model).blocks) if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") else 0
 
 
-def _mean_tokens(model: nn.Module, x_BCHW: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+def patch_tokens(model: nn.Module, x_BCHW: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+    """Patch tokens (B, L, D) of some blocks of a vision transformer, then those after the final norm.
+
+    Args:
+        model: timm vision transformer.
+        x_BCHW: normalised images.
+        blocks: numbers of blocks, rising, counted from 1.
+    """
     x_BLD, intermediates = cast(Any, model).forward_intermediates(
         x_BCHW, indices=[block - 1 for block in blocks], output_fmt="NLC"
     )
     # The intermediates come without the prefix tokens, the final ones with them.
-    return [t_BLD.mean(dim=1) for t_BLD in (*intermediates, x_BLD[:, cast(int, model.num_prefix_tokens) :])]
+    return [*intermediates, x_BLD[:, cast(int, model.num_prefix_tokens) :]]

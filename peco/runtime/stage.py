@@ -41,8 +41,9 @@ from peco.core.publishing import full_folders, write_json
 from peco.core.ranks import ranks
 from peco.core.stage_name import StageName
 from peco.core.stopping import StopSignals
+from peco.runtime import model_card
 from peco.runtime.fingerprint import code_hash, content_hash, require_present
-from peco.runtime.paths import ARTIFACTS, METRICS, PICTURES, REPORT, SCORES
+from peco.runtime.paths import ARTIFACTS, EVALUATION_MODELS, METRICS, PICTURES, REPORT, SCORES
 from peco.runtime.scores import write_scores
 
 
@@ -180,6 +181,9 @@ def _skip(run: StageRun, reason: Skipped) -> None:
     if is_main():
         print(f"{run.name}: skipped: {reason}")
         run.metrics({"skipped": str(reason)})
+        kind, _, task = run.name.partition("@")
+        if kind == "evaluate" and task in EVALUATION_MODELS:
+            model_card.write_skipped(EVALUATION_MODELS[task], str(reason))
 
 
 def _allow_open_files() -> None:

@@ -1,11 +1,12 @@
 """Stage `perceptual_net`: the network whose features the perceptual loss compares.
 
-`source: train` trains a vision transformer by MoCo v3 on the user's own shards; `source: timm` uses an existing network. The result
-is a timm model folder, and a kNN score next to that of the same network at random initialisation.
+`source: train` trains a vision transformer by MoCo v3 on the user's own shards; `source: timm` and `source: path` use an existing
+network. The result is a timm model folder, and a kNN score next to that of the same network at random initialisation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,19 +17,18 @@ from timm.layers import to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peco.core import artifacts, config, workfiles
+from peco.core import artifacts, config, timm_nets, workfiles
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields, eval_batches
 from peco.data.order import SECOND_VIEW, VIEW, sample_rng
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
-from peco.perceptual.features import build_timm, hub_commit
 from peco.perceptual.moco import MoCo
 from peco.probes import knn
 from peco.probes.features import extract
 from peco.probes.labeled import labeled_splits
-from peco.runtime import paths
+from peco.runtime import model_card, paths
 from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import Skipped, StageRun, run_stage
 from peco.training.distributed import Dist
@@ -38,6 +38,7 @@ PARAMS = (
     "seed",
     "loader",
     "perceptual_net.source",
+    "perceptual_net.path",
     "perceptual_net.timm",
     "perceptual_net.vit",
     "perceptual_net.moco",
@@ -97,16 +98,15 @@ def main(run: StageRun) -> None:
     cfg, size = run.config.perceptual_net, run.config.loader.image_size
     dist = Dist.init()
     images = open_shards(paths.SHARDS, "train")
-    if cfg.source == "timm":
+    if cfg.source != "train":
         if dist.rank == 0:
             seed_everything(run.config.seed)  # for `pretrained: false`
-            net = build_timm(cfg.timm, size)
-            commit = hub_commit(net) if cfg.timm.pretrained and not cfg.timm.checkpoint else None
-            if commit and not cfg.timm.revision:
-                print(f"{run.name}: weights of commit {commit}; perceptual_net.timm.revision pins it", flush=True)
-            publish(net, existing_args(net), cfg.timm.model, commit)
+            net, source, commit = existing(run)
+            publish(net, existing_args(net), source, origin(net, cfg), commit)
             paths.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
-            run.metrics(score(run, dist))
+            scores = score(run, dist)
+            model_card.write(paths.PERCEPTUAL_NET, model_card.Facts(model_card.shard_data(paths.SHARDS), scores))
+            run.metrics(scores)
         return
 
     crop = cfg.moco.crop_size or size
@@ -128,8 +128,12 @@ def main(run: StageRun) -> None:
     if dist.rank == 0:
         encoder: Any = task.moco.encoder
         encoder.set_input_size((size, size))  # resamples the position embedding
-        publish(encoder, vit_args(cfg.vit, size, cfg.moco.pool), "MoCo v3")
-        publish_metrics(run, logs, score(run, dist))
+        publish(encoder, vit_args(cfg.vit, size, cfg.moco.pool), "MoCo v3", model_card.SELF_SUPERVISED)
+        scores = score(run, dist)
+        training = model_card.Training(cfg.optim, len(images))
+        facts = model_card.Facts(model_card.shard_data(paths.SHARDS), scores, training, run.config.seed)
+        model_card.write(paths.PERCEPTUAL_NET, facts)
+        publish_metrics(run, logs, scores)
         workfiles.mark_finished(work)
 
 
@@ -152,6 +156,21 @@ def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
     return net
 
 
+def existing(run: StageRun) -> tuple[nn.Module, str, str | None]:
+    """The existing network that the parameters name, its origin in words, and the hub commit of its weights, if known."""
+    cfg, size = run.config.perceptual_net, run.config.loader.image_size
+    if cfg.source == "path":
+        path = Path(cfg.path)
+        net = timm_nets.by_path(path, cfg.timm.model, size)
+        known = artifacts.describe(path).get("peco", {}) if path.is_dir() else {}
+        return net, known.get("source", cast(Any, net).pretrained_cfg["architecture"]), None
+    net = timm_nets.by_name(cfg.timm, size)
+    commit = timm_nets.hub_commit(net) if cfg.timm.pretrained else None
+    if commit and not cfg.timm.revision:
+        print(f"{run.name}: weights of commit {commit}; perceptual_net.timm.revision pins it", flush=True)
+    return net, cfg.timm.model, commit
+
+
 def existing_args(net: nn.Module) -> dict[str, Any]:
     """Arguments of `timm.create_model`, without the architecture, that rebuild an existing network."""
     known = dict(getattr(net, "_model_args", {}))  # a model of the hub may bring some
@@ -160,10 +179,22 @@ def existing_args(net: nn.Module) -> dict[str, Any]:
     return known | ({"img_size": embed.img_size[0]} if getattr(embed, "strict_img_size", False) else {})
 
 
-def publish(net: nn.Module, model_args: dict[str, Any], source: str, commit: str | None = None) -> None:
-    """Write the network as the stage's result; `commit` is the hub commit of its weights."""
+def origin(net: nn.Module, cfg: config.PerceptualNet) -> Mapping[str, str]:
+    """Licence of an existing network's weights and the labels that they have seen, as far as they are known."""
+    if cfg.source == "path" and (path := Path(cfg.path)).is_dir():
+        known = artifacts.describe(path).get("peco", {})
+        if "licence" in known:
+            return {key: known[key] for key in ("licence", "labels")}
+    from_hub = cfg.source == "timm" and cfg.timm.pretrained
+    return model_card.weights_origin(cast(Any, net).pretrained_cfg, from_hub=from_hub)
+
+
+def publish(
+    net: nn.Module, model_args: dict[str, Any], source: str, origin: Mapping[str, str], commit: str | None = None
+) -> None:
+    """Write the network as the stage's result; `origin` and `commit` are licence, labels and hub commit of its weights."""
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(net))
-    extra = {"kind": "perceptual_net", "source": source} | ({"hub_commit": commit} if commit else {})
+    extra = {"kind": "perceptual_net", "source": source, **origin} | ({"hub_commit": commit} if commit else {})
     arch = cast(Any, net).pretrained_cfg["architecture"]
     artifacts.save_timm(paths.PERCEPTUAL_NET, net, arch=arch, model_args=model_args, mean=mean, std=std, extra=extra)
 

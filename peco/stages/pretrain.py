@@ -1,6 +1,7 @@
 """Stage `pretrain`: masked image modelling as in BEiT, with the perceptual tokens as targets.
 
-With `pretrain.target: pixels` the targets are the pixels of the same views under the same masks.
+With `pretrain.target: pixels` the targets are the pixels of the same views under the same masks. With `pretrain.init` the backbone
+starts from given weights.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from peco.data.loader import Fields
 from peco.data.order import MASK, VIEW, sample_rng
 from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore
-from peco.mim import storage
+from peco.mim import start, storage
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, pixel_loss
-from peco.runtime import paths
+from peco.runtime import model_card, paths
 from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage as tokenizer_storage
@@ -108,8 +109,15 @@ def main(run: StageRun) -> None:
             f"{paths.TOKENS}: grid of {store.grid}x{store.grid} tokens, but pretrain.vit has {grid}x{grid} patches; "
             "`dvc repro tokens` makes them again"
         )
+    given = start.read(cfg.init, size)
     seed_everything(seed)
-    backbone, arch, model_args = build_backbone(cfg.vit, size, cfg.layer_scale, cfg.drop_path)
+    backbone, arch, model_args = build_backbone(
+        cfg.vit,
+        size,
+        cfg.layer_scale,
+        cfg.drop_path,
+        position_embedding=given is not None and given.position_embedding,
+    )
     task: TokenTask | PixelTask
     tokenizer_size = None
     if cfg.target == "pixels":
@@ -118,15 +126,25 @@ def main(run: StageRun) -> None:
         tokenizer_size = tokenizer_storage.image_size(paths.TOKENIZER)
         tokenizer = None if store.views else tokenizer_storage.load(paths.TOKENIZER).to(dist.device)
         task = TokenTask(MaskedImageModel(backbone, store.codes), tokenizer)
+    if given is not None:
+        line = start.load(task.model, given, cfg.vit, head=cfg.init.head)
+        if dist.rank == 0:
+            print(f"{run.name}: {line}", flush=True)
     task.to(dist.device)
     transform = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
-    work = run.work([paths.SHARDS, paths.TOKENIZER, paths.TOKENS], dist.share)
+    inputs = [paths.SHARDS, paths.TOKENIZER, paths.TOKENS]
+    work = run.work([*inputs, *([Path(cfg.init.path)] if cfg.init.source == "path" else [])], dist.share)
     loader = train_loader(run, images, transform, cfg.optim, dist)
     logs = train(task, loader, name=run.name, optim=cfg.optim, seed=seed, dist=dist, work=work)
     if dist.rank == 0:
         extra = {"masking": schema.to_dict(cfg.masking)}
+        if cfg.target == "tokens":
+            extra |= model_card.lineage_of(paths.TOKENIZER)
         storage.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
         summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}
+        starts = {"random": "random weights", "timm": f"timm's {cfg.init.model}", "path": "given weights"}
+        training = model_card.Training(cfg.optim, len(images), starts[cfg.init.source])
+        model_card.write(paths.BACKBONE, model_card.Facts(model_card.shard_data(paths.SHARDS), summary, training, seed))
         publish_metrics(run, logs, summary)
         workfiles.mark_finished(work)
 

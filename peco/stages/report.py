@@ -285,9 +285,10 @@ def perceptual_net(cfg: config.Config, metrics: page.MetricsByFile) -> dict[str,
     net, scores = cfg.perceptual_net, metrics.get("perceptual_net", {})
     if net.source == "train":
         note = f"Trained on these images by MoCo v3: a ViT of {net.vit.depth} blocks of width {net.vit.embed_dim}."
+    elif net.source == "path":
+        note = f"An existing network: {Path(net.path).name}."
     else:
-        weights = net.timm.checkpoint or ("pre-trained weights" if net.timm.pretrained else "random weights")
-        note = f"timm's {net.timm.model} with {weights if net.timm.checkpoint is None else 'weights of a local file'}."
+        note = f"timm's {net.timm.model} with {'pre-trained' if net.timm.pretrained else 'random'} weights."
     rows = [("Perceptual network", "knn_accuracy"), ("Random initialisation", "random_knn_accuracy")]
     found = [(name, scores[key]) for name, key in rows if key in scores]
     if cfg.tokenizer.objective == "peco" and cfg.tokenizer.perceptual.weight == 0:

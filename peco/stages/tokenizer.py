@@ -1,11 +1,13 @@
 """Stage `tokenizer`: train the perceptual codebook, a VQ-VAE whose reconstructions match the image in deep features.
 
-With `tokenizer.objective: vqkd` the codebook is trained to predict deep features instead (BEiT v2's).
+With `tokenizer.objective: vqkd` the codebook is trained to predict deep features instead (BEiT v2's). With `tokenizer.init` the
+training starts from a given tokenizer, or that one is the result as it is.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from peco.data.samples import CenterView, RandomView
 from peco.data.shards import open_evaluation_split, open_shards
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
-from peco.runtime import paths
+from peco.runtime import model_card, paths
 from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
@@ -101,6 +103,8 @@ def main(run: StageRun) -> None:
     cfg, seed = run.config.tokenizer, run.config.seed
     dist = Dist.init()
     images = open_shards(paths.SHARDS, "train")
+    given = Path(cfg.init.path) if cfg.init.source == "path" else None
+    weights = storage.load_given(cfg) if given else None
     seed_everything(seed)
     tokenizer = PerceptualTokenizer(
         cfg.autoencoder,
@@ -110,18 +114,48 @@ def main(run: StageRun) -> None:
         gather=dist.all_gather,
         seed=seed,
     )
+    if weights is not None:
+        artifacts.fill(tokenizer, weights, f"tokenizer.init.path: {given}")
+        if dist.rank == 0:
+            print(f"{run.name}: {'starts from' if cfg.init.train else 'is'} {given}", flush=True)
     net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
-    task = build_task(cfg, tokenizer, distance.to(dist.device))
+    distance = distance.to(dist.device)
+    if not cfg.init.train:
+        if dist.rank == 0:
+            publish(run, tokenizer.to(dist.device))
+            paths.PLOTS.joinpath(run.name).mkdir(parents=True, exist_ok=True)
+            scores = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
+            model_card.write(paths.TOKENIZER, model_card.Facts(model_card.shard_data(paths.SHARDS), scores))
+            run.metrics(scores)
+        return
+    task = build_task(cfg, tokenizer, distance)
     transform = RandomView(seed, cfg.view, cfg.image_size)
-    work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET], dist.share)
+    work = run.work([paths.SHARDS, paths.PERCEPTUAL_NET, *([given] if given else [])], dist.share)
     loader = train_loader(run, images, transform, cfg.optim, dist)
     logs = train(task, loader, name=run.name, optim=cfg.optim, seed=seed, dist=dist, work=work)
     if dist.rank == 0:
-        storage.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
+        publish(run, tokenizer)
         summary = score(tokenizer.eval(), distance, cfg.image_size, dist.device, run.workers)
-        publish_metrics(run, logs, summary | {name: logs.latest[name] for name in ("usage", "perplexity")})
+        summary |= {name: logs.latest[name] for name in ("usage", "perplexity")}
+        training = model_card.Training(cfg.optim, len(images), "a given tokenizer" if given else "random weights")
+        model_card.write(
+            paths.TOKENIZER, model_card.Facts(model_card.shard_data(paths.SHARDS), summary, training, seed)
+        )
+        publish_metrics(run, logs, summary)
         workfiles.mark_finished(work)
+
+
+def publish(run: StageRun, tokenizer: PerceptualTokenizer) -> None:
+    """Write the tokenizer as the stage's result."""
+    cfg = run.config.tokenizer
+    lineage: dict[str, Any] = {}
+    if not cfg.init.train:
+        lineage = model_card.lineage_of(Path(cfg.init.path))
+    elif cfg.objective == "vqkd" or cfg.perceptual.weight:
+        lineage = model_card.lineage_of(paths.PERCEPTUAL_NET)
+    extra = {"image_size": cfg.image_size, **lineage}
+    storage.save(paths.TOKENIZER, tokenizer, cfg.autoencoder, cfg.quantizer, extra)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from peco.core import config
 from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
+from peco.core.image_range import require_unit_range
 from peco.tokenizer.autoencoder import Decoder, Encoder
 from peco.tokenizer.quantizer import QuantizerOutput, VectorQuantizer
 
@@ -44,6 +45,7 @@ class PerceptualTokenizer(nn.Module):
             quantizer, all_reduce=all_reduce, broadcast=broadcast, gather=gather, seed=seed
         )
         self.decoder = Decoder(autoencoder, quantizer.dim)
+        self._range_checked = False
 
     def forward(self, x_BCHW: Tensor, *, detach: bool = False) -> tuple[Tensor, QuantizerOutput]:
         """Reconstruction (scale of the input, not clamped) and the quantizer's output.
@@ -65,9 +67,13 @@ class PerceptualTokenizer(nn.Module):
         """Tokens (int64, Bhw) of images, `IMAGES_AT_ONCE` at a time, so that memory doesn't grow with their number.
 
         Raises:
-            PecoError: these are not float32 images, or height or width is not a multiple of `factor`.
+            PecoError: these are not float32 images, or height or width is not a multiple of `factor`; at the first call also if
+                their values are not in [0, 1].
         """
         self._check(x_BCHW)
+        if not (self._range_checked or torch.compiler.is_compiling()):
+            require_unit_range(x_BCHW)
+            self._range_checked = True
         return torch.cat(
             [self.quantizer.encode(self._encode(x_bCHW)) for x_bCHW in torch.split(x_BCHW, IMAGES_AT_ONCE)]
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from peco.core import artifacts, config, schema
+from peco.core import artifacts, config, schema, timm_nets
 from peco.core.errors import PecoError
 from peco.core.parsing import shown
 from peco.core.tensor_headers import require_equal, require_possible
@@ -16,6 +18,16 @@ from peco.tokenizer.model import PerceptualTokenizer
 
 KIND = "tokenizer"
 _MOST_PIXELS = 8192  # a side of an image
+# Parameters that the shapes of the weights and the meaning of the tokens depend on; the grid follows from them.
+_SIZES = (
+    "autoencoder.channels",
+    "autoencoder.stem_stride",
+    "autoencoder.res_blocks",
+    "autoencoder.attention",
+    "quantizer.codes",
+    "quantizer.dim",
+    "quantizer.l2_normalize",
+)
 
 
 def save(
@@ -52,6 +64,33 @@ def image_size(directory: str | Path) -> int:
             f"{directory}/config.json: image_size is {shown(size)}; expected pixels: fetch or make it again"
         )
     return size
+
+
+def load_given(wanted: config.Tokenizer) -> dict[str, Tensor]:
+    """Weights of the tokenizer folder that `tokenizer.init` names, checked to be those of the wanted tokenizer.
+
+    Raises:
+        PecoError: the folder is missing, damaged, of another kind, or holds NaN; grid, image size, codes or another size differ.
+    """
+    path = Path(wanted.init.path)
+    origin = f"tokenizer.init.path: {path}"
+    try:
+        part = artifacts.section(path, KIND)
+        tensors = artifacts.load_tensors(path / artifacts.WEIGHTS)
+    except PecoError as error:
+        raise PecoError(f"tokenizer.init.path: {error}") from None
+    for key in ("image_size", *_SIZES):
+        want, found = schema.to_dict(attrgetter(key)(wanted)), _lookup(part, key)
+        if found != want:
+            raise PecoError(f"{origin}: its {key} is {found}, but tokenizer.{key} is {want}; set it to {found}")
+    timm_nets.require_finite(tensors, origin)
+    return tensors
+
+
+def _lookup(part: Any, key: str) -> Any:
+    for name in key.split("."):
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return part
 
 
 def load(directory: str | Path) -> PerceptualTokenizer:

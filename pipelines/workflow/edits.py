@@ -48,7 +48,7 @@ class State:
     def read(cls, stage: Stage) -> State:
         """The state now. Missing files are no error here: the stage and DVC name them."""
         files = {str(path): (found.st_size, found.st_mtime_ns) for path, found in _files(stage.deps)}
-        return cls(stage, _parameters(stage, read_params()), files)
+        return cls(stage, parameters_of(stage, read_params()), files)
 
 
 def require_unedited(before: State) -> None:
@@ -60,7 +60,7 @@ def require_unedited(before: State) -> None:
     name = before.stage.name
     graph = load_graph()
     after = State.read(graph.stages.get(name, before.stage))
-    edits = _differences(before.params, after.params)
+    edits = differences(before.params, after.params)
     if name not in graph.stages or _definition(before.stage) != _definition(after.stage):
         edits.append(f"the stage {name} in dvc.yaml")
     edits += [path for path in sorted({*before.files, *after.files}) if before.files.get(path) != after.files.get(path)]
@@ -90,7 +90,7 @@ def require_parameters_of_this_run(stage: Stage) -> None:
                 other.unlink(missing_ok=True)
         write_json(record, now)
     begun = json.loads(record.read_text(encoding="utf-8")) | _overwritten_settings(dvc.cmdline(), now)
-    edits = _differences(*({key: v for key, v in values.items() if _reads(stage, key)} for values in (begun, now)))
+    edits = differences(*({key: v for key, v in values.items() if _reads(stage, key)} for values in (begun, now)))
     if edits:
         raise PecoError(
             f"{stage.name}: {_joined(edits)} was edited after this run began: by hand, or by another `dvc exp run` in this "
@@ -124,11 +124,13 @@ def _reads(stage: Stage, key: str) -> bool:
     return any(key == own or key.startswith(f"{own}.") for own in stage.params)
 
 
-def _parameters(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage's parameters by their full keys, of all `values`."""
     return {leaf: value for key in stage.params for leaf, value in leaves(lookup(values, key), key).items()}
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The parameters that differ, each with both values."""
     keys = dict.fromkeys([*before, *after])
     return [
         f"{key} in params.yaml ({before.get(key)} -> {after.get(key)})"

@@ -166,7 +166,7 @@ def _stage(name: str, entry: Mapping[str, Any], scope: Mapping[str, Any]) -> Sta
         commands=(command,) if isinstance(command, str) else tuple(command),
         deps=tuple(dict.fromkeys(posixpath.normpath(posixpath.join(folder, dep)) for dep in data.get("deps", ()))),
         params=tuple(dict.fromkeys(_params(data.get("params", ())))),
-        outs=tuple(posixpath.normpath(posixpath.join(folder, out)) for out in outs),
+        outs=tuple(dict.fromkeys(posixpath.normpath(posixpath.join(folder, out)) for out in outs)),
         kind=str(data.get("meta", {}).get("resources", "")),
         meta=_meta(data.get("meta", {}), scope, name),
     )

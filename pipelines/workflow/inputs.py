@@ -156,10 +156,13 @@ def _files_to_copy(folder: Path) -> dict[str, Path] | None:
 
 
 def input_paths(parameters: config.Config) -> dict[str, Path]:
-    """The data that stages read, by parameter; also that of evaluations that are off, since DVC looks for it."""
+    """The inputs by parameter; also those that aren't used, such as data of an evaluation that is off, since DVC looks for them."""
     evaluate = parameters.evaluate
     return {
         "dataset.path": Path(parameters.dataset.path),
+        "perceptual_net.path": Path(parameters.perceptual_net.path),
+        "tokenizer.init.path": Path(parameters.tokenizer.init.path),
+        "pretrain.init.path": Path(parameters.pretrain.init.path),
         "evaluate.segmentation.path": Path(evaluate.segmentation.path),
         "evaluate.detection.path": Path(evaluate.detection.path),
         "evaluate.agreement.path": Path(evaluate.agreement.path),

@@ -198,19 +198,20 @@ def read_backbone(rng: Random) -> None:
 
 
 def convert(rng: Random) -> None:
-    from peco.convert_moco import convert
+    from peco.convert.__main__ import convert, parser
 
-    convert(Path(_set()), Path("out.safetensors"))
+    convert(parser().parse_args([_set(), "-o", "out"]))
 
 
 def convert_command(rng: Random) -> int:
-    return _command("peco.convert_moco", _set(), "out.safetensors")
+    return _command("peco.convert.__main__", _set(), "-o", "out")
 
 
 def build_converted(rng: Random) -> None:
-    from peco.perceptual.features import FeatureNet, build_timm
+    from peco.core import timm_nets
+    from peco.perceptual.features import FeatureNet
 
-    FeatureNet(build_timm(config.TimmNet(results.CONVERTED_MODEL, False, None, _set()), 32), [1, 2])
+    FeatureNet(timm_nets.by_path(Path(_set()), results.CONVERTED_MODEL, 32), [1, 2])
 
 
 def peco(command: str, model: str, *options: str) -> Command:
@@ -261,5 +262,5 @@ def knn_stage(rng: Random) -> int:
 
 
 def perceptual_net_stage(rng: Random) -> int:
-    timm = {"source": "timm", "timm__model": results.CONVERTED_MODEL, "timm__checkpoint": _set()}
-    return _stage("peco.stages.perceptual_net", **{f"perceptual_net__{key}": value for key, value in timm.items()})
+    given = {"source": "path", "timm__model": results.CONVERTED_MODEL, "path": _set()}
+    return _stage("peco.stages.perceptual_net", **{f"perceptual_net__{key}": value for key, value in given.items()})

@@ -35,8 +35,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.evaluate.detection.letterbox import letterbox_image, whole_view
-from peco.training.loop import Task
-from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
@@ -146,67 +144,37 @@ def build_detector(
     Raises:
         PecoError: the folder is missing or damaged, or its patches don't fit the pyramid.
     """
-    side, channels = cfg.image_size, cfg.channels
+    side = cfg.image_size
     build = artifacts.load_timm if pretrained else artifacts.random_like
     backbone = build(directory, seed=seed, num_classes=0, drop_path_rate=cfg.drop_path, img_size=side)
-    mean_C11, std_C11 = artifacts.normalization(backbone)
-    regions = min(REGIONS_AT_1024, max(MIN_REGIONS, side * REGIONS_AT_1024 // 1024))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        anchors = AnchorGenerator(anchor_sizes(side), (RATIOS,) * len(STRIDES))
-        parts: dict[str, Any] = {
-            "rpn_anchor_generator": anchors,
-            "rpn_pre_nms_top_n_train": 4 * regions,
-            "rpn_post_nms_top_n_train": 4 * regions,
-            "rpn_pre_nms_top_n_test": 2 * regions,
-            "rpn_post_nms_top_n_test": 2 * regions,
-            "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
-            "box_predictor": FastRCNNPredictor(4 * channels, classes + 1),
-            "box_batch_size_per_image": regions,
-            "box_score_thresh": MIN_SCORE,
-            "box_detections_per_img": min(MAX_DETECTIONS, regions),
-        }
-        pyramid = SimplePyramid(backbone, channels)
-        if masks:
-            parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
-            parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes + 1)
-        model: nn.Module = (MaskRCNN if masks else FasterRCNN)(pyramid, **parts)
+        return assemble_detector(backbone, classes, side, cfg.channels, masks=masks)
+
+
+def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: int, *, masks: bool) -> nn.Module:
+    """Put pyramid and heads, at random initialisation, on a backbone; see `build_detector`."""
+    mean_C11, std_C11 = artifacts.normalization(backbone)
+    regions = min(REGIONS_AT_1024, max(MIN_REGIONS, side * REGIONS_AT_1024 // 1024))
+    parts: dict[str, Any] = {
+        "rpn_anchor_generator": AnchorGenerator(anchor_sizes(side), (RATIOS,) * len(STRIDES)),
+        "rpn_pre_nms_top_n_train": 4 * regions,
+        "rpn_post_nms_top_n_train": 4 * regions,
+        "rpn_pre_nms_top_n_test": 2 * regions,
+        "rpn_post_nms_top_n_test": 2 * regions,
+        "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
+        "box_predictor": FastRCNNPredictor(4 * channels, classes + 1),
+        "box_batch_size_per_image": regions,
+        "box_score_thresh": MIN_SCORE,
+        "box_detections_per_img": min(MAX_DETECTIONS, regions),
+    }
+    pyramid = SimplePyramid(backbone, channels)
+    if masks:
+        parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
+        parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes + 1)
+    model: nn.Module = (MaskRCNN if masks else FasterRCNN)(pyramid, **parts)
     model.transform = _Transform(side, mean_C11.flatten().tolist(), std_C11.flatten().tolist())
     return model
-
-
-class DetectionTask(Task):
-    """Train a detector with the sum of its losses. torchvision samples regions with torch's generator, which the loop seeds.
-
-    Args:
-        model: from `build_detector`.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of `DetectionView`s, and its terms."""
-        images_BCHW = batch["image"]
-        targets = []
-        for i, count in enumerate((batch["labels"] >= 0).sum(dim=1).tolist()):
-            target = {"boxes": batch["boxes"][i, :count], "labels": batch["labels"][i, :count] + 1}
-            if "masks" in batch:
-                target["masks"] = unpack_bits(batch["masks"][i, :count], images_BCHW.shape[-1])
-            targets.append(target)
-        losses = self.model(list(images_BCHW), targets)
-        return torch.stack(list(losses.values())).sum(), {name: loss.detach() for name, loss in losses.items()}
-
-    def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
-        """Parameter groups as in the base class, with the last block as the layer below the pyramid (ViTDet, arXiv 2203.16527)."""
-        return param_groups(self, optim, below=cast(Any, self.model).backbone.backbone)
-
-
-def unpack_bits(bits_NHw: Tensor, width: int) -> Tensor:
-    """Unpack masks to uint8 (N, H, W), 0 or 1; a byte holds eight pixels of a row, the first in its highest bit."""
-    shifts_8 = torch.arange(7, -1, -1, device=bits_NHw.device, dtype=torch.uint8)
-    return ((bits_NHw[..., None] >> shifts_8) & 1).flatten(-2)[..., :width]
 
 
 @dataclass(frozen=True)

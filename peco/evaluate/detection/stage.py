@@ -1,5 +1,7 @@
 """Stage `evaluate@detection`: Mask R-CNN on the backbone, from pre-trained and from random weights.
 
+The model trained from pre-trained weights is a result, `artifacts/detector`.
+
 The scores are those of the last step on val: nothing is chosen, so no third split is needed.
 """
 
@@ -15,16 +17,17 @@ from PIL import Image
 from torch import nn
 
 from peco.annotations.sets import DetectionSet
-from peco.annotations.stages import count_images, index_loader, save_pictures, shown_indices
+from peco.annotations.stages import annotated_data, count_images, index_loader, save_pictures, shown_indices
 from peco.boxes.open import open_splits
 from peco.core import workfiles
 from peco.core.progress import tracked, waiting
 from peco.core.publishing import staging
-from peco.evaluate.detection import coco_eval
+from peco.evaluate.detection import coco_eval, storage
 from peco.evaluate.detection.letterbox import DetectionView
-from peco.evaluate.detection.model import DetectionTask, build_detector, detect
+from peco.evaluate.detection.model import build_detector, detect
 from peco.evaluate.detection.pictures import draw
-from peco.runtime import paths
+from peco.evaluate.detection.task import DetectionTask
+from peco.runtime import model_card, paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
@@ -65,8 +68,14 @@ def main(run: StageRun) -> None:
             (details if score.endswith("_per_class") else metrics)[f"{start.prefix}{score}"] = value
         if dist.rank == 0:
             pictures[start.name] = [_draw_detections(model, val, i, cfg.image_size) for i in shown]
+            if start.pretrained:
+                masks, extra = train_split.has_masks, model_card.lineage_of(paths.BACKBONE)
+                storage.save(paths.DETECTOR, model, paths.BACKBONE, train_split.classes, cfg, masks=masks, extra=extra)
         logs.close()
     if dist.rank == 0:
+        data = annotated_data(cfg.source, Path(cfg.path), train_split, val)
+        facts = model_card.Facts(data, metrics, model_card.Training(cfg.optim, len(train_split), "the backbone"), seed)
+        model_card.write(paths.DETECTOR, facts)
         with staging(PICTURES) as folder:
             save_pictures(folder, pictures)
             write_details(folder, details)

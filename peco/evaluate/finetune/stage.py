@@ -1,5 +1,7 @@
 """Stage `evaluate@finetune`: fine-tune the whole backbone with BEiT's recipe, from pre-trained and from random weights.
 
+The model fine-tuned from pre-trained weights is a result, `artifacts/classifier`.
+
 The score is that of the last step: nothing is chosen, so no third split is needed.
 """
 
@@ -15,9 +17,11 @@ from peco.data.loader import Fields, eval_batches
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample
-from peco.evaluate.finetune.model import FinetuneTask, augment, build_classifier, evaluate_classifier, rand_augment
+from peco.evaluate.finetune import storage
+from peco.evaluate.finetune.model import augment, build_classifier, evaluate_classifier, rand_augment
+from peco.evaluate.finetune.task import FinetuneTask
 from peco.probes.labeled import labeled_splits
-from peco.runtime import paths
+from peco.runtime import model_card, paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.fit import train_loader
 from peco.runtime.stage import StageRun, run_stage
@@ -74,8 +78,14 @@ def main(run: StageRun) -> None:
         )
         metrics[f"{start.prefix}accuracy"], by_class = evaluate_classifier(model, batches, dist.all_reduce_sum)
         details[f"{start.prefix}accuracy"] = dict(zip(train_split.classes, by_class, strict=True))
+        if start.pretrained and dist.rank == 0:
+            extra = model_card.lineage_of(paths.BACKBONE)
+            storage.save(paths.CLASSIFIER, model, paths.BACKBONE, train_split.classes, extra)
         logs.close()
     if dist.rank == 0:
+        training = model_card.Training(cfg.optim, len(train_split), "the backbone")
+        facts = model_card.Facts(model_card.shard_data(paths.SHARDS), metrics, training, seed)
+        model_card.write(paths.CLASSIFIER, facts)
         with staging(PICTURES) as folder:
             write_details(folder, details)
         run.metrics(metrics)

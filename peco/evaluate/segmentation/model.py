@@ -28,14 +28,13 @@ from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
 from peco.core.progress import tracked
 from peco.evaluate.segmentation.crop import resized
-from peco.training.loop import Task
-from peco.training.optim import param_groups
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 DROPOUT = 0.1  # probability, of whole channels before the last layer
 GROUP = 16  # channels in a group of the group normalisation (Wu and He, arXiv 1803.08494)
 STEP = 2 / 3  # between neighbouring windows at test time, as a share of a window; BEiT's 341 of 512 pixels
 EVAL_BATCH = 8  # images, and windows
+CLASSES_AT_ONCE = 16  # whose logits have the size of the image
 
 
 class UperNet(nn.Module):
@@ -115,27 +114,6 @@ def build_segmenter(
         return UperNet(backbone, cfg.blocks, classes, cfg.channels)
 
 
-class SegmentationTask(Task):
-    """Train a `UperNet` with cross entropy."""
-
-    def __init__(self, model: UperNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross entropy (nats) of a batch with "image" (B, C, H, W) in [0, 1] and "mask" int (B, H, W), class or `IGNORE`.
-
-        It is the mean over all pixels with 0 for ignored ones, so that the loss of a batch is the mean over its parts.
-        """
-        logits_BKHW = self.model(batch["image"])
-        losses_BHW = F.cross_entropy(logits_BKHW, batch["mask"].long(), ignore_index=IGNORE, reduction="none")
-        return losses_BHW.mean(), {}
-
-    def param_groups(self, optim: config.Optim) -> list[dict[str, Any]]:
-        """Parameter groups as in the base class, with the last block as the layer below the decoder."""
-        return param_groups(self, optim, below=self.model.backbone)
-
-
 @torch.no_grad()
 def predict(model: UperNet, images: Sequence[Image.Image]) -> list[NDArray[np.int32]]:
     """Predict the class of each pixel (H, W) of RGB images of any size.
@@ -177,9 +155,18 @@ def _resize_short_side(image: Image.Image, size: int) -> Tensor:
 
 
 def _best(logits_KHW: Tensor, height: int, width: int) -> NDArray[np.int32]:
-    if logits_KHW.shape[1:] != (height, width):
-        logits_KHW = F.interpolate(logits_KHW[None], size=(height, width), mode="bilinear")[0]
-    return cast(NDArray[np.int32], logits_KHW.argmax(0).int().cpu().numpy())
+    """Class of each pixel, the logits resized to the image's size, a part of the classes at a time: photos are large."""
+    best_HW, class_HW = logits_KHW.new_full((height, width), -math.inf), torch.zeros(0)
+    for first in range(0, len(logits_KHW), CLASSES_AT_ONCE):
+        part_kHW = logits_KHW[first : first + CLASSES_AT_ONCE]
+        if part_kHW.shape[1:] != (height, width):
+            part_kHW = F.interpolate(part_kHW[None], size=(height, width), mode="bilinear")[0]
+        index_HW = part_kHW.argmax(0)
+        value_HW = part_kHW.gather(0, index_HW[None])[0]
+        better_HW = value_HW > best_HW
+        class_HW = torch.where(better_HW, index_HW + first, class_HW) if first else index_HW
+        best_HW = torch.where(better_HW, value_HW, best_HW)
+    return cast(NDArray[np.int32], class_HW.int().cpu().numpy())
 
 
 def _starts(length: int, size: int) -> list[int]:

@@ -1,5 +1,7 @@
 """Stage `evaluate@segmentation`: UPerNet on the backbone, from pre-trained and from random weights.
 
+The model trained from pre-trained weights is a result, `artifacts/segmenter`.
+
 The scores are those of the last step on val: nothing is chosen, so no third split is needed.
 """
 
@@ -14,15 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peco.annotations.sets import SegmentationSet
-from peco.annotations.stages import count_images, index_loader, save_pictures, shown_indices
+from peco.annotations.stages import annotated_data, count_images, index_loader, save_pictures, shown_indices
 from peco.core import workfiles
 from peco.core.publishing import staging
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
 from peco.evaluate.segmentation import crop as segmentation_crop
 from peco.evaluate.segmentation import model as segmentation
+from peco.evaluate.segmentation import storage
+from peco.evaluate.segmentation.task import SegmentationTask
 from peco.masks.open import open_splits
-from peco.runtime import paths
+from peco.runtime import model_card, paths
 from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
@@ -70,7 +74,7 @@ def main(run: StageRun) -> None:
         model = segmentation.build_segmenter(
             paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed
         )
-        task = segmentation.SegmentationTask(model)
+        task = SegmentationTask(model)
         name = f"segmentation_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
         matrix = segmentation.evaluate_segmenter(model, val, dist.rank, dist.world, dist.all_reduce_sum)
@@ -79,8 +83,14 @@ def main(run: StageRun) -> None:
         metrics |= {f"{start.prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
             pictures[start.name] = [_draw_mask(mask) for mask in segmentation.predict(model, images)]
+            if start.pretrained:
+                extra = model_card.lineage_of(paths.BACKBONE)
+                storage.save(paths.SEGMENTER, model, paths.BACKBONE, train_split.classes, cfg, extra)
         logs.close()
     if dist.rank == 0:
+        data = annotated_data(cfg.source, Path(cfg.path), train_split, val)
+        facts = model_card.Facts(data, metrics, model_card.Training(cfg.optim, len(train_split), "the backbone"), seed)
+        model_card.write(paths.SEGMENTER, facts)
         with staging(PICTURES) as folder:
             save_pictures(folder, pictures)
             write_details(folder, details)

@@ -1,0 +1,81 @@
+"""Folders of detectors: all weights of a Mask R-CNN or Faster R-CNN, and how to build it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from peco.core import artifacts, config
+from peco.core.errors import PecoError
+from peco.evaluate.detection.model import assemble_detector
+
+KIND = "detector"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector as `model.detect` takes it.
+
+    Attributes:
+        model: in eval mode.
+        classes: names.
+        size: side in pixels of its images.
+        masks: True if it predicts masks.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    size: int
+    masks: bool
+
+
+def save(
+    directory: str | Path,
+    model: nn.Module,
+    backbone: str | Path,
+    classes: Sequence[str],
+    cfg: config.Detection,
+    *,
+    masks: bool,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a detector.
+
+    Args:
+        directory: the folder; replaced if there is one.
+        model: from `build_detector`.
+        backbone: folder of the backbone that it was built on.
+        classes: names, in the order of the labels.
+        cfg: size and channels that it was built with.
+        masks: True if it predicts masks.
+        extra: further entries of the `peco` part of config.json.
+
+    Raises:
+        PecoError: writing failed.
+    """
+    built = {"classes": list(classes), "channels": cfg.channels, "masks": masks}
+    described = artifacts.describe_resized(backbone, cfg.image_size)
+    described["peco"] = {**(extra or {}), "kind": KIND, "image_size": cfg.image_size, **built}
+    artifacts.save(directory, model.state_dict(), described)
+
+
+def load(directory: str | Path) -> Detector:
+    """Read a detector.
+
+    Raises:
+        PecoError: the folder is missing, damaged or of another kind.
+    """
+    part = artifacts.section(directory, KIND)
+    try:
+        classes, size, masks, channels = tuple(part["classes"]), part["image_size"], part["masks"], part["channels"]
+    except KeyError as error:
+        raise PecoError(f"{directory}/config.json: lacks {error}; fetch or make the folder again") from None
+    backbone = artifacts.random_like(directory, seed=0, num_classes=0)
+    model = assemble_detector(backbone, len(classes), size, channels, masks=masks)
+    weights = Path(directory) / artifacts.WEIGHTS
+    artifacts.fill(model, artifacts.load_tensors(weights), weights)
+    return Detector(model.eval(), classes, size, masks)

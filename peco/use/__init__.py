@@ -1,0 +1,1 @@
+"""The commands of `peco`: predictions, embeddings, similar images, exports."""
