@@ -108,7 +108,7 @@ def test_a_file_and_the_model_of_a_hub_are_taken_too(tmp_path: Path, monkeypatch
         asked.append((net, size))
         return artifacts.load_timm(tmp_path / "b")
 
-    monkeypatch.setattr("peco.core.timm_nets.by_name", by_name)
+    monkeypatch.setattr("peco.networks.timm_nets.by_name", by_name)
     model, _ = started(config.BackboneInit("timm", "data/scenes.yaml", "hf-hub:some/beit", "0123abc", False))
     assert equal(model.backbone, source)
     assert asked == [(config.TimmNet("hf-hub:some/beit", True, "0123abc"), 32)]
@@ -148,11 +148,14 @@ def test_a_bias_that_all_blocks_share_becomes_that_of_each(tmp_path: Path) -> No
     torch.testing.assert_close(model.backbone.forward_features(2 * x - 1), expected, rtol=1e-4, atol=1e-5)
 
 
-def edited(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
+def edited(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], Path]:
+    """Take a file of changed weights: in a folder, which says what they are of, they would be refused as damaged."""
+
+    def edit(folder: Path) -> Path:
         weights = artifacts.load_tensors(folder / artifacts.WEIGHTS)
         change(weights)
-        safetensors.torch.save_file(weights, folder / artifacts.WEIGHTS)
+        safetensors.torch.save_file(weights, folder / "changed.safetensors")
+        return folder / "changed.safetensors"
 
     return edit
 
@@ -179,10 +182,10 @@ def test_other_weights_are_refused_in_one_line(
     tmp_path: Path, edit: Callable[[Path], object] | None, changes: dict[str, Any], message: str
 ) -> None:
     save_backbone(tmp_path / "b")
-    if edit is not None:
-        edit(tmp_path / "b")
+    edited_path = edit(tmp_path / "b") if edit is not None else None
+    path = edited_path if isinstance(edited_path, Path) else tmp_path / "b"
     options = {key: changes.pop(key) for key in ("layer_scale",) if key in changes}
-    source = init(tmp_path / "b", head=changes.pop("head", False))
+    source = init(path, head=changes.pop("head", False))
     with pytest.raises(PecoError, match=rf"pretrain\.init.*{message}") as caught:
         started(source, vit=replace(VIT, **changes), **options)
     assert "\n" not in str(caught.value)

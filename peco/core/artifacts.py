@@ -9,6 +9,7 @@ Plain timm loads a folder written by `save_timm`: `timm.create_model("local-dir:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from peco.core import schema
 from peco.core.errors import PecoError
 from peco.core.parsing import JSON_ERRORS, reason, shown
 from peco.core.publishing import staging
@@ -34,6 +36,7 @@ _TIMM_ERRORS = (
     *(RuntimeError, TypeError, ValueError, AssertionError, AttributeError, LookupError, ArithmeticError, MemoryError),
 )
 T = TypeVar("T")
+Group = TypeVar("Group")
 
 
 def save(
@@ -162,6 +165,23 @@ def shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
     return _read(path, lambda: read_shapes(path))
 
 
+def parameters(directory: str | Path, kind: str, group: type[Group]) -> Group:
+    """The fields of a dataclass from the `peco` part of the config of a folder that must be of this kind.
+
+    Raises:
+        PecoError: as in `section`, or a field is missing or has a wrong value.
+    """
+    part = section(directory, kind)
+    names = {field.name for field in dataclasses.fields(cast(Any, group))}
+    try:
+        return cast(Group, schema.build(group, {name: value for name, value in part.items() if name in names}))
+    except PecoError as error:
+        why = str(error).removesuffix(f"; {schema.COMPLETE}")
+        raise PecoError(
+            f"{Path(directory) / CONFIG}: not the parameters of a {kind} ({why}); fetch or make the folder again"
+        ) from None
+
+
 def save_timm(
     directory: str | Path,
     model: nn.Module,
@@ -243,6 +263,20 @@ def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Mod
     """
     _require_timm(directory)
     return _create(directory, seed, pretrained=False, **overrides).eval()
+
+
+def backbone_of(directory: str | Path) -> nn.Module:
+    """The timm model that the config of a folder describes, at random initialisation, for a model that has it as a part.
+
+    The folder's weights are those of the whole model, so only its sizes are compared with them.
+
+    Raises:
+        PecoError: the folder is missing or damaged.
+    """
+    config = _describe_timm(directory)
+    sizes = {"model_args": config.get("model_args", {}), "peco": config.get("peco", {})}
+    require_possible(sizes, shapes(directory), Path(directory) / CONFIG)
+    return _create(directory, 0, pretrained=False, num_classes=0)
 
 
 def normalization(model: nn.Module) -> tuple[Tensor, Tensor]:

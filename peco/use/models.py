@@ -107,9 +107,11 @@ class Classifier:
     kind, batch_size = "classifier", 64
 
     def __init__(self, folder: str | Path, options: Options) -> None:
-        self.classes = tuple(artifacts.section(folder, self.kind)["classes"])
+        from peco.evaluate.finetune import storage
+
+        classifier, self.classes = storage.load(folder)
         self._device = select_device()
-        self._model = artifacts.load_timm(folder).to(self._device)
+        self._model = classifier.to(self._device)
         self._size = artifacts.input_size(folder)
         self._mean_C11, self._std_C11 = (t.to(self._device) for t in artifacts.normalization(self._model))
         self._top_k, self._pictures = min(options.top_k, len(self.classes)), options.pictures

@@ -10,10 +10,19 @@ from typing import Any
 from torch import nn
 
 from peco.core import artifacts, config
-from peco.core.errors import PecoError
+from peco.core.schema import Count
 from peco.evaluate.detection.model import assemble_detector
 
 KIND = "detector"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How a detector is built on its backbone; see `assemble_detector`."""
+
+    classes: tuple[str, ...]
+    channels: Count
+    masks: bool
 
 
 @dataclass(frozen=True)
@@ -24,13 +33,11 @@ class Detector:
         model: in eval mode.
         classes: names.
         size: side in pixels of its images.
-        masks: True if it predicts masks.
     """
 
     model: nn.Module
     classes: tuple[str, ...]
     size: int
-    masks: bool
 
 
 def save(
@@ -69,13 +76,9 @@ def load(directory: str | Path) -> Detector:
     Raises:
         PecoError: the folder is missing, damaged or of another kind.
     """
-    part = artifacts.section(directory, KIND)
-    try:
-        classes, size, masks, channels = tuple(part["classes"]), part["image_size"], part["masks"], part["channels"]
-    except KeyError as error:
-        raise PecoError(f"{directory}/config.json: lacks {error}; fetch or make the folder again") from None
-    backbone = artifacts.random_like(directory, seed=0, num_classes=0)
-    model = assemble_detector(backbone, len(classes), size, channels, masks=masks)
+    built, size = artifacts.parameters(directory, KIND, Parameters), artifacts.input_size(directory)
+    backbone = artifacts.backbone_of(directory)
+    model = assemble_detector(backbone, len(built.classes), size, built.channels, masks=built.masks)
     weights = Path(directory) / artifacts.WEIGHTS
     artifacts.fill(model, artifacts.load_tensors(weights), weights)
-    return Detector(model.eval(), classes, size, masks)
+    return Detector(model.eval(), built.classes, size)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from peco.core import artifacts
+from peco.core.errors import PecoError
 
 KIND = "classifier"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What timm's part of the config doesn't say."""
+
+    classes: tuple[str, ...]
 
 
 def save(
@@ -44,3 +53,19 @@ def save(
         label_names=classes,
         extra={**(extra or {}), "kind": KIND, "classes": list(classes)},
     )
+
+
+def load(directory: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """Read a classifier, in eval mode, and the names of its classes.
+
+    Raises:
+        PecoError: the folder is missing, damaged or of another kind.
+    """
+    classes = artifacts.parameters(directory, KIND, Parameters).classes
+    model: Any = artifacts.load_timm(directory)
+    if model.num_classes != len(classes):
+        raise PecoError(
+            f"{Path(directory) / artifacts.CONFIG}: {len(classes)} names for the {model.num_classes} classes of the model; "
+            "fetch or make the folder again"
+        )
+    return model, classes

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
-from peco.evaluate.segmentation.model import UperNet
+from peco.core.schema import Count
+from peco.evaluate.segmentation.model import STRIDES, UperNet
 
 KIND = "segmenter"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How a segmenter is built on its backbone; see `UperNet`."""
+
+    classes: tuple[str, ...]
+    blocks: tuple[Count, ...]
+    channels: Count
 
 
 def save(
@@ -46,12 +57,14 @@ def load(directory: str | Path) -> tuple[UperNet, tuple[str, ...]]:
     Raises:
         PecoError: the folder is missing, damaged or of another kind.
     """
-    part = artifacts.section(directory, KIND)
-    try:
-        classes, blocks, channels = tuple(part["classes"]), part["blocks"], part["channels"]
-    except KeyError as error:
-        raise PecoError(f"{directory}/config.json: lacks {error}; fetch or make the folder again") from None
-    model = UperNet(artifacts.random_like(directory, seed=0, num_classes=0), blocks, len(classes), channels)
+    built = artifacts.parameters(directory, KIND, Parameters)
+    backbone: Any = artifacts.backbone_of(directory)
+    if len(built.blocks) != len(STRIDES) or max(built.blocks) > len(backbone.blocks):
+        raise PecoError(
+            f"{Path(directory) / artifacts.CONFIG}: blocks {list(built.blocks)}; expected {len(STRIDES)} from 1 to "
+            f"{len(backbone.blocks)}: fetch or make the folder again"
+        )
+    model = UperNet(backbone, built.blocks, len(built.classes), built.channels)
     weights = Path(directory) / artifacts.WEIGHTS
     artifacts.fill(model, artifacts.load_tensors(weights), weights)
-    return model.eval(), classes
+    return model.eval(), built.classes
