@@ -12,7 +12,7 @@ from pipelines.workflow.graph import Stage
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = grimp.build_graph("peco", exclude_type_checking_imports=True, cache_dir=None)
-MOST_BEYOND = 16
+MOST_BEYOND = 14
 
 
 def file_of(module: str) -> str:

@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from peco.core import config, image_metrics, numbers, schema
+from peco.core import config, numbers, schema
 from peco.core.errors import PecoError
-from peco.core.image_metrics import psnr
 from peco.core.params import parse_params
 from peco.evaluate.codebook import measures as codebook
 from peco.evaluate.codebook import stage as evaluate_codebook
@@ -36,7 +35,9 @@ from peco.runtime.stage import Skipped, StageRun
 from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net
+from peco.tokenizer import image_metrics
 from peco.tokenizer import storage as tokenizer_storage
+from peco.tokenizer.image_metrics import psnr
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import nearest, usage_and_perplexity
 from pipelines.workflow.compose import compose_params

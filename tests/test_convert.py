@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import peco
 from peco.convert.__main__ import main
-from peco.core import artifacts, timm_nets
+from peco.core import artifacts
+from peco.networks import timm_nets
 
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 192}
 Weights = dict[str, Tensor]

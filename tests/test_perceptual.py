@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from peco.core import config, timm_nets
+from peco.core import config
 from peco.core.errors import PecoError
+from peco.networks import timm_nets
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.perceptual.moco import GlobalBatchNorm, MoCo

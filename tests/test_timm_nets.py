@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
-from peco.core.timm_nets import by_name, by_path, hub_commit
+from peco.networks.timm_nets import by_name, by_path, hub_commit
 
 VIT = "vit_tiny_patch16_224"
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from peco.convert import network
 from peco.convert.read import find, read
-from peco.core import artifacts, timm_nets
+from peco.core import artifacts
 from peco.core.errors import PecoError
+from peco.networks import timm_nets
 
 
 def parser() -> argparse.ArgumentParser:

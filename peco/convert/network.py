@@ -11,8 +11,9 @@ import timm
 from torch import Tensor, nn
 
 from peco.convert.read import PATCHES, Found
-from peco.core import artifacts, timm_nets
+from peco.core import artifacts
 from peco.core.errors import PecoError
+from peco.networks import timm_nets
 
 # Width of a vision transformer, timm's architecture and heads of this width.
 _VITS = {192: ("tiny", 3), 384: ("small", 6), 768: ("base", 12), 1024: ("large", 16), 1280: ("huge", 16)}

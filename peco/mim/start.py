@@ -14,10 +14,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from peco.core import artifacts, config, timm_nets
+from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.mim import storage
 from peco.mim.model import MEAN, STD, MaskedImageModel, build_backbone
+from peco.networks import timm_nets
 
 KEY = "pretrain.init"
 _PATCHES = "patch_embed.proj.weight"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from peco.core.artifacts import normalization
 from peco.core.errors import PecoError
-from peco.core.timm_nets import strict_embed
+from peco.networks.timm_nets import strict_embed
 
 
 class FeatureNet(nn.Module):

@@ -17,13 +17,14 @@ from timm.layers import to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from peco.core import artifacts, config, timm_nets, workfiles
+from peco.core import artifacts, config, workfiles
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields, eval_batches
 from peco.data.order import SECOND_VIEW, VIEW, sample_rng
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
+from peco.networks import timm_nets
 from peco.perceptual.moco import MoCo
 from peco.probes import knn
 from peco.probes.features import extract

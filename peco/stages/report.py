@@ -15,7 +15,6 @@ import numpy as np
 
 from peco.core import config, schema
 from peco.core.device import select_device
-from peco.core.image_metrics import psnr
 from peco.core.numbers import evenly_spaced
 from peco.core.publishing import write_file
 from peco.data import views
@@ -24,6 +23,7 @@ from peco.data.summary import left_out
 from peco.report import figures, page, sections
 from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
+from peco.tokenizer.image_metrics import psnr
 
 PARAMS = (
     "preset",

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from peco.core import artifacts, config, workfiles
-from peco.core.image_metrics import psnr
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView, RandomView
 from peco.data.shards import open_evaluation_split, open_shards
@@ -25,6 +24,7 @@ from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
 from peco.tokenizer.distillation import Distillation, FeatureDecoder
+from peco.tokenizer.image_metrics import psnr
 from peco.tokenizer.loss import TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist

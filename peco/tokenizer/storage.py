@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peco.core import artifacts, config, schema, timm_nets
+from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
 from peco.core.parsing import shown
 from peco.core.tensor_headers import require_equal, require_possible
+from peco.networks import timm_nets
 from peco.tokenizer.model import PerceptualTokenizer
 
 KIND = "tokenizer"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from peco.core import artifacts
 from peco.core.errors import PecoError
-from peco.core.image_metrics import psnr
 from peco.data import views
 from peco.data.images import decode
 from peco.tokenizer import storage
+from peco.tokenizer.image_metrics import psnr
 from peco.tokenizer.model import PerceptualTokenizer
 
 

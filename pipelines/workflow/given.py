@@ -28,7 +28,7 @@ def check_weights(parameters: config.Config) -> None:
     size = parameters.loader.image_size
     # The imports take seconds, and most runs have no such weights.
     if net.source == "path" and Path(net.path).exists():
-        from peco.core import timm_nets
+        from peco.networks import timm_nets
 
         timm_nets.by_path(Path(net.path), net.timm.model, size)
     if tokenizer.init.source == "path" and Path(tokenizer.init.path).exists():

@@ -208,7 +208,7 @@ def convert_command(rng: Random) -> int:
 
 
 def build_converted(rng: Random) -> None:
-    from peco.core import timm_nets
+    from peco.networks import timm_nets
     from peco.perceptual.features import FeatureNet
 
     FeatureNet(timm_nets.by_path(Path(_set()), results.CONVERTED_MODEL, 32), [1, 2])

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peco.core.image_metrics import ssim
 from peco.core.progress import tracked
 from peco.evaluate.agreement.triplets import PAIRS, Triplets, TwoAfc
 from peco.perceptual.distance import PerceptualDistance
+from peco.tokenizer.image_metrics import ssim
 from peco.tokenizer.model import PerceptualTokenizer
 
 # Distances of at most this relative difference tie: the pixel errors of a generated triplet are equal up to rounding.

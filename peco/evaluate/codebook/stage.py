@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from peco.core import artifacts, config, device, image_metrics, numbers
-from peco.core.image_metrics import psnr
+from peco.core import artifacts, config, device, numbers
 from peco.core.publishing import staging
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
@@ -32,7 +31,8 @@ from peco.probes.linear import probe_linear
 from peco.runtime import paths
 from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import Skipped, StageRun, run_stage
-from peco.tokenizer import storage
+from peco.tokenizer import image_metrics, storage
+from peco.tokenizer.image_metrics import psnr
 from peco.tokenizer.quantizer import usage_and_perplexity
 
 PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.codebook", "evaluate.codebook")
