@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     predictions.add_argument("--pictures", action="store_true", help="draw each prediction on its image")
     predictions.add_argument("--top-k", type=positive, default=5, metavar="N", help="classes of an image (default: 5)")
     predictions.add_argument(
-        "--min-score", type=float, default=0.05, metavar="S", help="least score of a detection (default: 0.05)"
+        "--min-score", type=fraction, default=0.05, metavar="S", help="least score of a detection (default: 0.05)"
     )
     batches(predictions)
 
@@ -151,6 +151,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed; expected a whole number from 1")
     return int(text)
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; expected a number from 0 to 1")
+    return value
 
 
 def main(argv: list[str] | None = None) -> int:

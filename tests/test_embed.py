@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -71,6 +72,13 @@ def test_embeddings_are_the_mean_patch_token_of_a_block(option: tuple[str, ...],
     table = pq.read_table("out/embeddings.parquet")
     assert table["image"].to_pylist() == NAMES
     assert (np.array(table["embedding"].to_pylist(), dtype=np.float32) == found).all()
+
+
+def test_a_table_of_an_earlier_run_is_renewed_and_holds_any_name() -> None:
+    assert cli.main(["embed", NAMES[0], "-o", "out", "--parquet"]) == 0
+    shutil.copy(NAMES[0], os.fsdecode(b"photos/latin\xe9.png"))
+    assert cli.main(["embed", "photos", "-o", "out"]) == 0
+    assert sorted(pq.read_table("out/embeddings.parquet")["image"].to_pylist()) == [*NAMES, "photos/latin\\udce9.png"]
 
 
 def test_embeddings_by_patch(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +166,12 @@ def test_a_query_that_is_not_among_the_images_is_embedded(capsys: pytest.Capture
         ("similar query.png out -m artifacts/classifier", "artifacts/classifier: is not the model of the embeddings"),
         ("similar query.png photos", "photos: no folder of embeddings"),
         ("embed photos -b 3", "--block: 3 is not allowed; expected from 1 to 2, or norm"),
-        ("embed photos -o out -b 1", "out: holds results of another block (2, now 1)"),
+        ("embed photos -o out -b 1", "out: holds results with block 2, not 1; choose another folder"),
         ("embed photos --parquet", "--parquet: needs a folder of results (-o)"),
-        ("embed photos -m artifacts/tokenizer", "artifacts/tokenizer: expected a model folder of kind 'backbone'"),
+        (
+            "embed photos -m artifacts/tokenizer",
+            "artifacts/tokenizer: expected the folder of a backbone, classifier",
+        ),
     ],
 )
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], command: str, line: str) -> None:

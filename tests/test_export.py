@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -129,6 +131,8 @@ def test_transformers_loads_a_classifier_with_its_class_names(models: Path, tmp_
         ),
         ("classifier --to transformers --tolerance -1", "the exported model differs by 0 from the original"),
         ("tokenizer --to onnx --size 33", "--size: 33 is not allowed; expected a multiple of"),
+        ("backbone --to onnx --size 33", "--size: 33 is not allowed; expected a multiple of 8"),
+        ("classifier --to transformers --size 64", "--size: a wrapped timm model has that of its folder"),
     ],
 )
 def test_what_can_not_be_exported_is_one_line_and_no_file(
@@ -139,6 +143,24 @@ def test_what_can_not_be_exported_is_one_line_and_no_file(
     err = capsys.readouterr().err
     assert err.startswith(f"error: {line.replace('MODELS', str(models))}") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["backbone", "backbone/model.onnx", "classifier"])
+def test_no_model_folder_is_overwritten(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    shutil.copytree(models, tmp_path / "m")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").rglob("*.*")}
+    command = ["export", str(tmp_path / "m/backbone"), "--to", "transformers", "-o", str(tmp_path / "m" / output)]
+    assert cli.main(command) == 2
+    assert re.search("is in the folder of the model itself|is no export for transformers", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in (tmp_path / "m").rglob("*.*")} == before
+
+
+def test_an_export_replaces_an_earlier_one(models: Path, tmp_path: Path) -> None:
+    for name in ("classifier", "backbone"):
+        export(models / name, "transformers", tmp_path / "out")
+    assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "BeitModel"
 
 
 def test_a_missing_package_is_named(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

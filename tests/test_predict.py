@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import tarfile
 import zipfile
@@ -23,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from peco import cli
+from peco.core import artifacts
 from peco.data import views
 from peco.evaluate.detection import model as detection
 from peco.evaluate.detection import storage as detectors
@@ -38,6 +40,16 @@ COUNT = 7
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     tiny_models.save_models(root)
+    changed = [
+        ("classifier", "other", {}),
+        ("segmenter", "damaged", {"channels": 0}),
+        ("classifier", "renamed", {"classes": ["a", "b"]}),
+    ]
+    for source, name, values in changed:
+        shutil.copytree(root / source, root / name)
+        path = root / name / artifacts.CONFIG
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"peco": config["peco"] | values}))
     return root
 
 
@@ -209,6 +221,27 @@ def test_unreadable_images_are_listed_and_the_others_done(models: Path, capsys: 
     assert not Path("out/unreadable.tsv").exists()
 
 
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "detector"])
+def test_names_of_any_bytes_are_kept(models: Path, kind: str) -> None:
+    """In the lines as they are; in the table, which is UTF-8, bytes that are not text as a backslash and a number."""
+    names = ['a, "b" c.png', "ünï.png", "two\nlines.png", os.fsdecode(b"latin\xe9.png")]
+    Path("odd").mkdir()
+    for name in names:
+        shutil.copy("photos/0.png", Path("odd", name))
+    predict(models / kind, "odd", "-o", "out", "--csv", "--pictures")
+    assert sorted(record["image"] for record in records()) == sorted(f"odd/{name}" for name in names)
+    with open("out/predictions.csv", newline="", encoding="utf-8") as file:
+        written = {row["image"] for row in csv.DictReader(file)}
+    assert written == {f"odd/{name}" for name in [*names[:3], "latin\\udce9.png"]}
+    assert all(Path(f"out/pictures/odd/{name}.png").is_file() for name in names)
+
+
+def test_a_table_of_an_earlier_run_is_renewed(models: Path) -> None:
+    predict(models / "classifier", "photos/0.png", "-o", "out", "--top-k", "1", "--csv")
+    predict(models / "classifier", "photos", "-o", "out", "--top-k", "1")
+    assert len(Path("out/predictions.csv").read_text().splitlines()) == COUNT + 1
+
+
 @pytest.mark.parametrize("left", [0.0, 0.5, 0.999])
 def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_results(models: Path, left: float) -> None:
     command = [str(models / "segmenter"), "photos", "--batch-size", "2", "--csv"]
@@ -242,8 +275,15 @@ def test_results_in_the_folder_of_images_are_no_images(models: Path) -> None:
             "skipped/classifier: holds no model, since its evaluation was skipped: no labels",
         ),
         ("none photos -o new", "MODELS/none: no such model folder"),
-        ("classifier photos -o out --top-k 2", "out: holds results of another top k (5, now 2)"),
-        ("segmenter photos -o out", "out: holds results of another "),
+        ("classifier photos -o out --top-k 2", "out: holds results with top_k 5, not 2; choose another folder"),
+        ("segmenter photos -o out", 'out: holds results with kind "classifier", not "segmenter"'),
+        ("other photos -o out", "out: holds results of another model; choose another folder"),
+        ("classifier photos -o editor", "editor/settings.json: not the settings of a folder of results"),
+        (
+            "damaged photos -o new",
+            "MODELS/damaged/config.json: not the parameters of a segmenter (channels: 0 is not allowed",
+        ),
+        ("renamed photos -o new", "MODELS/renamed/config.json: 2 names for the 3 classes of the model"),
         ("classifier photos -o notes", "notes: is no folder of results and not empty"),
         ("classifier photos -o photos/0.png", "photos/0.png: is no folder of results"),
     ],
@@ -252,6 +292,8 @@ def test_an_error_is_one_line(models: Path, capsys: pytest.CaptureFixture[str], 
     Path("empty").mkdir()
     Path("notes").mkdir()
     Path("notes/today.txt").touch()
+    Path("editor").mkdir()
+    Path("editor/settings.json").write_text("{} // of an editor")
     model_card.write_skipped(Path("skipped/classifier"), "no labels")
     predict(models / "classifier", "photos", "-o", "out")
     capsys.readouterr()

@@ -124,6 +124,17 @@ def describe_resized(directory: str | Path, size: int) -> dict[str, Any]:
     return {**config, "model_args": model_args, "pretrained_cfg": pretrained_cfg, "peco": {}}
 
 
+def kind_of(directory: str | Path) -> str | None:
+    """The kind of a model folder, such as `backbone`; None for the folder of another program.
+
+    Raises:
+        PecoError: as in `describe`.
+    """
+    part = describe(directory).get("peco")
+    kind = part.get("kind") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def section(directory: str | Path, kind: str) -> dict[str, Any]:
     """The `peco` part of the config of a folder that must be of this kind.
 

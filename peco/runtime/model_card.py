@@ -37,13 +37,15 @@ class Kind:
         sentence: what the model is.
         library: the program that loads it, as hubs name it.
         pipeline: the task, as hubs name it.
-        usage: Python that loads it from the folder `DIR`.
+        usage: code that loads it from the folder `DIR`.
+        language: of the code.
     """
 
     sentence: str
     library: str
     pipeline: str
     usage: str
+    language: str = "python"
 
 
 _TIMM = """import timm
@@ -75,13 +77,15 @@ KINDS = {
         "A model that finds the class of each pixel: UPerNet on a pre-trained backbone, fine-tuned.",
         "peco",
         "image-segmentation",
-        "peco predict DIR photos -o predictions  # in a shell",
+        "peco predict DIR photos -o predictions",
+        language="bash",
     ),
     "detector": Kind(
         "A detector of objects: Mask R-CNN (Faster R-CNN without masks) on a pre-trained backbone, fine-tuned.",
         "peco",
         "object-detection",
-        "peco predict DIR photos -o predictions  # in a shell",
+        "peco predict DIR photos -o predictions",
+        language="bash",
     ),
 }
 
@@ -180,7 +184,7 @@ def write(folder: Path, facts: Facts) -> None:
     scores = {name: value for name, value in rounded(dict(facts.scores)).items() if isinstance(value, float)}
     sections = [
         f"# {part['kind'].replace('_', ' ').capitalize()}\n\n{kind.sentence}",
-        _section("Load it", f"```python\n{kind.usage}\n```"),
+        _section("Load it", f"```{kind.language}\n{kind.usage}\n```"),
         _section("Data", _table({"source": facts.data.name, **facts.data.counts, "sha256": facts.data.sha256})),
         _section("Model", _table(_model_rows(folder, config))),
         _section("Training", _training(facts)),

@@ -23,7 +23,7 @@ from peco.core.device import select_device
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.probes.features import NORM, block_count, patch_tokens
-from peco.use.images import Loaded, Unreadable, find, load
+from peco.use.images import Loaded, Unreadable, find, load, one_line, printable
 from peco.use.npy_rows import NpyRows
 from peco.use.output import OutputFolder, fingerprint
 from peco.use.progress import Progress
@@ -62,9 +62,11 @@ class Embedder:
         Raises:
             PecoError: the folder or the block can't be used.
         """
-        kind = artifacts.describe(folder).get("peco", {}).get("kind")
+        kind = artifacts.kind_of(folder)
         if kind not in KINDS:
-            artifacts.section(folder, KINDS[0])
+            raise PecoError(
+                f"{folder}: expected the folder of a {', '.join(KINDS[:-1])} or {KINDS[-1]}, found {kind!r}"
+            )
         artifacts.section(folder, kind)  # an evaluation may have been skipped
         model = artifacts.load_timm(folder, num_classes=0).to(select_device())
         depth = block_count(model)
@@ -96,7 +98,7 @@ class Embedder:
 
     def settings(self, folder: str | Path) -> dict[str, Any]:
         """All that embeddings depend on, next to the images."""
-        return {"model": fingerprint(folder), "kind": "embeddings", "block": self.block, "patches": self.patches}
+        return {"kind": "embeddings", "model": fingerprint(folder), "block": self.block, "patches": self.patches}
 
 
 def _block(text: str | None, depth: int) -> int | str:
@@ -126,9 +128,9 @@ def print_embeddings(embedder: Embedder, arguments: Sequence[str], batch_size: i
     found, unreadable = find(arguments)
     unreadable += _each_batch(embedder, found, batch_size or BATCH, show, lambda _: None)
     for entry in unreadable[1:]:
-        print(f"{entry.name}: can't be read as an image: {entry.reason}", file=sys.stderr)
+        print(one_line(f"{entry.name}: can't be read as an image: {entry.reason}"), file=sys.stderr)
     if unreadable:
-        raise PecoError(f"{unreadable[0].name}: can't be read as an image: {unreadable[0].reason}")
+        raise PecoError(one_line(f"{unreadable[0].name}: can't be read as an image: {unreadable[0].reason}"))
 
 
 def save_embeddings(
@@ -155,6 +157,7 @@ def save_embeddings(
     Raises:
         PecoError: a wrong argument or folder, a missing package, or, when all others are done, images that can't be read.
     """
+    parquet = parquet or (Path(output) / PARQUET).exists()  # one of an earlier run must not stay behind
     if parquet:
         _require_pyarrow()
     found, unreadable = find(arguments, Path(output))
@@ -169,7 +172,7 @@ def save_embeddings(
 
         unreadable += _each_batch(embedder, left, batch_size or BATCH, keep, progress.add)
     progress.close()
-    if parquet and folder.done:
+    if folder.done and parquet:
         _write_parquet(folder.path)
     print(f"{len(folder.done)} images: {folder.path / VECTORS}")
     folder.close(unreadable)
@@ -223,7 +226,8 @@ def _write_parquet(folder: Path) -> None:
 
     from peco.core.publishing import replacing
 
-    names, vectors = read_names(folder), np.load(folder / VECTORS, mmap_mode="r")
+    names = [printable(name) for name in read_names(folder)]
+    vectors = np.load(folder / VECTORS, mmap_mode="r")
     kind = pa.float32()
     for side in reversed(vectors.shape[1:]):
         kind = pa.list_(kind, side)

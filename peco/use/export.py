@@ -24,6 +24,7 @@ from peco.core import artifacts
 from peco.core.errors import PecoError
 from peco.core.publishing import replacing
 from peco.probes.features import block_count
+from peco.use.sized import load_sized
 
 OPSET = 20
 CHECKED_BATCHES = (1, 3)  # numbers of images; the graph is made from two
@@ -107,6 +108,8 @@ def export(folder: str, to: str, output: str, *, size: int | None, tolerance: fl
             nothing is written.
     """
     target = Path(output)
+    if target.resolve().is_relative_to(Path(folder).resolve()):
+        raise PecoError(f"{output}: is in the folder of the model itself; choose another place (-o)")
     if to == "transformers":
         from peco.use import transformers_format
 
@@ -135,7 +138,7 @@ def open_exported(folder: str, size: int | None) -> Exported:
     Raises:
         PecoError: the folder is missing, damaged or of a kind that is not exported, or the size is not allowed.
     """
-    kind = artifacts.describe(folder).get("peco", {}).get("kind")
+    kind = artifacts.kind_of(folder)
     if kind == "tokenizer":
         from peco.use.tokens import open_tokenizer
 
@@ -147,8 +150,7 @@ def open_exported(folder: str, size: int | None) -> Exported:
             "not exported"
         )
     artifacts.section(folder, kind)  # an evaluation may have been skipped
-    model = artifacts.load_timm(folder, **({} if size is None else {"img_size": size}))
-    side = artifacts.input_size(folder) if size is None else size
+    model, side = load_sized(folder, size)
     if kind == "classifier":
         return Exported(Logits(model).eval(), ("logits",), side)
     features = Features(model).eval()

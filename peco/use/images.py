@@ -96,6 +96,11 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def one_line(text: str) -> str:
+    """A printable text in which tabs and line breaks are shown as `\\t` and `\\n`."""
+    return printable(text).translate({9: "\\t", 10: "\\n", 13: "\\r"})
+
+
 def locate(name: str) -> Found | None:
     """The image of this name (`Found.name`), if it is still there."""
     path = Path(name)

@@ -88,8 +88,8 @@ def open_model(folder: str | Path, options: Options) -> Predictor:
         PecoError: the folder is missing, damaged, holds no model (a skipped evaluation) or one that predicts nothing; or a package
             is missing that the model needs.
     """
-    kind = artifacts.describe(folder).get("peco", {}).get("kind")
-    if kind not in _PREDICTORS:
+    kind = artifacts.kind_of(folder)
+    if kind is None or kind not in _PREDICTORS:
         raise PecoError(
             f"{folder}: expected the folder of a {', '.join(list(_PREDICTORS)[:-1])} or {list(_PREDICTORS)[-1]}, found "
             f"{kind!r}; give one of them, such as artifacts/classifier"

@@ -11,7 +11,7 @@ from typing import IO, Any
 from peco.core import artifacts, locks
 from peco.core.errors import PecoError
 from peco.core.publishing import write_file, write_json
-from peco.use.images import Unreadable, printable
+from peco.use.images import Unreadable, one_line
 
 SETTINGS = "settings.json"
 UNREADABLE = "unreadable.tsv"
@@ -32,6 +32,22 @@ def fingerprint(model: str | Path) -> str:
         except OSError as error:
             raise PecoError(f"{Path(model) / name}: {error.strerror}; the model folder is not complete") from None
     return digest.hexdigest()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a folder of results.
+
+    Raises:
+        PecoError: they are missing or damaged, or those of another program.
+    """
+    path = folder / SETTINGS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"kind", "model"} <= found.keys():
+        raise PecoError(f"{path}: not the settings of a folder of results; choose another folder")
+    return found
 
 
 class OutputFolder:
@@ -60,7 +76,7 @@ class OutputFolder:
         if not locks.acquire(self._lock, required=False):
             raise PecoError(f"{path}: another process writes there; wait for it, or choose another folder (-o)")
         if present.exists():
-            self._require_equal(json.loads(present.read_text(encoding="utf-8")), settings)
+            self._require_equal(read_settings(self.path), settings)
         else:
             write_json(present, settings)
         self.done = self._read_done()
@@ -80,12 +96,12 @@ class OutputFolder:
         """
         listed = self.path / UNREADABLE
         if unreadable:
-            write_file(listed, "".join(f"{_cell(entry.name)}\t{_cell(entry.reason)}\n" for entry in unreadable))
+            write_file(listed, "".join(f"{one_line(entry.name)}\t{one_line(entry.reason)}\n" for entry in unreadable))
         else:
             listed.unlink(missing_ok=True)
         self._lock.close()
         if unreadable:
-            first = f"{unreadable[0].name} ({unreadable[0].reason})"
+            first = one_line(f"{unreadable[0].name} ({unreadable[0].reason})")
             raise PecoError(
                 f"{len(unreadable)} of the images can't be read, such as {first}; all are listed in {listed}, the others are done"
             )
@@ -94,11 +110,12 @@ class OutputFolder:
         return [entry for entry in self.path.iterdir() if entry.name != LOCK]
 
     def _require_equal(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
+        for key in now:
+            if before.get(key) != now[key]:
+                found = f"with {key} {json.dumps(before.get(key))}, not {json.dumps(now[key])}"
                 raise PecoError(
-                    f"{self.path}: holds results of another {key.replace('_', ' ')} ({before.get(key)}, now {now.get(key)}); "
-                    "choose another folder (-o) or remove it"
+                    f"{self.path}: holds results {'of another model' if key == 'model' else found}; choose another folder (-o) or "
+                    "remove it"
                 )
 
     def _read_done(self) -> set[str]:
@@ -116,7 +133,3 @@ class OutputFolder:
                 whole += len(line)
             file.truncate(whole)
         return done
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("\t", " ").replace("\n", " ")

@@ -51,7 +51,7 @@ def predict(
     found, unreadable = find(arguments, Path(output))
     if predictor.kind == "segmenter" or options.pictures:
         _require_distinct_files(found)
-    settings = {"model": fingerprint(model), "kind": predictor.kind, "pictures": options.pictures}
+    settings = {"kind": predictor.kind, "model": fingerprint(model), "pictures": options.pictures}
     folder = OutputFolder(output, {**settings, **_relevant(options, predictor.kind)}, RECORDS)
     left = [item for item in found if item.name not in folder.done]
     progress = Progress("predict", len(found), len(found) - len(left))
@@ -70,7 +70,7 @@ def predict(
     write_json(folder.path / CLASSES, list(predictor.classes))
     if predictor.kind == "detector":
         _write_coco(folder, predictor)
-    if table:
+    if table or (folder.path / TABLE).exists():  # one of an earlier run must not stay behind
         write_file(folder.path / TABLE, _table(folder, predictor.kind))
     print(f"{len(folder.done)} images: {folder.records}")
     folder.close(unreadable)
@@ -134,11 +134,11 @@ def _table(folder: OutputFolder, kind: str) -> str:
     rows.writerow(header[kind])
     for line in _lines(folder):
         rows.writerows(_rows(json.loads(line)))
-    return text.getvalue()
+    return printable(text.getvalue())
 
 
 def _rows(record: Mapping[str, Any]) -> Iterator[list[Any]]:
-    image = printable(record["image"])
+    image = record["image"]
     for rank, entry in enumerate(record.get("classes", ()), start=1):
         yield [image, rank, entry["class"], entry["score"]]
     for name, share in record.get("shares", {}).items():

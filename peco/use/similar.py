@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from PIL import Image
 from peco.core.errors import PecoError
 from peco.core.publishing import write_file
 from peco.use.embed import VECTORS, Embedder, read_names
-from peco.use.images import Found, Loaded, load, locate, printable
-from peco.use.output import SETTINGS
+from peco.use.images import Found, Loaded, load, locate, one_line, printable
+from peco.use.output import read_settings
 
 ROWS = 65536  # compared at a time
 SIDE = 192  # pixels of a picture on the page, at most
@@ -74,16 +73,16 @@ def similar(query: str, folder: str, *, model: str, count: int, page: str | None
     best = np.argsort(-scores_N, kind="stable")[: min(count, len(names) - (own is not None))].tolist()
     found = [(names[n], float(scores_N[n])) for n in best]
     for name, score in found:
-        print(f"{score:.4f}  {printable(name)}")
+        print(f"{score:.4f}  {one_line(name)}")
     if page is not None:
         write_file(Path(page), _page(query, found))
 
 
 def _embedded(query: str, root: Path, model: str) -> NDArray[np.float32]:
     """The embedding of an image that is not in the folder, by the same model."""
-    settings = json.loads((root / SETTINGS).read_text(encoding="utf-8"))
-    block = settings["block"] if settings["block"] != "pooled" else None
-    embedder = Embedder.open(model, None if block is None else str(block), patches=False)
+    settings = read_settings(root)
+    block = settings.get("block")
+    embedder = Embedder.open(model, None if block in (None, "pooled") else str(block), patches=False)
     if embedder.settings(model)["model"] != settings["model"]:
         raise PecoError(f"{model}: is not the model of the embeddings in {root}; name that one (-m)")
     if not Path(query).is_file():

@@ -18,6 +18,7 @@ from torch import Tensor
 from peco.core import artifacts
 from peco.core.errors import PecoError
 from peco.core.publishing import staging, write_json
+from peco.use.sized import load_sized
 
 
 def export(folder: str, target: Path, size: int | None, check: Callable[[float], None]) -> float:
@@ -32,30 +33,28 @@ def export(folder: str, target: Path, size: int | None, check: Callable[[float],
     Raises:
         PecoError: the model has no counterpart in `transformers`, or the package is missing, or as `check`.
     """
-    part = artifacts.describe(folder).get("peco", {})
-    kind = part.get("kind")
+    kind = artifacts.kind_of(folder)
     if kind not in ("backbone", "perceptual_net", "classifier"):
         raise PecoError(f"--to transformers: it has no counterpart of a {kind}; use --to onnx or --to torch-export")
     artifacts.section(folder, kind)  # an evaluation may have been skipped
+    if kind != "backbone" and size not in (None, artifacts.input_size(folder)):
+        raise PecoError("--size: a wrapped timm model has that of its folder; leave it out")
+    _require_replaceable(target)
     try:
         import transformers
     except ModuleNotFoundError:
         raise PecoError("--to transformers: needs the package transformers; pip install 'peco[export]'") from None
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    model: Any = artifacts.load_timm(folder, **({} if size is None else {"img_size": size}))
-    side = artifacts.input_size(folder) if size is None else size
+    loaded, side = load_sized(folder, size)
+    model: Any = loaded
     mean, std = (t.flatten().tolist() for t in artifacts.normalization(model))
-    if target.exists() and not (target / artifacts.CONFIG).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise PecoError(f"{target}: is no folder of a model and not empty; choose another one (-o)")
     with staging(target) as tmp:
         x_BCHW = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
         if kind == "backbone":
             _beit(transformers, model, side).save_pretrained(tmp)
             write_json(tmp / "preprocessor_config.json", _processor(side, mean, std))
         else:
-            if size not in (None, artifacts.input_size(folder)):
-                raise PecoError("--size: a wrapped timm model has that of its folder; leave it out")
             original = _auto(transformers, kind).from_pretrained(folder)
             original.save_pretrained(tmp)
         with torch.no_grad():
@@ -66,6 +65,14 @@ def export(folder: str, target: Path, size: int | None, check: Callable[[float],
                 difference = float((found.last_hidden_state - model.forward_features(x_BCHW)).abs().max())
         check(difference)
     return difference
+
+
+def _require_replaceable(target: Path) -> None:
+    """Refuse a place that holds anything but an earlier export; a model folder of a run is none."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        config = artifacts.describe(target) if (target / artifacts.CONFIG).is_file() else {}
+        if "transformers_version" not in config:
+            raise PecoError(f"{target}: is no export for transformers and not empty; choose another one (-o)")
 
 
 def _auto(transformers: Any, kind: str) -> Any:
