@@ -140,7 +140,7 @@ def test_a_file_that_grows_by_rows_is_the_file_of_all_rows(rows: np.ndarray, cut
 def test_the_nearest_images_by_cosine_are_printed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     vectors = embed().astype(np.float64)
     capsys.readouterr()
-    assert cli.main(["similar", NAMES[2], "out", "-n", "3", "-o", "page.html"]) == 0
+    assert cli.main(["similar", f"./{NAMES[2]}", "out", "-n", "3", "-o", "page.html"]) == 0
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit[2]
     best = [n for n in np.argsort(-cosine) if n != 2][:3]
@@ -165,6 +165,7 @@ def test_a_query_that_is_not_among_the_images_is_embedded(capsys: pytest.Capture
         ("similar none.png out", "none.png: neither a file nor an image of out"),
         ("similar query.png out -m artifacts/classifier", "artifacts/classifier: is not the model of the embeddings"),
         ("similar query.png photos", "photos: no folder of embeddings"),
+        ("similar query.png cut", "cut/embeddings.npy: can't be read"),
         ("embed photos -b 3", "--block: 3 is not allowed; expected from 1 to 2, or norm"),
         ("embed photos -o out -b 1", "out: holds results with block 2, not 1; choose another folder"),
         ("embed photos --parquet", "--parquet: needs a folder of results (-o)"),
@@ -177,6 +178,8 @@ def test_a_query_that_is_not_among_the_images_is_embedded(capsys: pytest.Capture
 def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], command: str, line: str) -> None:
     embed()
     shutil.copy(NAMES[4], "query.png")
+    shutil.copytree("out", "cut")
+    Path("cut/embeddings.npy").write_bytes(Path("out/embeddings.npy").read_bytes()[:100])
     capsys.readouterr()
     assert cli.main(command.split()) == 2
     err = capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -141,6 +142,26 @@ def test_the_commit_of_unpinned_weights_is_known(monkeypatch: pytest.MonkeyPatch
 
 def test_the_commit_of_weights_outside_the_hub_cache_is_unknown() -> None:
     assert hub_commit(timm.create_model("resnet18.a1_in1k")) is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "index"),
+    [
+        ("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn.relative_position_index"),
+        ("beit_base_patch16_224", "blocks.0.attn.relative_position_index"),
+        ("resnet18", None),
+    ],
+)
+def test_a_folder_of_the_hub_is_taken_as_timm_writes_it(tmp_path: Path, arch: str, index: str | None) -> None:
+    """Older versions of timm stored an index that newer ones compute."""
+    sizes: dict[str, Any] = {"beit_base_patch16_224": {"depth": 1, "embed_dim": 32, "num_heads": 2}}.get(arch, {})
+    source = timm.create_model(arch, num_classes=5, **sizes)
+    timm.models.save_for_hf(source, tmp_path, model_args=sizes, safe_serialization=True)
+    if index is not None:
+        weights = artifacts.load_tensors(tmp_path / artifacts.WEIGHTS)
+        safetensors.torch.save_file(weights | {index: torch.zeros(1)}, tmp_path / artifacts.WEIGHTS)
+    first = next(iter(by_path(tmp_path, "unused", 224).parameters()))
+    assert torch.equal(first, next(iter(source.parameters())))
 
 
 def test_a_folder_brings_its_own_architecture_and_statistics(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def existing(run: StageRun) -> tuple[nn.Module, str, str | None]:
     if cfg.source == "path":
         path = Path(cfg.path)
         net = timm_nets.by_path(path, cfg.timm.model, size)
-        known = artifacts.describe(path).get("peco", {}) if path.is_dir() else {}
+        known = artifacts.own_part(path) if path.is_dir() else {}
         return net, known.get("source", cast(Any, net).pretrained_cfg["architecture"]), None
     net = timm_nets.by_name(cfg.timm, size)
     commit = timm_nets.hub_commit(net) if cfg.timm.pretrained else None
@@ -183,8 +183,8 @@ def existing_args(net: nn.Module) -> dict[str, Any]:
 def origin(net: nn.Module, cfg: config.PerceptualNet) -> Mapping[str, str]:
     """Licence of an existing network's weights and the labels that they have seen, as far as they are known."""
     if cfg.source == "path" and (path := Path(cfg.path)).is_dir():
-        known = artifacts.describe(path).get("peco", {})
-        if "licence" in known:
+        known = artifacts.own_part(path)
+        if {"licence", "labels"} <= known.keys():
             return {key: known[key] for key in ("licence", "labels")}
     from_hub = cfg.source == "timm" and cfg.timm.pretrained
     return model_card.weights_origin(cast(Any, net).pretrained_cfg, from_hub=from_hub)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peco.core.errors import PecoError
+from peco.core.parsing import NPY_ERRORS, reason
 
 
 class NpyRows:
@@ -35,8 +36,8 @@ class NpyRows:
             self._file = path.open("r+b")
             np.lib.format.read_magic(self._file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(self._file)
-        except (OSError, ValueError) as error:
-            raise PecoError(f"{path}: can't be read ({error}); remove the folder and run again") from None
+        except NPY_ERRORS as error:
+            raise PecoError(f"{path}: can't be read ({reason(error)}); remove the folder and run again") from None
         self._shape = shape[1:]
         end = self._file.tell() + rows * int(np.prod(self._shape)) * dtype.itemsize
         if self._file.seek(0, io.SEEK_END) < end:

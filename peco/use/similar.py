@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from peco.core.errors import PecoError
+from peco.core.parsing import NPY_ERRORS, reason
 from peco.core.publishing import write_file
 from peco.use.embed import VECTORS, Embedder, read_names
 from peco.use.images import Found, Loaded, load, locate, one_line, printable
@@ -60,11 +61,17 @@ def similar(query: str, folder: str, *, model: str, count: int, page: str | None
     """
     root = Path(folder)
     names = read_names(root)
-    vectors_ND = np.load(root / VECTORS, mmap_mode="r")
+    try:
+        vectors_ND = np.lib.format.open_memmap(root / VECTORS, mode="r")
+    except NPY_ERRORS as error:
+        raise PecoError(
+            f"{root / VECTORS}: can't be read ({reason(error)}); remove the folder and embed again"
+        ) from None
     if len(vectors_ND) != len(names):
         raise PecoError(f"{folder}: is not finished; run the same `peco embed` again")
     if vectors_ND.ndim != 2:
         raise PecoError(f"{folder}: holds embeddings of patches; make some of whole images (without --patches)")
+    query = str(Path(query))  # as `find` writes names, without `./`
     own = names.index(query) if query in names else None
     query_D = vectors_ND[own] if own is not None else _embedded(query, root, model)
     scores_N = _cosine(vectors_ND, np.asarray(query_D))
