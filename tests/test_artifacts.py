@@ -171,6 +171,17 @@ def test_images_that_are_not_normalized_are_warned_of_once(folder: Path) -> None
         peco.load_backbone(folder).forward_features(torch.full((1, 3, 32, 32), 255.0))
 
 
+@pytest.mark.parametrize("arch", ["resnet18", "test_convnext"])
+def test_features_of_any_timm_network_are_those_of_plain_timm(tmp_path: Path, arch: str) -> None:
+    """Cut for features, a ConvNeXt has other names for its layers."""
+    source = timm.create_model(arch, num_classes=0)
+    artifacts.save_timm(tmp_path / "net", source, arch=arch, model_args={}, mean=[0.5] * 3, std=[0.5] * 3)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True, features_only=True).eval()
+    x = torch.rand(1, 3, 64, 64) - 0.5
+    for found, expected in zip(peco.load_backbone(tmp_path / "net", features_only=True)(x), plain(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_normalized_images_dark_ones_too_are_not_warned_of(folder: Path) -> None:
     noise, dark = torch.randn(1, 3, 32, 32).clamp(-1, 1), torch.full((1, 3, 32, 32), -0.9)
     for images in (noise, dark, 1.2 * noise):  # resampling overshoots

@@ -296,8 +296,8 @@ def test_a_changed_schedule_after_a_result_is_named_with_what_starts_from_it(
     assert note(CFG) is None
     longer = change(CFG, "pretrain.optim", epochs=4.0)
     assert note(longer) == (
-        "pretrain: pretrain.optim.epochs in params.yaml (1.0 -> 4.0), so it starts at step 0; pretrain.init starts it from weights "
-        "such as its last result (docs/experiments.md)"
+        "pretrain: pretrain.optim.epochs in params.yaml (1.0 -> 4.0), so its last result is not used; pretrain.init "
+        "starts it from weights such as its last result (docs/experiments.md)"
     )
     assert note(change(longer, "pretrain", layer_scale=0.2)) is None  # another training
     assert note(longer, "tokenizer") is None and note(longer, "evaluate@knn") is None

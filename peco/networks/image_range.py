@@ -39,7 +39,9 @@ def warn_of_unnormalized(model: nn.Module) -> None:
     """
     cfg: Any = model.pretrained_cfg
     network = getattr(model, "model", model)
-    network.get_submodule(cfg["first_conv"]).register_forward_pre_hook(_FirstBatch(cfg["mean"], cfg["std"]))
+    first = dict(network.named_modules()).get(str(cfg.get("first_conv")))
+    if first is not None:  # a network that is cut for features may have renamed it
+        first.register_forward_pre_hook(_FirstBatch(cfg["mean"], cfg["std"]))
 
 
 class _FirstBatch:

@@ -54,6 +54,6 @@ def note_on_schedule(stage: Stage) -> str | None:
     if not before or not changes or not all(change.startswith(f"{stage.name}.optim.") for change in changes):
         return None
     return (
-        f"{stage.name}: {', '.join(changes)}, so it starts at step 0; {start} starts it from weights such as its last result "
-        "(docs/experiments.md)"
+        f"{stage.name}: {', '.join(changes)}, so its last result is not used; {start} starts it from weights such as its last "
+        "result (docs/experiments.md)"
     )
