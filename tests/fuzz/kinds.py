@@ -61,6 +61,16 @@ KINDS = {
     "tokens": Kind(results.tokens, (targets.read_tokens,), (targets.pretrain_stage,), "artifacts/tokens/"),
     "tokenizer": Kind(results.tokenizer, (targets.read_tokenizer,), _TOKENIZER_COMMANDS, "artifacts/tokenizer/", 5),
     "backbone": Kind(results.backbone, (targets.read_backbone,), _BACKBONE_COMMANDS, "artifacts/backbone/", 5),
+    **{
+        kind: Kind(
+            getattr(results, kind),
+            (targets.predict(kind),),
+            (targets.predict_command(kind), targets.info(kind)),
+            f"artifacts/{kind}/",
+            2,
+        )
+        for kind in ("classifier", "segmenter", "detector")
+    },
     "checkpoint": Kind(results.checkpoint, (targets.convert,), (targets.convert_command,), share=3),
     "converted": Kind(results.converted, (targets.build_converted,), (targets.perceptual_net_stage,), share=2),
 }

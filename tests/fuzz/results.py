@@ -12,6 +12,8 @@ from random import Random
 
 import numpy as np
 
+from peco.core import config
+
 from .files import Files
 from .inputs import SET, SIDE, picture, smoke, split_folders
 
@@ -20,7 +22,7 @@ CONVERTED_MODEL = "test_vit"
 
 @cache
 def results() -> Files:
-    """Shards, tokens, tokenizer and backbone of the smallest size, with random weights."""
+    """Shards, tokens and models of the smallest size, with random weights."""
     import torch
 
     from peco.data import views
@@ -56,7 +58,26 @@ def results() -> Files:
         backbone, arch, args = build_backbone(cfg.pretrain.vit, 32, 0.1, 0.0)
         model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
         mim_storage.save(folder / "backbone", model, target="tokens", arch=arch, model_args=args)
+        _save_evaluations(folder, cfg.evaluate)
         return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _save_evaluations(folder: Path, cfg: config.Evaluate) -> None:
+    """The models of the evaluations, on the backbone."""
+    from peco.evaluate.detection import model as detection
+    from peco.evaluate.detection import storage as detectors
+    from peco.evaluate.finetune import model as finetune
+    from peco.evaluate.finetune import storage as classifiers
+    from peco.evaluate.segmentation import model as segmentation
+    from peco.evaluate.segmentation import storage as segmenters
+
+    backbone, classes = folder / "backbone", ("a", "b")
+    classifier = finetune.build_classifier(backbone, 2, cfg.finetune, pretrained=True, seed=0)
+    classifiers.save(folder / "classifier", classifier, backbone, classes)
+    segmenter = segmentation.build_segmenter(backbone, 2, cfg.segmentation, pretrained=True, seed=0)
+    segmenters.save(folder / "segmenter", segmenter, backbone, classes, cfg.segmentation)
+    detector = detection.build_detector(backbone, 2, cfg.detection, masks=True, pretrained=True, seed=0)
+    detectors.save(folder / "detector", detector, backbone, classes, cfg.detection, masks=True)
 
 
 def _results(*names: str) -> Callable[[Random], Files]:
@@ -69,6 +90,7 @@ def _results(*names: str) -> Callable[[Random], Files]:
 
 shards, tokens = _results("shards", "tokenizer"), _results("shards", "tokens", "tokenizer")
 tokenizer, backbone = _results("tokenizer"), _results("shards", "backbone")
+classifier, segmenter, detector = (_results(kind) for kind in ("classifier", "segmenter", "detector"))
 
 
 def checkpoint(rng: Random) -> Files:

@@ -218,6 +218,19 @@ def peco(command: str, model: str, *options: str) -> Command:
     return lambda rng: _command("peco.cli", command, "-m", f"artifacts/{model}", *options, "data/photo.png")
 
 
+def predict(model: str) -> Function:
+    from peco.use import predict
+    from peco.use.models import Options
+
+    return lambda rng: predict.predict(
+        f"artifacts/{model}", ["data/photo.png"], "out", options=Options(pictures=True), table=True
+    )
+
+
+def predict_command(model: str) -> Command:
+    return lambda rng: _command("peco.cli", "predict", f"artifacts/{model}", "data/photo.png", "-o", "out", "--csv")
+
+
 def info(model: str) -> Command:
     return lambda rng: _command("peco.cli", "info", f"artifacts/{model}")
 
