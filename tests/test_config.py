@@ -24,9 +24,14 @@ from pipelines.workflow.compose import PRESETS, compose_params, render
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module")
+def composed() -> dict[str, Any]:
+    return compose_params("tiny", [])
+
+
 @pytest.fixture
-def raw() -> dict[str, Any]:
-    return copy.deepcopy(compose_params("tiny", []))
+def raw(composed: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(composed)
 
 
 def put(raw: dict[str, Any], key: str, value: object) -> None:
