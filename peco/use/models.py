@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 DIGITS = 6  # of scores
-PICTURE_SIDE = 480  # pixels, at most
+# Pixels along the longer side; smaller images are enlarged by whole factors, larger ones reduced, as in detection's pictures.
+MIN_SIDE, MAX_SIDE = 256, 480
 OVERLAY = 0.5  # opacity of a mask over its image
 DRAWN_SCORE = 0.5  # detections from this score on are drawn
 FONT_SIZE = 14
@@ -118,7 +119,7 @@ class Classifier:
 
     def prepare(self, image: Image.Image) -> tuple[NDArray[np.uint8], Image.Image | None]:
         pixels = views.apply(image, views.center(image.width, image.height), self._size)
-        return pixels, image.resize(_shown(image.size)) if self._pictures else None
+        return pixels, _resized(image) if self._pictures else None
 
     @torch.no_grad()
     def predict(self, prepared: Sequence[tuple[NDArray[np.uint8], Image.Image | None]]) -> list[Prediction]:
@@ -170,8 +171,9 @@ class Segmenter:
 
         picture = None
         if self._pictures:
-            colors = Image.fromarray(self._colorize(mask_HW)).resize(_shown(image.size), Image.Resampling.NEAREST)
-            picture = Image.blend(image.resize(_shown(image.size)), colors, OVERLAY)
+            shown = _resized(image)
+            colors = Image.fromarray(self._colorize(mask_HW)).resize(shown.size, Image.Resampling.NEAREST)
+            picture = Image.blend(shown, colors, OVERLAY)
         return Prediction({"shares": shares}, picture, mask_HW)
 
 
@@ -224,20 +226,21 @@ _PREDICTORS: Mapping[str, Callable[[str | Path, Options], Predictor]] = {
 }
 
 
-def _shown(size: tuple[int, int]) -> tuple[int, int]:
-    """Size of a picture of an image of this size."""
-    factor = min(1.0, PICTURE_SIDE / max(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+def _resized(image: Image.Image) -> Image.Image:
+    """The image at the size of a picture."""
+    longer = max(image.size)
+    factor = MIN_SIDE // longer if longer < MIN_SIDE else min(1.0, MAX_SIDE / longer)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    return image.resize(size, Image.Resampling.NEAREST if factor > 1 else Image.Resampling.BICUBIC)
 
 
 def _captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The image with some lines of text below it."""
+    """A picture with some lines of text below it."""
     font = ImageFont.load_default(FONT_SIZE)
-    width, height = _shown(image.size)
-    wide = max(width, 160)
-    canvas = Image.new("RGB", (wide, height + (FONT_SIZE + 4) * len(lines) + 4), "white")
-    canvas.paste(image.resize((width, height)), ((wide - width) // 2, 0))
+    wide = max(image.width, 160)
+    canvas = Image.new("RGB", (wide, image.height + (FONT_SIZE + 4) * len(lines) + 4), "white")
+    canvas.paste(image, ((wide - image.width) // 2, 0))
     pen = ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
-        pen.text((4, height + 2 + (FONT_SIZE + 4) * number), line, fill="black", font=font)
+        pen.text((4, image.height + 2 + (FONT_SIZE + 4) * number), line, fill="black", font=font)
     return canvas
