@@ -64,7 +64,7 @@ def prepare(folder: Path, *overrides: str, steps: int = 12) -> Path:
     os.chdir(folder)
     try:
         perceptual_net.publish(
-            net, perceptual_net.vit_args(cfg.perceptual_net.vit, cfg.loader.image_size, "avg"), "none"
+            net, perceptual_net.vit_args(cfg.perceptual_net.vit, cfg.loader.image_size, "avg"), "none", {}
         )
     finally:
         os.chdir(here)

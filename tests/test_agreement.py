@@ -291,7 +291,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     vit = CFG.perceptual_net.vit
     net = perceptual_net.build_vit(vit, SIZE, "avg")
-    perceptual_net.publish(net, perceptual_net.vit_args(vit, SIZE, "avg"), "none")
+    perceptual_net.publish(net, perceptual_net.vit_args(vit, SIZE, "avg"), "none", {})
     return tmp_path
 
 

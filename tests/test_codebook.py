@@ -293,7 +293,7 @@ def run_in(root: Path, monkeypatch: pytest.MonkeyPatch, cfg: config.Config = CFG
         torch.manual_seed(0)
         net, size = CFG.perceptual_net, CFG.loader.image_size
         perceptual_net.publish(
-            perceptual_net.build_vit(net.vit, size, "avg"), perceptual_net.vit_args(net.vit, size, "avg"), "none"
+            perceptual_net.build_vit(net.vit, size, "avg"), perceptual_net.vit_args(net.vit, size, "avg"), "none", {}
         )
     run = StageRun("evaluate@codebook", schema.restrict(cfg, evaluate_codebook.PARAMS))
     evaluate_codebook.main(run)
