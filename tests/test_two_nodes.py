@@ -101,7 +101,9 @@ def test_a_rank_that_fails_ends_the_job_with_its_error_alone(prepared: Path) -> 
     shard.write_bytes(data)
     status, out, err = launch(folder, **TWO_PROCESSES)
     assert status == 2
-    assert re.fullmatch(r"error: tokenizer: \S+/train-00000\.tar: sample \S+: not an image of a known format; .*\n", err)
+    assert re.fullmatch(
+        r"error: tokenizer: \S+/train-00000\.tar: sample \S+: not an image of a known format; .*\n", err
+    )
     assert "Traceback" not in out
     assert processes(folder) == []
     assert not (folder / "artifacts/tokenizer").exists()
