@@ -52,7 +52,7 @@ class Checkout:
             "DVC_SITE_CACHE_DIR": str(path.with_name(path.name + "-site")),
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
         }  # fmt: skip
-        for key in ("PECO_WORK", "PECO_THREADS", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
+        for key in ("PECO_WORK", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
             self.env.pop(key, None)
         self.run("git", "init", "-q", "-b", "main")
         self.python("pipelines.params", "--preset", "smoke")
