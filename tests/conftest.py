@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from kfp_project import Project
     from kubernetes_api import KubernetesApi
 
+pytest.register_assert_rewrite("layout_cases")  # its failures show both values
+
 # Threads that wait must not spin: two tests that train at the same time would take several times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 os.environ["DVC_NO_ANALYTICS"] = "1"  # no test uses the network; repositories made here have DVC's defaults
