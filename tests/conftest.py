@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from kfp_project import Project
     from kubernetes_api import KubernetesApi
 
-pytest.register_assert_rewrite("layout_cases", "webdataset_cases")  # failures there show both values
+pytest.register_assert_rewrite(
+    "annotated_folders", "layout_cases", "webdataset_cases"
+)  # failures there show both values
 
 # Threads that wait must not spin: two tests that train at the same time would take several times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
