@@ -45,13 +45,14 @@ def kill_repeatedly(project: Project, stage: str, kills: Sequence[Kill], say: Ca
     waiting, late = deque(kills), list[Kill]()
     while waiting and not outcome.faults:
         project.prepare(stage)
-        fresh = True
-        finished = False
+        fresh, finished, recorded = True, False, False
         while not finished and not outcome.faults:
             stops, kill = next_run(waiting)
-            command = kill.command if kill else "repro"
+            # Once DVC may have the result in its run-cache, it alone may start the stage, as it does for users.
+            command = kill.command if kill and not recorded else "repro"
             ended, delivered = one_run(project, stage, command, stops, kill)
             outcome.kills += [(each.moment.name, each.signal, each.target) for each in delivered]
+            recorded = recorded or any(each.moment.name == "record" for each in delivered)
             finished = ended.status == 0 and command == "repro"
             if kill is not None and kill in delivered:
                 outcome.resumed += not finished
