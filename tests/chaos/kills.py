@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import psutil
+
 from .moments import Kill, Moment
 from .project import Ended, Project
 
@@ -145,6 +147,8 @@ def deliver(project: Project, kill: Kill, process: subprocess.Popen[bytes]) -> b
     frozen = None
     with contextlib.suppress(OSError):
         frozen = int(json.loads((project.control / "frozen").read_text())["pid"])
+    if frozen is not None:
+        wait_until_stopped(frozen)
     number = signal.Signals[kill.signal]
     if kill.target == "all":
         targets = [p.pid for p in project.processes()]
@@ -162,6 +166,13 @@ def deliver(project: Project, kill: Kill, process: subprocess.Popen[bytes]) -> b
     if frozen is not None:
         send(frozen, signal.SIGCONT)
     return any(sent)
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait for the stop of a process that has announced it: SIGCONT before it would have no effect."""
+    with contextlib.suppress(psutil.Error):
+        while psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(POLL_SECONDS)
 
 
 def send(target: int, number: int) -> bool:
