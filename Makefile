@@ -44,7 +44,7 @@ ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME:
 test: setup ## run all tests
 	@python -m pytest -n 2 --durations=20
 
-test-extended: setup ## run the tests of the wheel, with Prometheus and with mutated inputs; as root, install Prometheus if it is missing
+test-extended: setup ## run the tests of the wheel, with Prometheus, mutated inputs, kills and full disks; as root, install Prometheus if it is missing
 	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
 	@python -m pytest tests/extended
 

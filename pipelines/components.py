@@ -17,6 +17,14 @@ from peco.core.stage_name import StageName
 IMAGE = "peco"
 # User and group in the image (k8s/Dockerfile), who own the files on the shared volume.
 USER = 10001
+# What the pod security standard `restricted` demands of a pod.
+POD_SECURITY: dict[str, object] = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 PORT = 29500
 
 
@@ -89,6 +97,4 @@ def _pod(image: str, folder: str) -> dict[str, object]:
         "workingDir": folder,
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
     }
-    security: dict[str, object] = {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER}
-    security["seccompProfile"] = {"type": "RuntimeDefault"}
-    return {"spec": {"securityContext": security, JOIN("containers", on="image"): [container]}}
+    return {"spec": {"securityContext": dict(POD_SECURITY), JOIN("containers", on="image"): [container]}}

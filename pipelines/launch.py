@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the job, or after its end
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Nothing reads the output any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -158,7 +158,7 @@ def _run_pipeline(graph: Graph, screen: _Screen, remote: str, parameters: Parame
     try:
         with LOG.open("w", encoding="utf-8") as screen.log, contextlib.redirect_stdout(screen):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs))
-            build(graph, target)(**parameters.as_dict())
+            build(graph, target)(**dataclasses.asdict(parameters))
     except RuntimeError as error:  # a step failed and has printed why, unless kfp itself failed
         if not screen.shown:
             raise PecoError(f"kfp's local runner failed: {error}; its log is in {LOG}") from None

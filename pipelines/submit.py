@@ -184,7 +184,7 @@ def _unknown(error: PecoError) -> PecoError:
 
 def arguments_of(planned: PlannedRun) -> dict[str, Any]:
     """The parameters of the pipeline."""
-    return {**planned.parameters.as_dict(), "experiment": planned.name}
+    return {**dataclasses.asdict(planned.parameters), "experiment": planned.name}
 
 
 def steps(pipeline: str) -> dict[str, Step]:

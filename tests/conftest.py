@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from kfp_project import Project
     from kubernetes_api import KubernetesApi
 
-# Threads that wait must not spin: two tests that train at the same time would take several times as long.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+pytest.register_assert_rewrite(
+    "annotated_folders", "layout_cases", "webdataset_cases"
+)  # failures there show both values
+
+# `make test` runs as many tests at a time as there are cores. Threads beyond that wait for each other most of the time.
+os.environ |= {"OMP_NUM_THREADS": "1", "PECO_THREADS": "1", "GOMP_SPINCOUNT": "10000"}
 os.environ["DVC_NO_ANALYTICS"] = "1"  # no test uses the network; repositories made here have DVC's defaults
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from image_sets import encoded
+from numpy.typing import NDArray
 from PIL import Image
 
 from peco.core.params import parse_params
@@ -30,23 +31,37 @@ COUNTS = {"train": 48, "val": 16}
 BATCH = 16
 
 
-class Gradients:
-    """Images of two classes: colours that run across or down, noise over them."""
+class Drawn:
+    """Source of images that a function draws, of two classes in turn.
 
-    classes = ("across", "down")
+    Args:
+        classes: their names.
+        counts: number of images of each split.
+        draw: pixels, (H, W, 3), from a random generator and the class.
+    """
+
     total: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        classes: tuple[str, str],
+        counts: Mapping[str, int],
+        draw: Callable[[np.random.Generator, int], NDArray[np.uint8]],
+    ) -> None:
+        self.classes, self.counts, self.draw = classes, counts, draw
         self.ignored, self.notes = Ignored(), list[str]()
 
     def samples(self) -> Iterator[RawSample]:
-        for number, (split, count) in enumerate(COUNTS.items()):
+        for number, (split, count) in enumerate(self.counts.items()):
             for i in range(count):
-                rng = np.random.default_rng([number, i])
-                ramp = np.linspace(0, 1, 40)[:, None, None] * rng.uniform(50, 200, 3) + rng.uniform(0, 40, (40, 40, 3))
-                out = io.BytesIO()
-                Image.fromarray((ramp.swapaxes(0, 1) if i % 2 else ramp).astype(np.uint8)).save(out, "PNG")
-                yield RawSample(split, f"{split}/{i}.png", out.getvalue(), i % 2)
+                pixels = self.draw(np.random.default_rng([number, i]), i % 2)
+                yield RawSample(split, f"{split}/{i}.png", encoded(Image.fromarray(pixels)), i % 2)
+
+
+def gradient(rng: np.random.Generator, label: int) -> NDArray[np.uint8]:
+    """Colours that run across or down, noise over them."""
+    ramp = np.linspace(0, 1, 40)[:, None, None] * rng.uniform(50, 200, 3) + rng.uniform(0, 40, (40, 40, 3))
+    return (ramp.swapaxes(0, 1) if label else ramp).astype(np.uint8)
 
 
 def prepare(folder: Path, *overrides: str, steps: int = 12) -> Path:
@@ -57,7 +72,9 @@ def prepare(folder: Path, *overrides: str, steps: int = 12) -> Path:
     write(values, folder / "params.yaml")
     shutil.copy(ROOT / "dvc.yaml", folder)
     dataset = dataclasses.replace(cfg.dataset, samples_per_shard=20)
-    write_shards(Gradients(), folder / paths.SHARDS, dataset, work=folder / "work", workers=1)
+    write_shards(
+        Drawn(("across", "down"), COUNTS, gradient), folder / paths.SHARDS, dataset, work=folder / "work", workers=1
+    )
     torch.manual_seed(0)
     net = perceptual_net.build_vit(cfg.perceptual_net.vit, cfg.loader.image_size, "avg")
     here = Path.cwd()

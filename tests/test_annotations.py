@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from annotated_folders import HEIGHT, WIDTH, coco, coco_of_few_points, masks
 from PIL import Image
-from test_annotation_kinds import HEIGHT, WIDTH, coco, coco_of_few_points, masks
 
 from peco.core import schema
 from peco.core.errors import PecoError

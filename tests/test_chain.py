@@ -30,6 +30,7 @@ STAGES = {
 TRAINED = {
     "perceptual_net", "tokenizer", "pretrain", "evaluate@finetune", "evaluate@segmentation", "evaluate@detection",
 }  # fmt: skip
+STOPPED = {"shards", "tokenizer", "tokens", "pretrain", "evaluate@linear", "evaluate@detection"}
 
 
 class Checkout:
@@ -54,7 +55,7 @@ class Checkout:
             "DVC_SITE_CACHE_DIR": str(path.with_name(path.name + "-site")),
             "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
         }  # fmt: skip
-        for key in ("PECO_WORK", "PECO_THREADS", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
+        for key in ("PECO_WORK", "OMP_NUM_THREADS", "PYTHONDONTWRITEBYTECODE"):
             self.env.pop(key, None)
         self.run("git", "init", "-q", "-b", "main")
         self.python("pipelines.params", "--preset", "smoke")
@@ -238,15 +239,15 @@ def test_a_training_that_was_finished_and_not_recorded_is_not_repeated(finished:
     assert {file.name: file.read_bytes() for file in backbone.iterdir()} == first
 
 
-def test_ctrl_c_in_each_stage_loses_nothing(finished: Checkout, tmp_path: Path) -> None:
-    """After a stop in every stage (in a training after a checkpoint), `make repro` ends in the same results.
+def test_ctrl_c_in_stages_of_all_kinds_loses_nothing(finished: Checkout, tmp_path: Path) -> None:
+    """After stops in stages of each kind (in a training after a checkpoint), `make repro` ends in the same results.
 
-    A short stage may end before the signal reaches it; that is a stop between stages.
+    A short stage may end before the signal reaches it; that is a stop between stages. `make chaos` stops every stage.
     """
     checkout = Checkout(tmp_path)
     work = tmp_path / ".work"
     interrupted = 0
-    for number, stage in enumerate(finished.ran()[: len(STAGES)]):
+    for number, stage in enumerate(stage for stage in finished.ran()[: len(STAGES)] if stage in STOPPED):
         if stage in checkout.ran():
             continue
         role = stage.replace("@", "_")
@@ -262,7 +263,7 @@ def test_ctrl_c_in_each_stage_loses_nothing(finished: Checkout, tmp_path: Path) 
         process.wait(timeout=90)
         interrupted += stage not in checkout.ran()
         assert not _stages_alive(tmp_path)
-    assert interrupted >= 5
+    assert interrupted >= 4
     checkout.python("pipelines.repro")
     assert set(checkout.ran()) == STAGES
     assert not list(work.glob("*/finished"))

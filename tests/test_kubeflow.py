@@ -133,7 +133,7 @@ ID = {"runtimeValue": {"constant": "{{$.pipeline_job_uuid}}"}}
 def test_only_stages_that_depend_on_no_other_receive_the_parameters_of_the_run(compiled: Compiled, name: str) -> None:
     inputs = compiled.inputs(name)
     if name in ROOTS:
-        assert set(inputs) == {"run", "stage", *DEFAULTS.as_dict()} and inputs["run"] == ID
+        assert set(inputs) == {"run", "stage", *dataclasses.asdict(DEFAULTS)} and inputs["run"] == ID
     else:
         assert inputs == ({"run": ID} if name == compiler.COLLECT else {})
 
@@ -224,7 +224,7 @@ def test_the_environment_of_the_steps_is_what_differs_from_the_defaults_of_a_pod
 
 def test_the_parameters_of_the_pipeline_are_readable_and_have_the_defaults_of_the_caller(compiled: Compiled) -> None:
     inputs = compiled.ir["root"]["inputDefinitions"]["parameters"]
-    assert {name: each["defaultValue"] for name, each in inputs.items()} == DEFAULTS.as_dict()
+    assert {name: each["defaultValue"] for name, each in inputs.items()} == dataclasses.asdict(DEFAULTS)
 
 
 def test_on_this_machine_a_pipeline_has_no_settings_of_kubernetes(tmp_path: Path) -> None:

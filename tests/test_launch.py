@@ -93,6 +93,8 @@ def start(folder: Path, stage: str = "tokenizer", **env: str) -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # Ctrl-C works as in a terminal, even if the tests run in the background, where it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -300,6 +302,20 @@ def test_a_stop_lets_the_stage_save_its_work(repo: Callable[..., Path], number: 
     assert err.count("\n") == 1
     assert "tokenizer: stopping" in err
     assert children_in(folder) == []
+
+
+def test_a_stop_after_the_end_of_the_stage_is_no_traceback(repo: Callable[..., Path]) -> None:
+    """DVC doesn't record the result then, and stops, too."""
+    folder = repo("print('done')")
+    (folder / ".work").mkdir(exist_ok=True)
+    os.mkfifo(folder / ".work/times.jsonl")  # the launcher waits there for a reader
+    process = start(folder)
+    assert process.stdout is not None
+    while not re.match(r"tokenizer: [\d.]+ s$", process.stdout.readline()):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (128 + signal.SIGINT, "")
 
 
 def test_a_stop_that_arrives_twice_at_once_is_one(repo: Callable[..., Path]) -> None:

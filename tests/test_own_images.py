@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_sets import dataset, encoded
 from PIL import Image
 
-from peco.core.config import Dataset, Scenes
 from peco.core.errors import PecoError
 from peco.data import images
 from peco.data.shards import open_shards
@@ -32,33 +32,8 @@ from peco.sources.open import open_source
 from peco.sources.shard_writer import write_shards
 
 
-def dataset(path: Path, **values: object) -> Dataset:
-    defaults: dict[str, Any] = {
-        "scenes": Scenes(12, 4, 32),
-        "resize": None,
-        "samples_per_shard": 10,
-        "val_fraction": 0.25,
-        "max_rejected": 0.0,
-        "max_ignored": 0.0,
-        "max_pixels": 89_478_485,
-        "range_16bit": (0, 65535),
-        "labels": "auto",
-        "label_field": None,
-        "image_field": None,
-        "class_numbers": "auto",
-        "seed": 0,
-    }
-    return Dataset(source="images", path=str(path), **(defaults | values))
-
-
 def noise(seed: int, height: int = 16, width: int = 24) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 PNG = encoded(noise(0))
@@ -73,7 +48,7 @@ def put(root: Path, *names: str, data: bytes = PNG) -> Path:
 
 def packed(path: Path, root: Path, **values: object) -> tuple[dict[str, Any], Path]:
     """The index of the shards of a source, and their folder."""
-    settings = dataset(root, **values)
+    settings = dataset("images", root, **values)
     source = open_source(settings, path / "work")
     return write_shards(source, path / "shards", settings, work=path / "work"), path / "shards"
 
@@ -111,14 +86,14 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     root = put(tmp_path / "in", "a/1.png")
     os.symlink("../store", root / "b")
     assert "in/b: a link to" in refusal(detect_source, root)
-    assert "put copies in its place" in refusal(open_source, dataset(root), tmp_path)
+    assert "put copies in its place" in refusal(open_source, dataset("images", root), tmp_path)
 
 
 def test_links_to_missing_images_count_and_circles_are_reported(tmp_path: Path) -> None:
     root = put(tmp_path / "in", *(f"{c}/{i}.png" for c in "ab" for i in range(4)))
     os.symlink("nowhere.png", root / "a/9.png")
     os.symlink("..", root / "a/up")
-    assert "1 of 9 images have no place in its layout" in refusal(open_source, dataset(root), tmp_path)
+    assert "1 of 9 images have no place in its layout" in refusal(open_source, dataset("images", root), tmp_path)
     index, _ = packed(tmp_path, root, max_ignored=0.2)
     assert counts(index) == {"train": 6, "val": 2}
     assert index["ignored"] == {
@@ -207,12 +182,12 @@ def test_utf8_names_of_a_zip_without_its_flag(tmp_path: Path) -> None:
         for i in range(8):
             archive.writestr(f"{'ab'[i % 2]}AA/{i}.png", PNG)
     path.write_bytes(path.read_bytes().replace(b"aAA/", "äA/".encode()))
-    assert open_source(dataset(path), tmp_path).classes == ("bAA", "äA")
+    assert open_source(dataset("images", path), tmp_path).classes == ("bAA", "äA")
 
 
 def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
     root = put(tmp_path / "in", "train/caf\u00e9/1.png", "train/b/1.png", "val/cafe\u0301/2.png")
-    assert open_source(dataset(root), tmp_path).classes == ("b", "caf\u00e9")
+    assert open_source(dataset("images", root), tmp_path).classes == ("b", "caf\u00e9")
 
 
 # --- formats
@@ -252,7 +227,7 @@ def test_formats_of_phones_and_cameras_are_stored_as_webdataset_reads_them(endin
 def test_heic_without_its_extra_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imagefolder, "READS_HEIF", False)
     root = put(tmp_path / "in", "1.jpg", "IMG_1.HEIC")
-    text = refusal(open_source, dataset(root), tmp_path)
+    text = refusal(open_source, dataset("images", root), tmp_path)
     assert text == (
         f"{root}: 1 HEIC images (IMG_1.HEIC) need the extra `heif`: `pip install pillow-heif`, or convert them to JPEG"
     )
@@ -355,7 +330,7 @@ def test_the_summary_reports_all_that_is_left_out(tmp_path: Path) -> None:
 
 def test_too_many_ignored_images_are_refused(tmp_path: Path) -> None:
     root = put(tmp_path / "in", *(f"train/{c}/{i}.png" for c in "ab" for i in range(4)), "extra/1.png", "extra/2.png")
-    assert refusal(open_source, dataset(root, max_ignored=0.1), tmp_path) == (
+    assert refusal(open_source, dataset("images", root, max_ignored=0.1), tmp_path) == (
         f"{root}: 2 of 10 images have no place in its layout, more than dataset.max_ignored allows (0.1): 2 outside the splits: "
         "extra/1.png, extra/2.png; move or remove them, or raise dataset.max_ignored"
     )
@@ -471,9 +446,9 @@ def test_parquet_of_hugging_face_is_read_with_its_class_names(tmp_path: Path) ->
 def test_parquet_without_images_or_pyarrow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"text": ["a"]}), path)
-    assert "no column of images; there are text" in refusal(open_source, dataset(path), tmp_path)
+    assert "no column of images; there are text" in refusal(open_source, dataset("images", path), tmp_path)
     path.write_bytes(b"PAR1 damaged")
-    assert "can't be read as parquet" in refusal(open_source, dataset(path), tmp_path)
+    assert "can't be read as parquet" in refusal(open_source, dataset("images", path), tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "needs the extra `parquet`; `pip install pyarrow`" in refusal(open_source, dataset(path), tmp_path)
+    assert "needs the extra `parquet`; `pip install pyarrow`" in refusal(open_source, dataset("images", path), tmp_path)

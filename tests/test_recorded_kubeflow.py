@@ -6,6 +6,7 @@ PECO_TEST_KFP names a folder of answers of Kubeflow Pipelines 2.17.0 and Argo Wo
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def test_the_computed_size_is_that_of_a_recorded_run(recorded: Path) -> None:
 def test_the_record_of_a_whole_run_stays_readable_for_kubeflow(pipeline: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """14 stages and `collect`: each started once, and each started again twice, as often as Kubeflow does."""
     assert len(pipeline[0]["root"]["dag"]["tasks"]) == 15
-    sizes = [workflow_size.status_bytes(*pipeline, RUN.as_dict(), attempts=attempts) for attempts in (1, 3)]
+    sizes = [workflow_size.status_bytes(*pipeline, dataclasses.asdict(RUN), attempts=attempts) for attempts in (1, 3)]
     assert sizes == [400_015, 513_581]
     assert sizes[1] < ARGO_LIMIT / 2
 

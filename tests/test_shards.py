@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_sets import dataset, encoded
 from PIL import Image, ImageFile
 
-from peco.core.config import Dataset, Scenes
 from peco.core.errors import PecoError
 from peco.data import images
 from peco.data.images import decode
@@ -30,29 +30,7 @@ from peco.sources.base import Ignored, RawSample
 from peco.sources.open import open_source
 from peco.sources.shard_writer import write_shards
 
-DATASET = Dataset(
-    source="images",
-    path="data/x",
-    scenes=Scenes(12, 4, 32),
-    resize=None,
-    samples_per_shard=7,
-    val_fraction=0.1,
-    max_rejected=0.0,
-    max_ignored=0.01,
-    max_pixels=89_478_485,
-    range_16bit=(0, 65535),
-    labels="auto",
-    label_field=None,
-    image_field=None,
-    class_numbers="auto",
-    seed=0,
-)
-
-
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+DATASET = dataset("images", "data/x", samples_per_shard=7, val_fraction=0.1, max_ignored=0.01)
 
 
 def noise(seed: int, width: int = 12, height: int = 10) -> Image.Image:
@@ -75,7 +53,7 @@ class Fake:
 
 def raw(count: int, split: str = "train", label: Callable[[int], int] = lambda i: i % 2) -> list[RawSample]:
     kinds = ("JPEG", "PNG", "WEBP", "BMP")
-    return [RawSample(split, f"{split}/x.{i}.JPEG", encode(noise(i), kinds[i % 4]), label(i)) for i in range(count)]
+    return [RawSample(split, f"{split}/x.{i}.JPEG", encoded(noise(i), kinds[i % 4]), label(i)) for i in range(count)]
 
 
 def write(root: Path, items: list[RawSample], workers: int = 2, **changes: object) -> dict[str, object]:
@@ -178,10 +156,10 @@ def test_a_class_may_have_one_image(tmp_path: Path) -> None:
 
 def test_resize_shrinks_the_short_side_and_leaves_smaller_images_alone(tmp_path: Path) -> None:
     items = [
-        RawSample("train", "wide", encode(noise(0, 60, 30), "JPEG"), 0),
-        RawSample("train", "tall", encode(noise(1, 30, 90), "PNG"), 0),
-        RawSample("train", "other", encode(noise(2, 40, 40), "WEBP"), 0),
-        RawSample("train", "small", encode(noise(3, 40, 20), "JPEG"), 0),
+        RawSample("train", "wide", encoded(noise(0, 60, 30), "JPEG"), 0),
+        RawSample("train", "tall", encoded(noise(1, 30, 90), "PNG"), 0),
+        RawSample("train", "other", encoded(noise(2, 40, 40), "WEBP"), 0),
+        RawSample("train", "small", encoded(noise(3, 40, 20), "JPEG"), 0),
     ]
     write(tmp_path / "s", items, resize=20)
     read = list(open_shards(tmp_path / "s", "train").read(0, 4))
@@ -221,7 +199,7 @@ def test_a_folder_of_images_becomes_shards(tmp_path: Path) -> None:
     for i in range(30):
         path = tmp_path / f"in/{'ab'[i % 2]}/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(noise(i)))
+        path.write_bytes(encoded(noise(i)))
     (tmp_path / "in/notes.txt").touch()
     dataset = replace(DATASET, path=str(tmp_path / "in"), val_fraction=0.2)
     source = open_source(dataset, tmp_path / "work")
@@ -234,8 +212,8 @@ def test_a_folder_of_images_becomes_shards(tmp_path: Path) -> None:
 
 # --- rejecting
 
-JPEG = encode(noise(0, 64, 64), "JPEG")
-PNG = encode(noise(0, 64, 64), "PNG")
+JPEG = encoded(noise(0, 64, 64), "JPEG")
+PNG = encoded(noise(0, 64, 64), "PNG")
 
 
 def bomb() -> bytes:
@@ -249,10 +227,10 @@ BAD = {
     "truncated png": (PNG[: len(PNG) // 2], "truncated"),
     "text": (b"hello world", "not an image of a known format"),
     "empty": (b"", "empty file"),
-    "one pixel": (encode(noise(0, 1, 1)), "a side under 8 pixels"),
-    "thin": (encode(noise(0, 100, 7)), "a side under 8 pixels"),
+    "one pixel": (encoded(noise(0, 1, 1)), "a side under 8 pixels"),
+    "thin": (encoded(noise(0, 100, 7)), "a side under 8 pixels"),
     "bomb": (bomb(), "more than 89478485 pixels"),
-    "float": (encode(Image.new("F", (9, 9)), "TIFF"), "floating-point pixels, which have no agreed range"),
+    "float": (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point pixels, which have no agreed range"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image of a known format"),
 }
 
@@ -314,27 +292,27 @@ def plain(mode: str, color: object) -> Image.Image:
 def palette(transparent: bool) -> bytes:
     image = plain("P", 1)
     image.putpalette([0, 0, 0, 200, 100, 50])
-    return encode(image, **({"transparency": 1} if transparent else {}))
+    return encoded(image, **({"transparency": 1} if transparent else {}))
 
 
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (encode(plain("RGB", (1, 2, 3))), (1, 2, 3)),
-        (encode(plain("L", 77)), (77, 77, 77)),
-        (encode(plain("1", 1)), (255, 255, 255)),
-        (encode(plain("LA", (100, 255))), (100, 100, 100)),
-        (encode(plain("LA", (100, 0))), (255, 255, 255)),
-        (encode(plain("RGBA", (10, 20, 30, 0))), (255, 255, 255)),
-        (encode(plain("RGBA", (0, 100, 200, 128))), (127, 177, 227)),
-        (encode(plain("RGB", (10, 20, 30)), transparency=(10, 20, 30)), (255, 255, 255)),
-        (encode(plain("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
-        (encode(plain("I;16", 65535)), (255, 255, 255)),
-        (encode(plain("I;16", 257 * 40)), (40, 40, 40)),
-        (encode(plain("I", 257 * 40), "TIFF"), (40, 40, 40)),
+        (encoded(plain("RGB", (1, 2, 3))), (1, 2, 3)),
+        (encoded(plain("L", 77)), (77, 77, 77)),
+        (encoded(plain("1", 1)), (255, 255, 255)),
+        (encoded(plain("LA", (100, 255))), (100, 100, 100)),
+        (encoded(plain("LA", (100, 0))), (255, 255, 255)),
+        (encoded(plain("RGBA", (10, 20, 30, 0))), (255, 255, 255)),
+        (encoded(plain("RGBA", (0, 100, 200, 128))), (127, 177, 227)),
+        (encoded(plain("RGB", (10, 20, 30)), transparency=(10, 20, 30)), (255, 255, 255)),
+        (encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+        (encoded(plain("I;16", 65535)), (255, 255, 255)),
+        (encoded(plain("I;16", 257 * 40)), (40, 40, 40)),
+        (encoded(plain("I", 257 * 40), "TIFF"), (40, 40, 40)),
         (palette(False), (200, 100, 50)),
         (palette(True), (255, 255, 255)),
-        (encode(plain("RGB", (5, 5, 5)), "GIF", save_all=True, append_images=[plain("RGB", (9, 9, 9))]), (5, 5, 5)),
+        (encoded(plain("RGB", (5, 5, 5)), "GIF", save_all=True, append_images=[plain("RGB", (9, 9, 9))]), (5, 5, 5)),
     ],
     ids=[
         "rgb",
@@ -359,14 +337,14 @@ def test_any_mode_becomes_rgb(data: bytes, expected: tuple[int, ...]) -> None:
 
 
 def test_cmyk_jpegs_are_read(tmp_path: Path) -> None:
-    data = encode(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100)
+    data = encoded(plain("CMYK", (0, 255, 255, 0)), "JPEG", quality=100)
     red, green, blue = pixel(decode(data))
     assert red > 250
     assert max(green, blue) < 5
 
 
 def test_multi_picture_files_of_phones_are_stored_as_jpegs(tmp_path: Path) -> None:
-    data = encode(noise(0), "MPO", save_all=True, append_images=[noise(1)])
+    data = encoded(noise(0), "MPO", save_all=True, append_images=[noise(1)])
     write(tmp_path / "s", [RawSample("train", "x.jpg", data, 0)])
     assert b"00000000-x.jpg" in (tmp_path / "s/train-00000.tar").read_bytes()
 
@@ -376,7 +354,7 @@ def test_images_are_turned_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = noise(1, 16, 24)
-    turned = decode(encode(image, exif=exif))
+    turned = decode(encoded(image, exif=exif))
     ways = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

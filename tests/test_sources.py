@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_sets import dataset
 from PIL import Image
 
-from peco.core.config import Dataset, Scenes
 from peco.core.errors import PecoError
 from peco.files.archives import open_archive
 from peco.scenes import scenes
@@ -29,25 +29,6 @@ from peco.sources.open import open_source
 from peco.sources.webdataset.tars import find_tars
 
 Files = dict[str, bytes]
-
-
-def dataset(source: str, path: Path | str, **values: object) -> Dataset:
-    defaults = {
-        "scenes": Scenes(12, 4, 32),
-        "resize": None,
-        "samples_per_shard": 10,
-        "val_fraction": 0.25,
-        "max_rejected": 0.0,
-        "max_ignored": 0.0,
-        "max_pixels": 89_478_485,
-        "range_16bit": (0, 65535),
-        "labels": "auto",
-        "label_field": None,
-        "image_field": None,
-        "class_numbers": "auto",
-        "seed": 0,
-    }
-    return Dataset(source=source, path=str(path), **(defaults | values))  # type: ignore[arg-type]
 
 
 def opened(source: str, path: Path | str, work: Path | None = None, **values: object) -> Source:

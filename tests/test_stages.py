@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from prepared import Drawn
 from torch import Tensor
 
 from peco.core import artifacts, config, device, schema, workfiles
@@ -43,7 +42,6 @@ from peco.probes import inputs as probes
 from peco.runtime import paths
 from peco.runtime import stage as stage_module
 from peco.runtime.stage import StageRun, run_stage
-from peco.sources.base import Ignored, RawSample
 from peco.sources.shard_writer import write_shards
 from peco.stages import perceptual_net, pretrain, tokens
 from peco.tokenizer import storage as tokenizer_storage
@@ -56,22 +54,9 @@ SIZE = CFG.loader.image_size
 COUNTS = {"train": 24, "val": 8}
 
 
-class Noise:
+def noise() -> Drawn:
     """Source of noise images in two classes."""
-
-    classes = ("a", "b")
-    total: int | None = None
-
-    def __init__(self) -> None:
-        self.ignored, self.notes = Ignored(), list[str]()
-
-    def samples(self) -> Iterator[RawSample]:
-        for number, (split, count) in enumerate(COUNTS.items()):
-            for i in range(count):
-                pixels = np.random.default_rng([number, i]).integers(0, 256, (40, 36, 3), dtype=np.uint8)
-                out = io.BytesIO()
-                Image.fromarray(pixels).save(out, "PNG")
-                yield RawSample(split, f"{split}/{i}.png", out.getvalue(), i % 2)
+    return Drawn(("a", "b"), COUNTS, lambda rng, _: rng.integers(0, 256, (40, 36, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with shards, and models at random initialisation."""
     root = tmp_path_factory.mktemp("made")
     dataset = dataclasses.replace(CFG.dataset, samples_per_shard=10)
-    write_shards(Noise(), root / paths.SHARDS, dataset, work=root / "work", workers=1)
+    write_shards(noise(), root / paths.SHARDS, dataset, work=root / "work", workers=1)
     torch.manual_seed(0)
     cfg = CFG.tokenizer
     tokenizer = PerceptualTokenizer(cfg.autoencoder, cfg.quantizer)

@@ -251,6 +251,28 @@ def test_a_step_takes_the_inputs_of_its_own_run(finished: Finished, tmp_path: Pa
         del project.env["PECO_CACHE"]
 
 
+def test_half_a_record_that_a_killed_step_left_in_the_shared_cache_is_removed(
+    finished: Finished, tmp_path: Path
+) -> None:
+    project, _, _ = finished
+    cache = tmp_path / "cache"
+    project.env["PECO_CACHE"] = str(cache)
+    try:
+        first = project.run("make", "whole", overrides="n=7")
+        [record] = [path for path in cache.glob("runs/*/*/*") if "echo 7 " in path.read_text()]
+        half = record.with_name(".abcdefghijklmnopqrstuv.tmp")
+        half.write_bytes(record.read_bytes()[:20])
+        os.utime(record, (100, 100))
+        os.utime(half, (200, 200))  # DVC would take it for the last record
+        empty = cache / "runs/ff/ff"
+        empty.mkdir(parents=True)
+        os.utime(empty, (100, 100))
+        assert project.run("make", "again", overrides="n=7") == {**first, "computed": False}
+        assert not half.exists() and not empty.exists()
+    finally:
+        del project.env["PECO_CACHE"]
+
+
 def test_a_retry_resumes_a_killed_step(finished: Finished, tmp_path: Path) -> None:
     """In the same workspace, with any files that DVC has left there, after ending the processes that still run in it."""
     project, _, _ = finished

@@ -25,12 +25,12 @@ def left_out_words(skipped: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items()))
 
 
-class SegmentationSet(Protocol):
-    """Images with a class for every pixel."""
+class AnnotatedSet(Protocol):
+    """Annotated images of one split."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes 0 to C - 1, without an ignored one."""
+        """Names of the classes 0 to C - 1, without a background or an ignored one."""
 
     @property
     def skipped(self) -> Counter[str]:
@@ -44,6 +44,10 @@ class SegmentationSet(Protocol):
 
     def image(self, i: int) -> Image.Image:
         """Image i in the position in which it was annotated, RGB."""
+
+
+class SegmentationSet(AnnotatedSet, Protocol):
+    """Images with a class for every pixel."""
 
     def mask(self, i: int) -> NDArray[np.int32]:
         """Class index of each pixel of image i, (H, W): 0 to C - 1, or `IGNORE`."""
@@ -59,29 +63,12 @@ class Objects:
     crowd: NDArray[np.bool_]  # (N,) regions of many objects, in which detections count as neither right nor wrong
 
 
-class DetectionSet(Protocol):
+class DetectionSet(AnnotatedSet, Protocol):
     """Images with boxes, and with masks if `has_masks`."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes 0 to C - 1, without a background."""
 
     @property
     def has_masks(self) -> bool:
         """True if every object has a mask."""
-
-    @property
-    def skipped(self) -> Counter[str]:
-        """Number of images or objects left out at opening, by reason."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences on how the set was read."""
-
-    def __len__(self) -> int: ...
-
-    def image(self, i: int) -> Image.Image:
-        """Image i in the position in which it was annotated, RGB."""
 
     def objects(self, i: int) -> Objects:
         """The objects of image i, possibly none."""

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from peco.annotations.sets import DetectionSet, SegmentationSet, left_out_words
+from peco.annotations.sets import AnnotatedSet, DetectionSet, SegmentationSet, left_out_words
 from peco.boxes import open as detection
 from peco.core import workfiles
 from peco.core.progress import tracked, waiting
@@ -43,7 +43,7 @@ JUDGED_SIZE = 32  # pixels a side, at which judged images are read here
 
 OBJECTS, EMPTY = "objects", "masks that cover no pixel"
 
-AnnotatedSet = SegmentationSet | DetectionSet
+DataT = TypeVar("DataT", bound=AnnotatedSet)
 
 
 def main(run: StageRun) -> None:
@@ -63,18 +63,13 @@ def _segmentation(run: StageRun) -> dict[str, Any]:
     """Counts of the images with masks."""
     if not run.config.evaluate.tasks.segmentation:
         return _off("segmentation")
-    cfg = run.config.evaluate.segmentation
-    with waiting(f"{run.name}: listing the masks"):
-        train, val = segmentation.open_splits(cfg)
 
     def read(data: SegmentationSet, i: int) -> Counter[str]:
         data.image(i)
         data.mask(i)
         return Counter()
 
-    if cfg.source != "scenes":
-        for data in (train, val):
-            _read_all(run, "segmentation", len(data), partial(read, data))
+    train, val, _ = _read_splits(run, "segmentation", "masks", segmentation.open_splits, read)
     return _report("segmentation", train, val)
 
 
@@ -82,9 +77,6 @@ def _detection(run: StageRun) -> dict[str, Any]:
     """Counts of the images and their objects."""
     if not run.config.evaluate.tasks.detection:
         return _off("detection")
-    cfg = run.config.evaluate.detection
-    with waiting(f"{run.name}: listing the boxes"):
-        train, val = detection.open_splits(cfg)
 
     def read(data: DetectionSet, i: int) -> Counter[str]:
         objects = data.objects(i)
@@ -92,10 +84,7 @@ def _detection(run: StageRun) -> dict[str, Any]:
         empty = 0 if objects.masks is None else int((~objects.masks.any(axis=(1, 2))).sum())
         return Counter({OBJECTS: len(objects.labels), EMPTY: empty})
 
-    counts: Counter[str] = Counter()
-    if cfg.source != "scenes":
-        for data in (train, val):
-            counts += _read_all(run, "detection", len(data), partial(read, data))
+    train, val, counts = _read_splits(run, "detection", "boxes", detection.open_splits, read)
     notes = [f"{EMPTY}, and are not learned: {counts[EMPTY]}"] if counts[EMPTY] else []
     values = {OBJECTS: counts[OBJECTS]} if counts else {}
     return _report("detection", train, val, notes) | {"masks": train.has_masks} | values
@@ -123,6 +112,28 @@ def _agreement(run: StageRun) -> dict[str, Any]:
 def _off(task: str) -> dict[str, Any]:
     print(f"{task}: switched off (evaluate.tasks.{task}), not read")
     return {"skipped": f"switched off (evaluate.tasks.{task})"}
+
+
+def _read_splits(
+    run: StageRun,
+    task: str,
+    listed: str,
+    open_splits: Callable[[Any], tuple[DataT, DataT]],
+    read: Callable[[DataT, int], Counter[str]],
+) -> tuple[DataT, DataT, Counter[str]]:
+    """Open both splits of a task, and read their images, unless they are drawn.
+
+    Returns:
+        Train, val, and the sum of what `read` returns.
+    """
+    cfg = getattr(run.config.evaluate, task)
+    with waiting(f"{run.name}: listing the {listed}"):
+        train, val = open_splits(cfg)
+    counts: Counter[str] = Counter()
+    if cfg.source != "scenes":
+        for data in (train, val):
+            counts += _read_all(run, task, len(data), partial(read, data))
+    return train, val, counts
 
 
 def _report(task: str, train: AnnotatedSet, val: AnnotatedSet, more: Iterable[str] = ()) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
 
 from peco.core import schema
 from peco.core.config import Config
@@ -60,18 +60,11 @@ def variants(config: Config, keys: Sequence[str]) -> list[Variant]:
     for variant in VARIANTS.values():
         for setting in variant.settings:
             key, _, value = setting.partition("=")
-            if str(_lookup(config, key)) in (value, f"{value}.0"):
+            if str(attrgetter(key)(config)) in (value, f"{value}.0"):
                 raise PecoError(
                     f"{key}: {value} in params.yaml or SET, so PeCo would be the {variant.title} too; set it back"
                 )
     return [variant for key, variant in VARIANTS.items() if key in keys]
-
-
-def _lookup(config: Config, key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def _values(key: str, *values: object) -> Callable[[Config], list[Variant]]:
 
 def _scaled(key: str, *factors: float) -> Callable[[Config], list[Variant]]:
     """Multiples of the current value."""
-    return lambda config: [_variant(key, round(_lookup(config, key) * factor)) for factor in factors]
+    return lambda config: [_variant(key, round(attrgetter(key)(config) * factor)) for factor in factors]
 
 
 def _variant(key: str, value: object) -> Variant:

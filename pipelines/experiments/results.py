@@ -8,17 +8,12 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from pipelines.experiments.tables import FILES, ExperimentMetrics
-from pipelines.workflow.git import git
-
-
-def reference(commit: str, name: str) -> str:
-    """Git reference of an experiment."""
-    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+from pipelines.workflow.git import experiment_ref, git
 
 
 def finished(commit: str) -> set[str]:
     """Names of the experiments on this commit."""
-    return set(git("for-each-ref", "--format=%(refname:lstrip=4)", reference(commit, "")).split())
+    return set(git("for-each-ref", "--format=%(refname:lstrip=4)", experiment_ref(commit, "")).split())
 
 
 def read_metrics(name: str, commit: str) -> ExperimentMetrics:
@@ -30,7 +25,7 @@ def read_metrics(name: str, commit: str) -> ExperimentMetrics:
     import dvc.api
     from dvc.exceptions import DvcException
 
-    revision = git("for-each-ref", "--format=%(objectname)", reference(commit, name)).strip()
+    revision = git("for-each-ref", "--format=%(objectname)", experiment_ref(commit, name)).strip()
     if not revision:
         raise PecoError(f"experiment {name}: not found on commit {commit[:7]}")
     metrics: dict[str, Mapping[str, Any]] = {}

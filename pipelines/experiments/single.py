@@ -20,9 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peco.core.errors import PecoError
-from pipelines.experiments.results import reference
 from pipelines.workflow import failures
-from pipelines.workflow.git import git
+from pipelines.workflow.git import experiment_ref, git
 from pipelines.workflow.processes import Stopped, run_dvc
 
 # The launcher recognises experiments by this folder, and keeps their working files in the repository.
@@ -66,7 +65,7 @@ def _share_cache(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     name, commit, revision, *settings = sys.argv[1:] if argv is None else argv
-    folder, ref = CLONES / name, reference(commit, name)
+    folder, ref = CLONES / name, experiment_ref(commit, name)
     changes = [argument for setting in settings for argument in ("-S", setting)]
     try:
         prefix = git("rev-parse", "--show-prefix").strip()  # of the project in its repository

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -65,7 +65,9 @@ def describe(api: Api, resources: Resources) -> list[str]:
     """What the job asks for, what its queue has, and what the nodes have, one text for each."""
     name = queue_name(resources)
     queue = _visible(lambda: _queue(api, name))
-    nodes = _visible(lambda: _nodes(api))
+    # Version 0: from the server's memory.
+    listing = partial(api.core.list_node, resource_version="0")
+    nodes = _visible(lambda: api.items("list nodes", listing, pass_statuses=NOT_VISIBLE))
     return [
         f"it asks for {_request(resources)}",
         _queue_text(queue, resources) if queue else f"this account can't read queue {name}",
@@ -96,14 +98,6 @@ def _queue(api: Api, name: str) -> Json:
         pass_statuses=NOT_VISIBLE,
     )
     return found
-
-
-def _nodes(api: Api) -> list[Json]:
-    def read() -> list[Json]:
-        # Version 0: from the server's memory. Plain data: the client's classes refuse objects of other versions of the API.
-        return list(json.loads(api.core.list_node(resource_version="0", _preload_content=False).data)["items"])
-
-    return api.call("list nodes", read, pass_statuses=NOT_VISIBLE)
 
 
 def _queue_text(queue: Json, resources: Resources) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any, TypeVar
 
 from kubernetes import client
@@ -142,6 +143,10 @@ class Api:
         self._note(
             f"no usable answer from the cluster's API at {self.host} ({self._trouble}); trying for {patience:.0f} s"
         )
+
+    def items(self, right: str, listing: Callable[..., Any], **options: Any) -> list[Mapping[str, Any]]:
+        """`call` for a listing: its objects as plain data, since the client's classes refuse those of other versions."""
+        return self.call(right, lambda: list(json.loads(listing(_preload_content=False).data)["items"]), **options)
 
     def call_if_exists(self, right: str, action: Callable[[], T], **options: Any) -> T | None:
         """`call`, but None where there is no such object."""

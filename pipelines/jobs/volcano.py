@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -211,14 +211,9 @@ class Volcano(Backend):
         return found
 
     def _list_pods(self) -> list[pods.Pod]:
-        def read() -> list[pods.Pod]:
-            # As plain data: the client's classes refuse objects that differ from its own version of the API.
-            response = self.api.core.list_namespaced_pod(
-                self.settings.namespace, label_selector=f"volcano.sh/job-name={self.job.name}", _preload_content=False
-            )
-            return list(json.loads(response.data)["items"])
-
-        return self.api.call("list pods", read)
+        selector = f"volcano.sh/job-name={self.job.name}"
+        listing = partial(self.api.core.list_namespaced_pod, self.settings.namespace, label_selector=selector)
+        return self.api.items("list pods", listing)
 
     # Ending
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from peco.core.environment import WORK
 from peco.core.errors import PecoError
-from pipelines.components import USER
+from pipelines.components import POD_SECURITY
 from pipelines.jobs.job import Job
 from pipelines.workflow import environment, kubernetes_names
 
@@ -132,14 +132,8 @@ def _adjust_pod(pod: dict[str, Any], job: Job, settings: JobSettings) -> None:
         "terminationGracePeriodSeconds": job.grace + SPARE_SECONDS,
         "nodeSelector": resources.selector,
         "tolerations": resources.tolerated,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",  # otherwise each start walks through the whole volume
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        # Without the policy each start walks through the whole volume.
+        "securityContext": POD_SECURITY | {"fsGroupChangePolicy": "OnRootMismatch"},
         "volumes": [
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": resources.shared_memory}},
             {"name": "peco", "persistentVolumeClaim": {"claimName": settings.claim}},

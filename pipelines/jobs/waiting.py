@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -97,15 +97,9 @@ class Waiting:
 
     def _events(self, selector: str, *reasons: str) -> list[str]:
         """Messages of the events of an object, oldest first, by default of all warnings; empty if the account can't read them."""
-
-        def read() -> list[Json]:
-            response = self._api.core.list_namespaced_event(
-                self._api.namespace, field_selector=selector, _preload_content=False
-            )
-            return list(json.loads(response.data)["items"])
-
+        listing = partial(self._api.core.list_namespaced_event, self._api.namespace, field_selector=selector)
         try:
-            events = self._api.call("list events", read, pass_statuses=capacity.NOT_VISIBLE)
+            events = self._api.items("list events", listing, pass_statuses=capacity.NOT_VISIBLE)
         except ApiException:
             return []
         events.sort(key=lambda event: event.get("lastTimestamp") or event["metadata"]["creationTimestamp"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,10 @@ class NotFoundError(RefusedError):
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a pipeline that Kubeflow has registered."""
+    """A version of a pipeline that Kubeflow has registered, as runs refer to it."""
 
     pipeline_id: str
-    version_id: str
-
-    def reference(self) -> dict[str, str]:
-        """The version as runs refer to it."""
-        return {"pipeline_id": self.pipeline_id, "pipeline_version_id": self.version_id}
+    pipeline_version_id: str
 
 
 class Kubeflow:
@@ -225,7 +221,7 @@ class Kubeflow:
             "experiment_id": experiment_id,
             "display_name": name,
             "description": description,
-            "pipeline_version_reference": version.reference(),
+            "pipeline_version_reference": asdict(version),
             "runtime_config": {"parameters": arguments},
             **self.account,
         }

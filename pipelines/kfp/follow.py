@@ -11,7 +11,7 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from pipelines.kfp.client import Kubeflow, NoAnswerError
-from pipelines.kfp.pods import Pod
+from pipelines.kfp.pods import Pod, tasks_of
 
 POLL_SECONDS = 5.0
 # Time without an answer after which following ends.
@@ -149,11 +149,6 @@ def follow(kubeflow: Kubeflow, runs: Sequence[Followed]) -> int:
         if all(run.ended for run in runs):
             return status
         time.sleep(POLL_SECONDS)
-
-
-def tasks_of(run: Any) -> list[Any]:
-    """Its tasks, each a node of Argo's workflow."""
-    return list((run.run_details and run.run_details.task_details) or ())
 
 
 def _report(followed: Followed, text: str) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import yaml
 
@@ -51,10 +50,6 @@ class Parameters:
                 f"(`make params PRESET={self.preset}`) and submit them"
             )
         return text
-
-    def as_dict(self) -> dict[str, Any]:
-        """The parameters by their names."""
-        return asdict(self)
 
 
 def apply(committed: str, seed: object, changes: str) -> str:

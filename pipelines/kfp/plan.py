@@ -19,7 +19,7 @@ from pipelines.kfp import parameters, revision
 from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.revision import Revision
 from pipelines.workflow import overrides
-from pipelines.workflow.graph import Graph, load_graph, lookup
+from pipelines.workflow.graph import Graph, load_graph, lookup, overlap
 
 NAME_LENGTH = 100
 
@@ -128,8 +128,4 @@ def inputs(graph: Graph) -> list[str]:
     """The dependencies that no stage produces: code and data."""
     outs = [out for stage in graph.stages.values() for out in stage.outs]
     deps = dict.fromkeys(dep for stage in graph.stages.values() for dep in stage.deps)
-    return [
-        dep
-        for dep in deps
-        if not any(dep == out or dep.startswith(f"{out}/") or out.startswith(f"{dep}/") for out in outs)
-    ]
+    return [dep for dep in deps if not any(overlap(dep, out) for out in outs)]

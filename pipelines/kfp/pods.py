@@ -38,8 +38,7 @@ class Pod:
     @classmethod
     def of(cls, run: Any, node: str, template: str, env: Mapping[str, str]) -> Pod | None:
         """The pod of a node of Argo's, such as `root(0).shards(0).executor(0)`; None before Argo has started the run."""
-        tasks = (run.run_details and run.run_details.task_details) or ()
-        names = [child.pod_name for task in tasks for child in task.child_tasks or () if child.pod_name]
+        names = [child.pod_name for task in tasks_of(run) for child in task.child_tasks or () if child.pod_name]
         if not names:
             return None
         workflow = names[0].rpartition("-")[0]
@@ -87,6 +86,11 @@ class Pod:
             return api.api_client.sanitize_for_serialization(pod)
         except (k8s.config.ConfigException, k8s.client.ApiException, HTTPError, OSError):
             return None
+
+
+def tasks_of(run: Any) -> list[Any]:
+    """The tasks of a run, each a node of Argo's workflow."""
+    return list((run.run_details and run.run_details.task_details) or ())
 
 
 def _state(pod: Any) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from peco.core.errors import PecoError
 from pipelines.workflow.environment import REMOTE, REMOTE_ENDPOINT
-from pipelines.workflow.git import git, head, read_file, require_top, without_secrets
+from pipelines.workflow.git import experiment_ref, git, head, read_file, require_top, without_secrets
 
 TIMEOUT_SECONDS = 120
 
@@ -86,7 +86,7 @@ def published(rev: str | None, remote: str) -> Revision:
         raise PecoError(
             f"commit {sha[:7]}: not on the git remote {remote}, from which the cluster fetches it; `git push {remote}`"
         )
-    prefix = f"refs/exps/{sha[:2]}/{sha[2:]}/"
+    prefix = experiment_ref(sha, "")
     names = frozenset(ref.removeprefix(prefix) for _, ref in refs if ref.startswith(prefix))
     return Revision(sha, remote, without_secrets(url), names)
 

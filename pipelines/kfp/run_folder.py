@@ -54,7 +54,7 @@ class RunFolder:
 
     def write_parameters(self, parameters: Parameters) -> None:
         """Keep the run's parameters for its other steps."""
-        self._write("parameters.json", json.dumps(parameters.as_dict(), indent=1))
+        self._write("parameters.json", json.dumps(dataclasses.asdict(parameters), indent=1))
 
     def parameters(self) -> Parameters:
         """The run's parameters.
@@ -87,7 +87,6 @@ class RunFolder:
         self._write(f"{stage}.error", line + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_file(self.path / name, text)
 
     def _read(self, name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pipelines.kfp.parameters import Parameters
 from pipelines.kfp.run_folder import Result, RunFolder
 from pipelines.kfp.workspace import Workspace
 from pipelines.workflow import failures
-from pipelines.workflow.git import git, without_secrets
+from pipelines.workflow.git import experiment_ref, git, without_secrets
 from pipelines.workflow.graph import load_graph
 from pipelines.workflow.processes import Stopped, run_dvc
 
@@ -158,8 +158,7 @@ def collect(run: str, *, metrics: MetricsArtifact, commit: str) -> None:
         names = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER") for field, value in IDENTITY.items()}
         env = {name: os.environ.get(name) or value for name, value in names.items()}
         sha = git("commit-tree", tree, "-p", revision, "-m", f"Experiment {experiment}", cwd=root, env=env).strip()
-        ref = f"refs/exps/{revision[:2]}/{revision[2:]}/{experiment}"
-        sha = _publish(root, parameters.repository, ref, sha, tree)
+        sha = _publish(root, parameters.repository, experiment_ref(revision, experiment), sha, tree)
         for name, value in headlines({stage: result.numbers for stage, result in results.items()}).items():
             metrics.log_metric(name, value)
         _write(commit, sha)

@@ -42,7 +42,7 @@ from pipelines.kfp.run_folder import Entry, RunFolder
 from pipelines.workflow import environment, failures
 from pipelines.workflow.git import git, read_file, without_secrets
 from pipelines.workflow.graph import Stage, load_graph, lookup
-from pipelines.workflow.processes import end_processes
+from pipelines.workflow.processes import clear_run_cache, end_processes
 
 REMOTE = "pipeline"  # name of the DVC remote
 
@@ -260,6 +260,8 @@ def _arrange(workspace: Workspace) -> None:
     """Write dvc.lock and DVC's local configuration, and remove the temporary files of a killed DVC."""
     # DVC's file of locks names processes by their ids, which in another pod belong to other processes.
     shutil.rmtree(workspace.path / ".dvc" / "tmp", ignore_errors=True)
+    # Only the run-cache: elsewhere in a shared cache, a large file may be on its way for longer than its last change tells.
+    clear_run_cache(Path(environment.CACHE.text() or workspace.path / ".dvc" / "cache"))
     name = workspace.stage.name
     with contextlib.suppress(FileNotFoundError):
         (workspace.path / "dvc.lock").unlink()

@@ -88,20 +88,20 @@ def write(values: dict[str, Any], path: Path = PARAMS) -> None:
         raise PecoError(f"{path}: can't be written ({error.strerror}); fix that and run again") from None
 
 
-def current_params(path: Path = PARAMS) -> dict[str, Any]:
+def current_params() -> dict[str, Any]:
     """The current params.yaml, unchecked, since an older version may have written it; empty if there is none.
 
     Raises:
         PecoError: it can't be read.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, *YAML_ERRORS):
         found = None
     if not isinstance(found, dict):
-        raise PecoError(f"{path}: can't be read as parameters; name a preset (PRESET=tiny) to write it again")
+        raise PecoError(f"{PARAMS}: can't be read as parameters; name a preset (PRESET=tiny) to write it again")
     return found
 
 

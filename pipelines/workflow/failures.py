@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from peco.core.publishing import write_json
@@ -49,9 +48,11 @@ def failures(graph: Graph, root: Path) -> dict[str, str]:
     """The errors of the evaluations that failed when they were last run, by name."""
     found = {}
     for stage in graph.stages.values():
-        for path in _metrics(stage, root) if is_evaluation(stage.name) else ():
+        for out in stage.outs if is_evaluation(stage.name) else ():
+            if not out.endswith(".json"):
+                continue
             try:
-                values = json.loads(path.read_text(encoding="utf-8"))
+                values = json.loads((root / out).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
             if isinstance(values, dict) and FAILED in values:
@@ -102,7 +103,3 @@ def make_report(root: Path = Path()) -> bool:
     if REPORT not in graph.stages or not all((root / dep).exists() for dep in graph[REPORT].deps):
         return False
     return run_dvc(["repro", "--single-item", REPORT], cwd=root) == 0
-
-
-def _metrics(stage: Stage, root: Path) -> Iterator[Path]:
-    return (root / out for out in stage.outs if out.endswith(".json"))

@@ -86,6 +86,11 @@ def read_file(revision: str, path: str, *, cwd: Path | None = None) -> bytes:
     return _run(("cat-file", "blob", f"{revision}:{path}"), cwd, None, None, None)
 
 
+def experiment_ref(commit: str, name: str) -> str:
+    """The reference under which DVC keeps an experiment on this commit."""
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{name}"
+
+
 def without_secrets(text: str) -> str:
     """The text without the passwords of addresses in it; web addresses lose the user too, which may be a token."""
     text = re.sub(r"(?i)\b(https?)://[^/?#\s]*@", r"\1://", text)

@@ -90,7 +90,7 @@ def load_graph(root: Path | str = ".") -> Graph:
         (stage.name, other.name)
         for stage in stages.values()
         for other in stages.values()
-        if any(_overlap(dep, out) for dep in stage.deps for out in other.outs)
+        if any(overlap(dep, out) for dep in stage.deps for out in other.outs)
     }
     return Graph(stages, frozenset(edges))
 
@@ -195,7 +195,8 @@ def _params(entries: list[Any]) -> Iterator[str]:
             yield entry
 
 
-def _overlap(a: str, b: str) -> bool:
+def overlap(a: str, b: str) -> bool:
+    """True if two paths are the same, or one is a folder that holds the other."""
     return a == b or a.startswith(b + "/") or b.startswith(a + "/")
 
 

@@ -43,12 +43,8 @@ def object_name(variable: Variable, env: Mapping[str, str]) -> str:
     Raises:
         PecoError: no object of Kubernetes can have this name.
     """
-    text = variable.text(env)
-    if text and not (re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", text) and len(text) <= 253):
-        raise PecoError(
-            f"{variable.name}: {text!r} is not allowed; expected a name in lower-case letters, digits, hyphens and dots"
-        )
-    return text
+    words = "a name in lower-case letters, digits, hyphens and dots"
+    return _checked(variable, env, rf"{_LABEL}(\.{_LABEL})*", 253, words)
 
 
 def namespace(variable: Variable, env: Mapping[str, str]) -> str:
@@ -57,12 +53,7 @@ def namespace(variable: Variable, env: Mapping[str, str]) -> str:
     Raises:
         PecoError: no namespace can have this name.
     """
-    text = variable.text(env)
-    if text and not (re.fullmatch(_LABEL, text) and len(text) <= 63):
-        raise PecoError(
-            f"{variable.name}: {text!r} is not allowed; expected up to 63 lower-case letters, digits and hyphens"
-        )
-    return text
+    return _checked(variable, env, _LABEL, 63, "up to 63 lower-case letters, digits and hyphens")
 
 
 def pull_policy(env: Mapping[str, str]) -> str:
@@ -74,6 +65,13 @@ def pull_policy(env: Mapping[str, str]) -> str:
     text = PULL_POLICY.text(env)
     if text not in PULL_POLICIES:
         raise PecoError(f"{PULL_POLICY.name}: {text!r} is not allowed; expected {', '.join(PULL_POLICIES)}")
+    return text
+
+
+def _checked(variable: Variable, env: Mapping[str, str], pattern: str, longest: int, expected: str) -> str:
+    text = variable.text(env)
+    if text and not (re.fullmatch(pattern, text) and len(text) <= longest):
+        raise PecoError(f"{variable.name}: {text!r} is not allowed; expected {expected}")
     return text
 
 

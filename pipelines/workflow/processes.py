@@ -186,24 +186,34 @@ def cache_folder() -> Path:
 
 
 def clear_temporary_files(folders: Iterable[Path]) -> None:
-    """Remove DVC's temporary files in the folders of its cache and in those of results, which a kill or a full disk has left.
-
-    They do harm in its run-cache: DVC takes the newest file for the last record, whatever its name is, so that half a record would
-    restore half of the results; and with an empty folder there it fails in every later run.
-    """
+    """Remove DVC's temporary files in its cache and in the folders of results, which a kill or a full disk has left."""
     cache = cache_folder()
-    for folder in (*cache.glob("runs/*/*"), cache / "files/md5", *cache.glob("files/md5/*"), *folders):
+    clear_run_cache(cache)
+    _clear_temporary_files((cache / "files/md5", *cache.glob("files/md5/*"), *folders))
+
+
+def clear_run_cache(cache: Path) -> None:
+    """Remove from the run-cache of DVC what a killed one has left there.
+
+    DVC takes the newest file for the last record, whatever its name is, so that half a record would restore half of the results;
+    and with an empty folder there it fails in every later run.
+    """
+    _clear_temporary_files(cache.glob("runs/*/*"))
+    for record in cache.glob("runs/*/*"):
+        with contextlib.suppress(OSError):
+            if not any(record.iterdir()):
+                _wait_until_old(record)
+                record.rmdir()
+
+
+def _clear_temporary_files(folders: Iterable[Path]) -> None:
+    for folder in folders:
         for path in folder.glob(".*.tmp"):
             if not _TEMPORARY.fullmatch(path.name):
                 continue
             with contextlib.suppress(OSError):
                 _wait_until_old(path)
                 path.unlink()
-    for record in cache.glob("runs/*/*"):
-        with contextlib.suppress(OSError):
-            if not any(record.iterdir()):
-                _wait_until_old(record)
-                record.rmdir()
 
 
 def _wait_until_old(path: Path) -> None:

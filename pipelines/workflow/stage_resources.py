@@ -26,10 +26,12 @@ def variable(key: str) -> str:
     return "PECO_NPROC" if key == "processes" else f"PECO_{key.upper()}"
 
 
+VARIABLES = tuple(variable(field.name) for field in dataclasses.fields(Resources))
+
+
 def is_variable(name: str) -> bool:
     """True for an environment variable that overrides a key, for every stage or for one."""
-    keys = [variable(field.name) for field in dataclasses.fields(Resources)]
-    return any(name == key or name.startswith(f"{key}_") for key in keys)
+    return any(name == key or name.startswith(f"{key}_") for key in VARIABLES)
 
 
 def variables(key: str, stage: Stage) -> tuple[str, str]:

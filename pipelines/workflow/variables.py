@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
 import re
@@ -11,10 +10,9 @@ from collections.abc import Mapping
 from peco.core import environment as of_stages
 from peco.core.environment import Variable
 from peco.core.errors import PecoError
-from peco.core.resources import Resources
 from pipelines.workflow import environment as of_workflow
 from pipelines.workflow.graph import load_graph
-from pipelines.workflow.stage_resources import variable
+from pipelines.workflow.stage_resources import VARIABLES
 
 _PREFIX = "PECO_"
 _OF_TESTS = f"{_PREFIX}TEST_"
@@ -35,15 +33,16 @@ def require_known(env: Mapping[str, str] = os.environ) -> None:
         for value in vars(module).values()
         if isinstance(value, Variable)
     ]
-    keys = [variable(field.name) for field in dataclasses.fields(Resources)]
-    unknown = [name for name in own if name not in declared and name not in keys and not _OF_KUBERNETES.fullmatch(name)]
+    unknown = [
+        name for name in own if name not in declared and name not in VARIABLES and not _OF_KUBERNETES.fullmatch(name)
+    ]
     if not unknown:
         return
     try:
         roles = sorted({stage.name.role.upper() for stage in load_graph().stages.values()})
     except PecoError:
         return  # dvc.yaml or params.yaml can't be read: `make params` must be able to write a new one, all else reports it
-    known = [*declared, *keys, *(f"{key}_{role}" for key in keys for role in roles)]
+    known = [*declared, *VARIABLES, *(f"{key}_{role}" for key in VARIABLES for role in roles)]
     for name in unknown:
         if name not in known:
             nearest = difflib.get_close_matches(name[len(_PREFIX) :], [other[len(_PREFIX) :] for other in known], n=1)
@@ -52,6 +51,6 @@ def require_known(env: Mapping[str, str] = os.environ) -> None:
                 if nearest
                 else "docs/architecture.md and docs/cluster.md list them"
             )
-            key = next((key for key in sorted(keys, key=len, reverse=True) if name.startswith(f"{key}_")), None)
+            key = next((key for key in sorted(VARIABLES, key=len, reverse=True) if name.startswith(f"{key}_")), None)
             fault = f"names no stage ({name[len(key) + 1 :].lower()})" if key else "unknown variable"
             raise PecoError(f"{name}: {fault}; {hint}")

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import psutil
+
 from .moments import Kill, Moment
 from .project import Ended, Project
 
@@ -45,13 +47,14 @@ def kill_repeatedly(project: Project, stage: str, kills: Sequence[Kill], say: Ca
     waiting, late = deque(kills), list[Kill]()
     while waiting and not outcome.faults:
         project.prepare(stage)
-        fresh = True
-        finished = False
+        fresh, finished, recorded = True, False, False
         while not finished and not outcome.faults:
             stops, kill = next_run(waiting)
-            command = kill.command if kill else "repro"
+            # Once DVC may have the result in its run-cache, it alone may start the stage, as it does for users.
+            command = kill.command if kill and not recorded else "repro"
             ended, delivered = one_run(project, stage, command, stops, kill)
             outcome.kills += [(each.moment.name, each.signal, each.target) for each in delivered]
+            recorded = recorded or any(each.moment.name == "record" for each in delivered)
             finished = ended.status == 0 and command == "repro"
             if kill is not None and kill in delivered:
                 outcome.resumed += not finished
@@ -144,6 +147,8 @@ def deliver(project: Project, kill: Kill, process: subprocess.Popen[bytes]) -> b
     frozen = None
     with contextlib.suppress(OSError):
         frozen = int(json.loads((project.control / "frozen").read_text())["pid"])
+    if frozen is not None:
+        wait_until_stopped(frozen)
     number = signal.Signals[kill.signal]
     if kill.target == "all":
         targets = [p.pid for p in project.processes()]
@@ -161,6 +166,13 @@ def deliver(project: Project, kill: Kill, process: subprocess.Popen[bytes]) -> b
     if frozen is not None:
         send(frozen, signal.SIGCONT)
     return any(sent)
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait for the stop of a process that has announced it: SIGCONT before it would have no effect."""
+    with contextlib.suppress(psutil.Error):
+        while psutil.Process(pid).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(POLL_SECONDS)
 
 
 def send(target: int, number: int) -> bool:
