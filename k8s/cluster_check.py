@@ -121,7 +121,7 @@ def _version(api: Api) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What can be seen of a cluster without a pod. Each method returns a text, or raises PecoError with what is wrong."""
+    """Checks of a cluster that need no pod. Each method returns a text, or raises PecoError with what is wrong."""
 
     api: Api
     resources: Resources

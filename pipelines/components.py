@@ -91,7 +91,7 @@ def stage(
 
 
 def _pod(image: str, folder: str) -> dict[str, object]:
-    """What TorchX's pod lacks to run a stage from a folder, in a namespace with the pod security standard `restricted`."""
+    """The fields that TorchX's pod lacks to run a stage from a folder, in a namespace with pod security `restricted`."""
     container = {
         "image": image,
         "workingDir": folder,

@@ -78,7 +78,7 @@ def job(name: str) -> Json:
 
 
 def summary(status: int, body: Mapping[str, Any]) -> Json:
-    """What is recorded of an answer."""
+    """The part of an answer that is recorded."""
     if body.get("status") == "Failure":
         return {"code": status, "reason": body.get("reason", ""), "message": body["message"]}
     return {"code": status, "kind": body["kind"]}

@@ -42,7 +42,7 @@ def prefixed(weights: Weights, prefix: str) -> Weights:
 
 
 def extras() -> dict[str, Any]:
-    """What trainings save next to the weights."""
+    """Objects that trainings save next to the weights."""
     namespace = argparse.Namespace(lr=0.1, output=None, betas=(0.9, 0.95), inner=argparse.Namespace(a=1))
     return {
         "optimizer": {"state": {0: {"step": torch.tensor(1.0), "exp_avg.x": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},

@@ -15,7 +15,7 @@ POD = pod_name("root(0).tokenizer(0).executor(0)")
 
 
 def changes(kubeflow: KfpApi, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
-    """What was printed of the run after its address, without times and name, and the error without the name."""
+    """The output about the run after its address, without times and name, and the error without the name."""
     name, captured = kubeflow.runs[0]["display_name"], capsys.readouterr()
     lines = [line.partition(name)[2].strip(" :") for line in captured.out.splitlines()[1:]]
     return lines, captured.err.removeprefix(f"error: {name}: ").rstrip("\n")

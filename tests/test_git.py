@@ -1,4 +1,4 @@
-"""Where the project lies: at the top of a repository or in a folder of one, with or without a commit, or in none."""
+"""The place of the project: at the top of a repository or in a folder of one, with or without a commit, or in none."""
 
 from __future__ import annotations
 

@@ -358,7 +358,7 @@ def test_a_killed_rank_ends_the_others(repo: Callable[..., Path]) -> None:
     wait_for(folder / "pid0", folder / "pid1")
     os.kill(int((folder / "pid1").read_text()), signal.SIGKILL)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 2  # most often for want of memory
+    assert process.returncode == 2  # as after a lack of memory, the most common cause
     assert "was ended by SIGKILL (out of memory?)" in err
     assert children_in(folder) == []
 

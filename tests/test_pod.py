@@ -29,7 +29,7 @@ def umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where secrets, certificates and the namespace are mounted."""
+    """The folder in which secrets, certificates and the namespace are mounted."""
     for name in ("STORAGE_FOLDER", "STEP_FOLDER"):
         monkeypatch.setattr(pod, name, str(tmp_path / name))
     monkeypatch.setattr(environment, "CA_FOLDER", str(tmp_path / "ca"))

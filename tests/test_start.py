@@ -84,7 +84,7 @@ def test_a_backbone_of_another_run_comes_back_with_mask_token_and_head(tmp_path:
     model, line = started(init(tmp_path / "b"))
     assert equal(model.backbone, source.backbone) and torch.equal(model.mask_token, source.mask_token)
     assert not torch.equal(model.head.weight, source.head.weight)
-    assert line.endswith("; starting anew: prediction head")
+    assert line.endswith("; new: prediction head")
 
 
 @pytest.mark.parametrize("position_embedding", [False, True])
@@ -101,7 +101,7 @@ def test_a_file_and_the_model_of_a_hub_are_taken_too(tmp_path: Path, monkeypatch
     safetensors.torch.save_file(source.state_dict() | others, tmp_path / "w.safetensors")
     model, line = started(init(tmp_path / "w.safetensors"))
     assert equal(model.backbone, source) and torch.equal(model.mask_token, mask)
-    assert line.endswith("tensors; starting anew: prediction head; left out: lm_head.bias")
+    assert line.endswith("tensors; new: prediction head; left out: lm_head.bias")
     asked: list[tuple[config.TimmNet, int]] = []
 
     def by_name(net: config.TimmNet, size: int, key: str) -> nn.Module:

@@ -477,7 +477,7 @@ def test_a_failed_evaluation_fails_the_run_after_the_others_and_the_report(proje
     project.run("make")
     status, output = project.end(project.start("evaluate@bad"))
     assert status == 0, output
-    assert output.splitlines()[-1] == "error: evaluate@bad: broken; the run goes on without it, and fails at its end"
+    assert output.splitlines()[-1] == "error: evaluate@bad: broken; the run continues without it, and fails at its end"
     assert project.reason() == "broken"
     assert project.run("report")["computed"]
     status, output = project.end(project.start("collect"))

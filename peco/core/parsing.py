@@ -1,4 +1,4 @@
-"""What parsers raise on texts and arrays that are damaged or edited by hand, and values in messages."""
+"""Exceptions of parsers on texts and arrays that are damaged or edited by hand, and values in messages."""
 
 from __future__ import annotations
 

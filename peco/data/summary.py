@@ -24,7 +24,7 @@ def summary(index: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def left_out(index: Mapping[str, Any]) -> list[str]:
-    """What was left out: reason, number and first names, rejected images first. Empty if all images are used."""
+    """The images that were left out: reason, number and first names, rejected images first. Empty if all images are used."""
     rejected = [_line(f"unreadable, {reason}", entry) for reason, entry in index["rejected_reasons"].items()]
     ignored = sorted(index["ignored"].items(), key=lambda item: bool(item[1]["by_rule"]))
     return rejected + [_line(reason, entry) for reason, entry in ignored]

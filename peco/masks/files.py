@@ -205,7 +205,7 @@ def _masks(files: dict[str, Path], keys: set[str]) -> dict[str, Path]:
 
 
 def _common_suffix(keys: set[str], files: Iterable[str]) -> str | None:
-    """What all masks have after the name of their image, such as `-mask`; None if they differ."""
+    """The suffix that all masks have after the name of their image, such as `-mask`; None if they differ."""
     found = set[str]()
     for file in files:
         key = next((file[:end] for end in range(len(file), 0, -1) if file[:end] in keys), None)

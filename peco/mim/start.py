@@ -120,7 +120,7 @@ def load(model: MaskedImageModel, given: Given, vit: config.Vit, *, head: bool) 
         head: start also the prediction head from theirs.
 
     Returns:
-        One line: what was loaded, what starts anew, and what the model has no place for.
+        One line: what was loaded, what is new, and what the model has no place for.
 
     Raises:
         PecoError: more than the head and the mask token is missing, or the weights are of another architecture.
@@ -128,12 +128,12 @@ def load(model: MaskedImageModel, given: Given, vit: config.Vit, *, head: bool) 
     backbone: Any = model.backbone
     _require_architecture(given, vit)
     tensors = _folded(_by_beit_names(given.tensors, vit.depth), given)
-    anew = []
+    fresh = []
     if given.position_embedding:
-        anew = _neutral(tensors, backbone)
+        fresh = _neutral(tensors, backbone)
     own = backbone.state_dict()
     fitted = timm_nets.by_names_of(backbone, tensors, given.origin)
-    anew += _load_mim(model, given, head)
+    fresh += _load_mim(model, given, head)
     heads = {name for name in given.tensors if _HEADS.match(name) and name not in given.mim}
     unused = sorted(heads | (fitted.keys() - own.keys()))
     missing = sorted(own.keys() - fitted.keys())
@@ -152,7 +152,7 @@ def load(model: MaskedImageModel, given: Given, vit: config.Vit, *, head: bool) 
     backbone.load_state_dict({name: fitted[name] for name in own})
     return (
         f"starts from {given.origin.partition(': ')[2]}: {len(own)} tensors"
-        + (f"; starting anew: {', '.join(anew)}" if anew else "")
+        + (f"; new: {', '.join(fresh)}" if fresh else "")
         + (f"; left out: {timm_nets.some_names(unused)}" if unused else "")
     )
 
@@ -233,21 +233,21 @@ def _neutral(tensors: dict[str, Tensor], backbone: nn.Module) -> list[str]:
 
 def _load_mim(model: MaskedImageModel, given: Given, head: bool) -> list[str]:
     """Start mask token and prediction head; returns those that start at random."""
-    anew = []
+    fresh = []
     token = given.mim.get("mask_token")
     if token is not None and token.shape == model.mask_token.shape:  # MAE's belongs to its decoder
         model.mask_token.data.copy_(token)
     else:
-        anew.append("mask token")
+        fresh.append("mask token")
     if not head:
-        return [*anew, "prediction head"]
+        return [*fresh, "prediction head"]
     weights = {name.removeprefix("head."): t for name, t in given.mim.items() if name.startswith("head.")}
     outputs, wanted = len(weights.get("bias", ())), model.head.out_features
     if outputs != wanted:
         found = f"a prediction head with {outputs} outputs, not {wanted}" if weights else "no prediction head"
         raise PecoError(f"{KEY}.head: true is not allowed, {given.origin} has {found}; set it to false")
     artifacts.fill(model.head, weights, f"{KEY}.head: {given.origin}")
-    return anew
+    return fresh
 
 
 def _remedy(name: str) -> str:

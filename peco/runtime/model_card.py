@@ -31,7 +31,7 @@ SELF_SUPERVISED = {"licence": "that of the images", "labels": "none: trained her
 
 @dataclass(frozen=True)
 class Kind:
-    """What is the same for all models of a kind.
+    """The part of a card that all models of a kind share.
 
     Attributes:
         sentence: what the model is.

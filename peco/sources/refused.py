@@ -54,7 +54,7 @@ def unread_format(names: Iterable[str]) -> str | None:
 
 
 def _known_format(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """What the format is called, the first file that has it, and the remedy."""
+    """Name of the format, the first file that has it, and the remedy."""
     names = list(names)
     bases = [name.rsplit("/", 1)[-1] for name in names]
     if {"meta", "train", "test"} <= set(bases):  # CIFAR-100

@@ -142,7 +142,7 @@ def save_embeddings(
     batch_size: int | None = None,
     parquet: bool = False,
 ) -> None:
-    """Write embeddings to a folder; an earlier run with the same settings goes on.
+    """Write embeddings to a folder; an earlier run with the same settings resumes.
 
     `embeddings.npy` is float32 (N, D), or (N, L, D) by patch; line n of `images.jsonl` names the image of row n.
 

@@ -50,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model predicts for an image.
+    """The prediction of a model for an image.
 
     Attributes:
         record: the line of results, without the image's name.
@@ -77,7 +77,7 @@ class Predictor(Protocol):
     batch_size: int
 
     def prepare(self, image: Image.Image) -> Any:
-        """What the model needs of an image, upright and RGB; called in a thread."""
+        """The model's input of an image, which is upright and RGB; called in a thread."""
 
     def predict(self, prepared: Sequence[Any]) -> list[Prediction]: ...
 

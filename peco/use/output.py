@@ -1,4 +1,4 @@
-"""The folder of results of a command on many images: a line for each image that is done, so that a stopped run goes on there."""
+"""The folder of results of a command on many images: a line for each image that is done, so that a stopped run resumes there."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def predict(
     batch_size: int | None = None,
     table: bool = False,
 ) -> None:
-    """Predict all images and write the results to a folder; an earlier run with the same model and options goes on.
+    """Predict all images and write the results to a folder; an earlier run with the same model and options resumes.
 
     Args:
         model: folder of a classifier, segmenter or detector.

@@ -62,7 +62,7 @@ def refuse_impossible(api: Api, resources: Resources) -> None:
 
 
 def describe(api: Api, resources: Resources) -> list[str]:
-    """What the job asks for, what its queue has, and what the nodes have, one text for each."""
+    """The demand of the job, and the capacity of its queue and of the nodes, one text for each."""
     name = queue_name(resources)
     queue = _visible(lambda: _queue(api, name))
     # Version 0: from the server's memory.

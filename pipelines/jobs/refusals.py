@@ -1,4 +1,4 @@
-"""The reasons for which a cluster refuses a job or its pods, told apart by the server's own words, each with what to do."""
+"""The reasons for which a cluster refuses a job or its pods, distinguished by the server's own words, each with what to do."""
 
 from __future__ import annotations
 

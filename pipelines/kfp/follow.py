@@ -79,7 +79,7 @@ class Followed:
                 yield pod
 
     def notices(self, run: Any, kubeflow: Kubeflow) -> list[str]:
-        """What is worth a line besides the states: the run is being terminated, a pod failed or does not start."""
+        """Events to report besides the states: the run is being terminated, a pod failed or does not start."""
         found = []
         if run.state == "CANCELING" and not self.canceling:
             self.canceling = True
@@ -191,7 +191,7 @@ def _failed_task(followed: Followed, run: Any) -> str:
 
 
 def _failure(followed: Followed, run: Any, kubeflow: Kubeflow) -> str:
-    """What failed and why, or where that shows."""
+    """The failed step and its reason, or the place that shows it."""
     task, page = _failed_task(followed, run), kubeflow.run_address(followed.run_id)
     if not task:
         return f"failed, but Kubeflow does not report which step; see its page: {page}"

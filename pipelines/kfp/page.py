@@ -1,4 +1,4 @@
-"""What a step shows in Kubeflow: its numbers, and a page with its curves, numbers and parameters."""
+"""The output of a step in Kubeflow: its numbers, and a page with its curves, numbers and parameters."""
 
 from __future__ import annotations
 

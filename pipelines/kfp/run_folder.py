@@ -27,12 +27,12 @@ Entry = dict[str, Any]  # of dvc.lock, for one stage
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished step leaves for the ones after it.
+    """The result of a finished step, for the ones after it.
 
     Attributes:
         entry: the stage's entry of dvc.lock; empty if it failed.
         numbers: its scalar metrics.
-        failed: the error of an evaluation without which the run goes on; else empty.
+        failed: the error of an evaluation without which the run continues; else empty.
     """
 
     entry: Entry

@@ -222,7 +222,7 @@ def _without_evaluation(run: str, stage: str) -> Iterator[None]:
         if not failures.is_evaluation(stage) or error.status == os.EX_TEMPFAIL:
             raise
         print(
-            f"error: {stage}: {error.reason}; the run goes on without it, and fails at its end",
+            f"error: {stage}: {error.reason}; the run continues without it, and fails at its end",
             file=sys.stderr,
             flush=True,
         )

@@ -32,7 +32,7 @@ _IGNORED_ENDINGS = ("~", ".swp", ".part", ".DS_Store")
 
 @dataclass(frozen=True)
 class State:
-    """What a stage reads.
+    """The inputs that a stage reads.
 
     Attributes:
         stage: its entry in dvc.yaml.
@@ -116,7 +116,7 @@ def _differ(value: object, text: str) -> bool:
 
 
 def _definition(stage: Stage) -> tuple[tuple[str, ...], ...]:
-    """What DVC records of a stage; its resources are no part of it."""
+    """The part of a stage that DVC records; its resources do not belong to it."""
     return stage.commands, stage.deps, stage.params, stage.outs
 
 

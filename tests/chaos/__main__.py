@@ -1,4 +1,4 @@
-"""`make chaos`: `python -m tests.chaos --seed 0 --kills 200`. A stopped run goes on where it was; a new `--folder` begins anew."""
+"""`make chaos`: `python -m tests.chaos --seed 0 --kills 200`. A stopped run resumes; a new `--folder` starts from the beginning."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ END_SECONDS = 90.0  # for processes to end after a kill; a stopped stage has 60 
 
 @dataclass
 class Outcome:
-    """What a series of kills led to.
+    """The outcome of a series of kills.
 
     Attributes:
         kills: those that were delivered, as (moment, signal, target).
@@ -78,7 +78,7 @@ def kill_repeatedly(project: Project, stage: str, kills: Sequence[Kill], say: Ca
 
 
 def next_run(waiting: deque[Kill]) -> tuple[list[Kill], Kill | None]:
-    """What happens to the next run: any number of stops, then a kill, or none if no kill is left."""
+    """The signals of the next run: any number of stops, then a kill, or none if no kill is left."""
     stops = []
     while waiting and waiting[0].signal == "SIGSTOP":
         stops.append(waiting.popleft())

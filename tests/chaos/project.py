@@ -209,7 +209,7 @@ class Project:
         return []
 
     def differences(self) -> list[str]:
-        """What differs from the finished run: lines of dvc.lock, contents, files that are missing or left over."""
+        """Differences from the finished run: lines of dvc.lock, contents, files that are missing or left over."""
         found = []
         try:
             lock = yaml.safe_load((self.root / "dvc.lock").read_text())

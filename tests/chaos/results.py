@@ -1,4 +1,4 @@
-"""Results, one line of JSON each, so that a stopped run goes on where it was; and the table of them."""
+"""Results, one line of JSON each, so that a stopped run resumes; and the table of them."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class Process:
         return self._read()[0] is None
 
     def lines(self) -> list[str]:
-        """What it has printed, on stdout and stderr."""
+        """Its output so far, of stdout and stderr."""
         return self._read()[1]
 
     def wait_for_line(self, part: str, seconds: float = 120) -> str:

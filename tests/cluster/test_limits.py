@@ -1,4 +1,4 @@
-"""What will fail again is not started again: too little memory or time, an image that isn't there."""
+"""Jobs that would fail again are not started again: too little memory or time, an image that isn't there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster refuses, or can never give: one line on what is wrong and what to do, and no job."""
+"""Demands that a cluster refuses, or can never meet: one line on what is wrong and what to do, and no job."""
 
 from __future__ import annotations
 

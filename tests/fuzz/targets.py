@@ -1,4 +1,4 @@
-"""What reads the inputs: functions that the stages call, and commands. Each reads from the current folder."""
+"""Readers of the inputs: functions that the stages call, and commands. Each reads from the current folder."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _pack(dataset: config.Dataset) -> None:
 
 
 def inspect(rng: Random) -> None:
-    """What `make params DATA=…` does before `dvc add`."""
+    """The steps of `make params DATA=…` before `dvc add`."""
     found = workflow_inputs.inspect(_set())
     workflow_inputs.check_images(found, _dataset(rng, source=found.source, path=str(found.path)))
 

@@ -18,7 +18,7 @@ KIND = "detector"
 
 @dataclass(frozen=True)
 class Parameters:
-    """How a detector is built on its backbone; see `assemble_detector`."""
+    """The parameters by which a detector is built on its backbone; see `assemble_detector`."""
 
     classes: tuple[str, ...]
     channels: Count

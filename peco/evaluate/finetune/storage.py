@@ -17,7 +17,7 @@ KIND = "classifier"
 
 @dataclass(frozen=True)
 class Parameters:
-    """What timm's part of the config doesn't say."""
+    """The part of the config that timm has no place for."""
 
     classes: tuple[str, ...]
 

@@ -17,7 +17,7 @@ KIND = "segmenter"
 
 @dataclass(frozen=True)
 class Parameters:
-    """How a segmenter is built on its backbone; see `UperNet`."""
+    """The parameters by which a segmenter is built on its backbone; see `UperNet`."""
 
     classes: tuple[str, ...]
     blocks: tuple[Count, ...]

@@ -1,4 +1,4 @@
-"""What a layout gets, a listing of names, and what it returns, a reading of it."""
+"""The input of a layout, a listing of names, and its result, a reading of it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class _Table:
 
     @property
     def content(self) -> str:
-        """What is read from the table, for the summary."""
+        """The columns that are read from the table, for the summary."""
         parts = ["labels (one column each)"] if self.one_hot else []
         if self.label is not None:
             parts = [f"labels (column {self.header[self.label]})"]

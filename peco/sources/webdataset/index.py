@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass
 class Found:
-    """What was seen in the tars, for the summary.
+    """Observations in the tars, for the summary.
 
     Attributes:
         ignored: what is not used.

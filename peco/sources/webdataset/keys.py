@@ -1,4 +1,4 @@
-"""Which members of a tar make one sample, and which of them is its image.
+"""The members of a tar that make one sample, and its image among them.
 
 webdataset's rule: the key is all of a name up to the first dot after the last slash, the rest is the ending. It folds names such
 as `2023-01-05 10.30.22.jpg` into one sample, so it is used only where no sample gets two images by it. `choose_rule` finds another
@@ -21,7 +21,7 @@ PLAIN = "plain"  # the image without a dot in its ending counts, if there are ot
 
 @dataclass(frozen=True)
 class Rule:
-    """How names are divided into key and ending.
+    """A rule by which names are divided into key and ending.
 
     Attributes:
         key: at the first dot, as webdataset does, or at the last one.

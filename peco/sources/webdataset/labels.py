@@ -20,7 +20,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class LabelField:
-    """Where the labels are, as `dataset.label_field` has it.
+    """The place of the labels, as `dataset.label_field` has it.
 
     The field is the ending of a member (`cls`, `label.txt`), or a member with JSON and a key in it (`json.category`,
     `meta.json.annotation.class`). None: the endings in ENDINGS, then JSON_KEY in `json`.

@@ -215,7 +215,7 @@ class WebDatasetSource:
                     )
 
     def _guess(self, entries: list[tuple[str, Entry]]) -> Labels:
-        """Where classes are if no sample has a label: in the names of the tars, of folders, or nowhere."""
+        """The place of the classes if no sample has a label: in the names of the tars, of folders, or nowhere."""
         if self._field.field is not None:
             raise PecoError(f"{self._path}: no labels found in {self._field} (dataset.label_field){self._hint()}")
         if one_tar_a_class({url: self._tars.names[url] for url in self._urls}, self._splits):
