@@ -52,8 +52,13 @@ def _clear_up() -> None:
         PecoError: dvc.yaml can't be read, or dvc.lock is damaged and can't be restored.
     """
     clear_locks_of_killed_dvc()
-    clear_temporary_files({Path(out).parent for stage in load_graph().stages.values() for out in stage.outs})
+    clear_temporary_files({out.parent for out in _outs()})
     lock_copy.restore()
+
+
+def _outs() -> list[Path]:
+    """The outs of all stages."""
+    return [Path(out) for stage in load_graph().stages.values() for out in stage.outs]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,12 +111,12 @@ def main(argv: list[str] | None = None) -> int:
     if reported:
         print(f"\nThe report is in {REPORT}; it shows {', '.join(failed)} as failed.")
     if status:
-        if ran:  # a stage that fails by itself names the disk
-            for folder in full_folders([cache_folder()]):
-                print(
-                    f"error: {folder}: disk full, so DVC can't record results; free space and run again",
-                    file=sys.stderr,
-                )
+        # A stage that fails by itself names the disk.
+        if ran and (full := full_folders([cache_folder(), *sorted({Path(out.parts[0]) for out in _outs()})])):
+            print(
+                f"error: {', '.join(full)}: disk full, so DVC can't record results; free space and run again",
+                file=sys.stderr,
+            )
         print("\nNot finished. Finished work is kept: `make repro` resumes from there.", file=sys.stderr)
         return status
     lock_copy.drop()

@@ -214,11 +214,12 @@ def test_a_work_folder_that_cannot_be_written_is_one_line_before_anything_runs(
     assert not (project / "called").exists()
 
 
-def test_a_full_disk_below_dvcs_cache_is_named(
+def test_a_full_disk_below_dvcs_cache_or_the_results_is_named(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """DVC prints the cause alone. A stage that fails by itself names its disk, so nothing is added to its line."""
-    monkeypatch.setattr(repro, "full_folders", lambda folders: list(map(str, folders)))
+    (project / "dvc.yaml").write_text("stages: {a: {cmd: x, outs: [artifacts/a, metrics/a/x, metrics/a.json]}}\n")
+    monkeypatch.setattr(repro, "full_folders", lambda folders: [str(f) for f in folders if str(f) != "artifacts"])
     (project / ".work").mkdir()
     (project / "dvc.py").write_text("raise SystemExit(255)")
     assert repro.main([]) == 255
@@ -228,4 +229,4 @@ def test_a_full_disk_below_dvcs_cache_is_named(
         f"with open('.work/times.jsonl', 'a') as file:\n    file.write({entry!r})\nraise SystemExit(255)"
     )
     assert repro.main([]) == 255
-    assert "error: .dvc/cache: disk full, so DVC can't record results; free space" in capsys.readouterr().err
+    assert "error: .dvc/cache, metrics: disk full, so DVC can't record results; free space" in capsys.readouterr().err
