@@ -123,7 +123,7 @@ class KubernetesApi:
 
     # For tests
 
-    def wait_for(self, condition: Callable[[], Any], seconds: float = 8) -> Any:
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         deadline = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < deadline, f"it didn't happen; requests: {self.verbs()}, faults: {self.faults}"
