@@ -11,6 +11,7 @@ import struct
 import tarfile
 import types
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +111,12 @@ def _cause(path: Path, error: Exception) -> str:
     if named := re.search(r"(?:GLOBAL |global |class )`?([\w.]+[.][\w.]+)", text):
         return f"holds objects of {named[1]}, which can't be read without running code of the file; {save}"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            damaged = archive.testzip()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                damaged = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, struct.error):
+            return "is a damaged archive; download it again"
         if damaged is not None:
             return f"is damaged at {damaged}; download it again"
         if any(name.endswith(".npy") for name in names):

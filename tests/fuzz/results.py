@@ -101,11 +101,11 @@ def checkpoint(rng: Random) -> Files:
 @cache
 def _checkpoint() -> bytes:
     import torch
+    from timm.models.vision_transformer import VisionTransformer
 
-    state = {
-        "module.base_encoder.patch_embed.proj.weight": torch.zeros(4, 3, 2, 2),
-        "module.momentum_encoder.x": torch.zeros(2),
-    }
+    model = VisionTransformer(img_size=32, patch_size=16, embed_dim=192, depth=1, num_heads=3, num_classes=0)
+    state = {f"module.base_encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    state["module.momentum_encoder.x"] = torch.zeros(2)
     out = io.BytesIO()
     torch.save({"epoch": 300, "state_dict": state, "optimizer": {"param_groups": [{"lr": 0.1}]}}, out)
     return out.getvalue()
