@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     before = len(_lines(file))
     start = time.monotonic()
     failed: dict[str, str] = {}
+    written: list[Path] = []
     reported = False
     try:
         variables.require_known()
@@ -89,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         if not arguments:
             input_check.check_once(parameters.dataset)
         _clear_up()
+        # Read now: dvc.yaml may be edited meanwhile.
+        written = [cache_folder(), *sorted({Path(out.parts[0]) for out in _outs()})]
         if not arguments:
             failures.clear(Path())
         status = run_dvc(["repro", *arguments])
@@ -112,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nThe report is in {REPORT}; it shows {', '.join(failed)} as failed.")
     if status:
         # A stage that fails by itself names the disk.
-        if ran and (full := full_folders([cache_folder(), *sorted({Path(out.parts[0]) for out in _outs()})])):
+        if ran and (full := full_folders(written)):
             print(
                 f"error: {', '.join(full)}: disk full, so DVC can't record results; free space and run again",
                 file=sys.stderr,
