@@ -23,7 +23,7 @@ disposable = pytest.mark.skipif(
 def settings(**more: str) -> dict[str, str]:
     """The environment of a launcher whose jobs are small, find this Python, and have a name of their own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    found = {"PATH": path, "PECO_SCHEDULER": "slurm", "PECO_CPU": "1", "PECO_MEMORY": "2Gi", "PECO_RETRIES": "0"}
+    found = {"PATH": path, "PECO_SCHEDULER": "slurm", "PECO_CPU": "1", "PECO_RETRIES": "0"}
     queue = os.environ.get("PECO_QUEUE")
     return found | ({"PECO_QUEUE": queue} if queue else {}) | {"PECO_JOB_KEY": uuid.uuid4().hex[:16], **more}
 
