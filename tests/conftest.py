@@ -28,6 +28,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PECO_THREADS": "1", "GOMP_SPINCOUNT": "1
 os.environ["DVC_NO_ANALYTICS"] = "1"  # no test uses the network; repositories made here have DVC's defaults
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files of whole chains, which take minutes: begun last, one would run alone at the end."""
+    long = {item.path for item in items if item.get_closest_marker("chain")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_runtest_setup() -> None:
     """Give kfp a quick look-up of a caller's name.
 
