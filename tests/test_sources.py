@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import tarfile
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ Files = dict[str, bytes]
 
 
 def opened(source: str, path: Path | str, work: Path | None = None, **values: object) -> Source:
-    return open_source(dataset(source, path, **values), work or Path("unused"))
+    return open_source(dataset(source, path, **values), work or Path(tempfile.gettempdir()))
 
 
 def ignored(source: Source) -> dict[str, int]:

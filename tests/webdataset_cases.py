@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def write(folder: Path, tars: dict[str, bytes | Members]) -> Path:
 
 
 def source(path: Path | str, **options: Any) -> WebDatasetSource:
-    arguments: dict[str, Any] = {"val_fraction": 0.0, "seed": 0, "work": Path(path).parent / "work", **options}
+    arguments: dict[str, Any] = {"val_fraction": 0.0, "seed": 0, "work": Path(tempfile.gettempdir()), **options}
     return WebDatasetSource(str(path), **arguments)
 
 
