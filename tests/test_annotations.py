@@ -119,6 +119,9 @@ def test_the_report_repeats_what_was_left_out(tmp_path: Path) -> None:
         "annotations/segmentation": {"left_out_by_reason": {"every pixel ignored": 2}, "notes": ["test is not used"]},
         "evaluate/detection": {"failed": "broken; fix it"},
     }
-    found = {section.key: section for section in sections.evaluation_sections(metrics, tmp_path, "PeCo")}
+    found = {
+        section.key: section
+        for section in sections.evaluation_sections(metrics, tmp_path, {"": "PeCo", "random_": "Random"})
+    }
     assert found["segmentation"].note.endswith(" Left out: every pixel ignored: 2. Test is not used.")
     assert found["detection"].note == "It failed, and the next run tries it again: broken; fix it"

@@ -33,6 +33,7 @@ from peco.evaluate.detection.letterbox import DetectionView
 from peco.evaluate.detection.model import Detections, SimplePyramid, build_detector, detect
 from peco.evaluate.detection.task import DetectionTask, unpack_bits
 from peco.mim.model import build_backbone
+from peco.networks.backbones import at_random, pretrained
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
 from peco.scenes import scenes
@@ -237,19 +238,20 @@ def test_anchors_follow_the_size_of_the_image() -> None:
 
 
 def test_pretrained_and_random_detectors_differ_in_the_backbone_only(backbone: Path) -> None:
-    pretrained, random = (
-        build_detector(backbone, 5, DETECTION, masks=True, pretrained=p, seed=3).state_dict() for p in (True, False)
+    trained, random = (
+        build_detector(make(backbone, 3), 5, DETECTION, masks=True, seed=3).state_dict()
+        for make in (pretrained, at_random)
     )
-    different = {name for name, value in pretrained.items() if not torch.equal(value, random[name])}
+    different = {name for name, value in trained.items() if not torch.equal(value, random[name])}
     assert different and all(name.startswith("backbone.backbone.") for name in different)
     stored = artifacts.load_timm(backbone, img_size=64, num_classes=0).state_dict()
-    assert all(torch.equal(pretrained[f"backbone.backbone.{name}"], value) for name, value in stored.items())
-    other = build_detector(backbone, 5, DETECTION, masks=True, pretrained=True, seed=4).state_dict()
-    assert not torch.equal(other["roi_heads.box_head.fc6.weight"], pretrained["roi_heads.box_head.fc6.weight"])
+    assert all(torch.equal(trained[f"backbone.backbone.{name}"], value) for name, value in stored.items())
+    other = build_detector(pretrained(backbone, 4), 5, DETECTION, masks=True, seed=4).state_dict()
+    assert not torch.equal(other["roi_heads.box_head.fc6.weight"], trained["roi_heads.box_head.fc6.weight"])
 
 
 def test_images_are_normalized_for_the_backbone(backbone: Path) -> None:
-    model: Any = build_detector(backbone, 5, DETECTION, masks=False, pretrained=True, seed=0)
+    model: Any = build_detector(pretrained(backbone), 5, DETECTION, masks=False, seed=0)
     image = torch.rand(3, 64, 64)
     images, _ = model.transform([image])
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
@@ -274,7 +276,7 @@ def test_every_parameter_takes_part_in_every_loss(backbone: Path, masks: bool, o
         del batch["masks"]
     if not objects:  # as after a crop
         batch["labels"][:] = -1
-    task = DetectionTask(build_detector(backbone, 10, DETECTION, masks=masks, pretrained=True, seed=0)).train()
+    task = DetectionTask(build_detector(pretrained(backbone), 10, DETECTION, masks=masks, seed=0)).train()
     loss, terms = task(batch, 0, 1)
     loss.backward()
     assert torch.isfinite(loss) and loss.item() == pytest.approx(sum(float(v) for v in terms.values()), rel=1e-5)
@@ -319,7 +321,7 @@ def test_pasting_inverts_the_mask_heads_training_targets(seed: int, size: tuple[
 
 
 def test_detections_are_in_pixels_of_the_image(backbone: Path) -> None:
-    model = build_detector(backbone, 5, DETECTION, masks=True, pretrained=True, seed=0)
+    model = build_detector(pretrained(backbone), 5, DETECTION, masks=True, seed=0)
     images = [Image.new("RGB", (120, 50), "red"), Image.new("RGB", (20, 33), "blue")]
     for image, found in zip(images, detect(model, images, 64), strict=True):
         count = len(found.labels)
@@ -452,7 +454,7 @@ def test_eight_photos_can_be_memorized(polygons: bool, tmp_path: Path) -> None:
     optim = dataclasses.replace(OPTIM, epochs=240, batch_size=8, lr=3e-3, warmup_epochs=12)
     cfg = dataclasses.replace(DETECTION, channels=32, optim=optim)
     model = build_detector(
-        save_backbone(tmp_path / "b", width=64), len(data.classes), cfg, masks=polygons, pretrained=True, seed=0
+        pretrained(save_backbone(tmp_path / "b", width=64)), len(data.classes), cfg, masks=polygons, seed=0
     )
     dist, transform = Dist(), DetectionView(data, 0, cfg.image_size, (1.0, 1.0))
     train(

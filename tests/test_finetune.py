@@ -17,6 +17,7 @@ from peco.core.errors import PecoError
 from peco.evaluate.finetune import model as finetune
 from peco.evaluate.finetune.task import FinetuneTask
 from peco.mim.model import build_backbone
+from peco.networks.backbones import at_random, pretrained
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
 OPTIM = config.Optim(
@@ -91,7 +92,7 @@ def test_erasing_changes_one_rectangle() -> None:
 
 
 def test_pretrained_and_random_classifiers_differ_in_the_backbone_only(folder: Path) -> None:
-    trained, scratch = (finetune.build_classifier(folder, 5, FINETUNE, pretrained=p, seed=3) for p in (True, False))
+    trained, scratch = (finetune.build_classifier(make(folder, 3), 5, FINETUNE) for make in (pretrained, at_random))
     stored = artifacts.load_tensors(folder / artifacts.WEIGHTS)["blocks.0.attn.qkv.weight"]
     assert torch.equal(trained.blocks[0].attn.qkv.weight, stored)
     assert not torch.equal(scratch.blocks[0].attn.qkv.weight, stored)
@@ -104,7 +105,7 @@ def test_pretrained_and_random_classifiers_differ_in_the_backbone_only(folder: P
 
 def task(folder: Path, **changes: float) -> FinetuneTask:
     cfg = dataclasses.replace(FINETUNE, drop_path=0.0, **changes)
-    return FinetuneTask(finetune.build_classifier(folder, 4, cfg, pretrained=True, seed=0), 4, cfg)
+    return FinetuneTask(finetune.build_classifier(pretrained(folder), 4, cfg), 4, cfg)
 
 
 def test_loss_without_mixing_is_smoothed_cross_entropy(folder: Path) -> None:
@@ -147,7 +148,7 @@ def test_learning_rates_decrease_from_head_to_stem(folder: Path) -> None:
 def test_fine_tuning_learns_and_is_scored(folder: Path) -> None:
     """Dark and bright images."""
     cfg = dataclasses.replace(FINETUNE, drop_path=0.0)
-    tuned = FinetuneTask(finetune.build_classifier(folder, 2, cfg, pretrained=True, seed=0), 2, cfg).train()
+    tuned = FinetuneTask(finetune.build_classifier(pretrained(folder), 2, cfg), 2, cfg).train()
     optimizer = torch.optim.AdamW(tuned.param_groups(dataclasses.replace(OPTIM, layer_decay=1.0)), lr=2e-3)
     torch.manual_seed(0)
     label = torch.tensor([0, 1] * 8)

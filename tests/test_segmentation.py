@@ -41,6 +41,7 @@ from peco.evaluate.segmentation.task import SegmentationTask
 from peco.masks.folder import open_folder
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
+from peco.networks.backbones import at_random, pretrained
 from peco.runtime import paths
 from peco.runtime.stage import Skipped, StageRun
 from peco.scenes import scenes
@@ -68,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> UperNet:
-    return build_segmenter(folder, CLASSES, SEGMENTATION, pretrained=True, seed=0).eval()
+    return build_segmenter(pretrained(folder), CLASSES, SEGMENTATION, seed=0).eval()
 
 
 # --- scores
@@ -226,16 +227,14 @@ def descriptor(folder: Path) -> Path:
 def test_pyramid_has_strides_4_8_16_32(tmp_path: Path, patch: int, grid: int, sides: list[int]) -> None:
     vit = dataclasses.replace(CFG.pretrain.vit, patch_size=patch)
     cfg = dataclasses.replace(SEGMENTATION, image_size=patch * grid)
-    model = build_segmenter(save_backbone(tmp_path / "b", vit, patch * grid), CLASSES, cfg, pretrained=True, seed=0)
+    model = build_segmenter(pretrained(save_backbone(tmp_path / "b", vit, patch * grid)), CLASSES, cfg, seed=0)
     levels = [level(torch.rand(2, vit.embed_dim, grid, grid)) for level in model.pyramid]
     assert [tuple(level.shape) for level in levels] == [(2, vit.embed_dim, side, side) for side in sides]
     assert model(torch.rand(2, 3, patch * grid, patch * grid)).shape == (2, CLASSES, patch * grid, patch * grid)
 
 
 def test_features_come_from_the_blocks(folder: Path) -> None:
-    model = build_segmenter(
-        folder, CLASSES, dataclasses.replace(SEGMENTATION, blocks=(1, 2, 2, 2)), pretrained=True, seed=0
-    )
+    model = build_segmenter(pretrained(folder), CLASSES, dataclasses.replace(SEGMENTATION, blocks=(1, 2, 2, 2)), seed=0)
     seen: list[list[Tensor]] = []
     model.decoder.register_forward_pre_hook(lambda _, args: seen.append(list(args[0][2:])))
     tokens: dict[int, Tensor] = {}
@@ -250,7 +249,7 @@ def test_features_come_from_the_blocks(folder: Path) -> None:
 
 def test_other_sizes_than_the_backbones_resample_the_position_bias(folder: Path) -> None:
     cfg = dataclasses.replace(SEGMENTATION, image_size=2 * SIZE)
-    small, large = (build_segmenter(folder, CLASSES, c, pretrained=True, seed=0) for c in (SEGMENTATION, cfg))
+    small, large = (build_segmenter(pretrained(folder), CLASSES, c, seed=0) for c in (SEGMENTATION, cfg))
     assert (small.size, large.size) == (SIZE, 2 * SIZE)
     grid = SIZE // CFG.pretrain.vit.patch_size
     tables = [m.backbone.blocks[0].attn.relative_position_bias_table for m in (small, large)]
@@ -269,35 +268,34 @@ def test_a_plain_vit_works_too(tmp_path: Path) -> None:
     half = (0.5, 0.5, 0.5)
     artifacts.save_timm(tmp_path / "vit", vit, arch="vit_tiny_patch16_224", model_args=args, mean=half, std=half)
     cfg = dataclasses.replace(SEGMENTATION, image_size=2 * SIZE)
-    task = SegmentationTask(build_segmenter(tmp_path / "vit", CLASSES, cfg, pretrained=True, seed=0)).train()
+    task = SegmentationTask(build_segmenter(pretrained(tmp_path / "vit"), CLASSES, cfg, seed=0)).train()
     large = {name: value.repeat_interleave(2, -1).repeat_interleave(2, -2) for name, value in batch(2).items()}
     task(large, 0, 1)[0].backward()
     assert all(p.grad is not None for p in task.parameters())
 
 
 def test_pretrained_and_random_differ_in_the_backbone_only(folder: Path) -> None:
-    pretrained, random, again = (
-        build_segmenter(folder, CLASSES, SEGMENTATION, pretrained=p, seed=1).state_dict() for p in (True, False, False)
+    trained, random, again = (
+        build_segmenter(make(folder, 1), CLASSES, SEGMENTATION, seed=1).state_dict()
+        for make in (pretrained, at_random, at_random)
     )
-    for name, value in pretrained.items():
+    for name, value in trained.items():
         assert torch.equal(random[name], again[name])
         if not name.startswith("backbone."):
             assert torch.equal(value, random[name])
     weights = mim_storage.load(folder).state_dict()["backbone.blocks.0.attn.qkv.weight"]
-    assert torch.equal(pretrained["backbone.blocks.0.attn.qkv.weight"], weights)
+    assert torch.equal(trained["backbone.blocks.0.attn.qkv.weight"], weights)
     assert not torch.equal(random["backbone.blocks.0.attn.qkv.weight"], weights)
 
 
 def test_a_missing_block_is_refused(folder: Path) -> None:
     with pytest.raises(PecoError, match=r"blocks: 9 is not allowed; the backbone has blocks 1 to 2"):
-        build_segmenter(
-            folder, CLASSES, dataclasses.replace(SEGMENTATION, blocks=(1, 1, 2, 9)), pretrained=True, seed=0
-        )
+        build_segmenter(pretrained(folder), CLASSES, dataclasses.replace(SEGMENTATION, blocks=(1, 1, 2, 9)), seed=0)
 
 
 def test_every_parameter_has_a_gradient_and_layer_decay_applies(folder: Path) -> None:
     cfg = dataclasses.replace(SEGMENTATION, blocks=(1, 1, 1, 1))  # the second block is of no use
-    task = SegmentationTask(build_segmenter(folder, CLASSES, cfg, pretrained=True, seed=0)).train()
+    task = SegmentationTask(build_segmenter(pretrained(folder), CLASSES, cfg, seed=0)).train()
     loss, _ = task(batch(4), 0, 1)
     loss.backward()
     assert all(p.grad is not None for p in task.parameters())
@@ -453,9 +451,7 @@ def test_eight_photos_can_be_memorized(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PECO_WORK", raising=False)
     cfg = run.config.evaluate.segmentation
-    model = build_segmenter(
-        save_backbone(tmp_path / "b", vit, SIDE), len(train_split.classes), cfg, pretrained=True, seed=0
-    )
+    model = build_segmenter(pretrained(save_backbone(tmp_path / "b", vit, SIDE)), len(train_split.classes), cfg, seed=0)
     transform = AnnotatedCrop(train_split, 0, SIDE, cfg.scale)
     task = SegmentationTask(model)
     dist = Dist()

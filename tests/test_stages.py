@@ -258,7 +258,7 @@ def test_the_cpu_is_used_despite_a_gpu_if_the_environment_says_so(here: Path, mo
         device.select_device()
     monkeypatch.setenv("PECO_DEVICE", "cpu")
     assert [device.uses_cuda(), device.select_device()] == [False, torch.device("cpu")]
-    model = dict(probes.backbones(0))["random_"]
+    model = artifacts.random_like(paths.BACKBONE, seed=0).to(device.select_device())
     found, _ = probes.backbone_features(model, open_shards(paths.SHARDS, "val"), workers=0)
     assert len(found["norm"]) == COUNTS["val"]
 

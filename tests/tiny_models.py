@@ -17,6 +17,7 @@ from peco.evaluate.segmentation import model as segmentation
 from peco.evaluate.segmentation import storage as segmenters
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
+from peco.networks.backbones import pretrained
 from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
@@ -45,12 +46,12 @@ def save_models(root: Path) -> None:
     save_backbone(backbone)
     save_tokenizer(root / "tokenizer")
     cfg = CFG.evaluate
-    classifier = finetune.build_classifier(backbone, len(CLASSES), cfg.finetune, pretrained=True, seed=0)
+    classifier = finetune.build_classifier(pretrained(backbone), len(CLASSES), cfg.finetune)
     _spread(classifier)
     classifiers.save(root / "classifier", classifier, backbone, CLASSES)
-    segmenter = segmentation.build_segmenter(backbone, len(CLASSES), cfg.segmentation, pretrained=True, seed=0)
+    segmenter = segmentation.build_segmenter(pretrained(backbone), len(CLASSES), cfg.segmentation, seed=0)
     segmenters.save(root / "segmenter", segmenter, backbone, CLASSES, cfg.segmentation)
-    detector = detection.build_detector(backbone, len(CLASSES), cfg.detection, masks=True, pretrained=True, seed=0)
+    detector = detection.build_detector(pretrained(backbone), len(CLASSES), cfg.detection, masks=True, seed=0)
     detectors.save(root / "detector", detector, backbone, CLASSES, cfg.detection, masks=True)
 
 

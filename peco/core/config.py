@@ -408,6 +408,31 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A network that is evaluated as the backbone is: a low bar, such as random initialisation, is no comparison for it.
+
+    `source: path` takes the weights in `path`, a tracked input below `data/`: a timm folder, or a .safetensors file with the
+    weights of `model`. `source: timm` takes those of the timm model `model` from the hub.
+    """
+
+    source: Literal["none", "timm", "path"]
+    path: str  # the descriptor of the scenes until another one is named
+    model: str | None  # timm's name
+    revision: str | None  # commit of the hub repository; null: the newest
+
+    @property
+    def name(self) -> str:
+        """The network in tables and pictures."""
+        return self.model or PurePosixPath(self.path).stem
+
+    def check(self, key: str) -> None:
+        require_named(self.source, self.path, key)
+        needed = self.source == "timm" or (self.source == "path" and self.path.endswith(".safetensors"))
+        allowed = "timm's name of the network, for a name from the hub or the weights of a file"
+        require_all(self, key, ("model", not needed or self.model is not None, allowed))
+
+
+@dataclass(frozen=True)
 class Knn:
     neighbors: tuple[Count, ...]
     temperature: Positive
@@ -522,6 +547,7 @@ class Tasks:
 class Evaluate:
     tasks: Tasks
     holdout: Annotated[float, Range(0.01, 0.5)]  # share of train that hyperparameters are chosen on
+    reference: Reference
     knn: Knn
     linear: Linear
     finetune: Finetune

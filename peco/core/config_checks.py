@@ -36,6 +36,7 @@ def _check_paths(config: Config) -> None:
                 ("perceptual_net.path", config.perceptual_net.path),
                 ("tokenizer.init.path", config.tokenizer.init.path),
                 ("pretrain.init.path", config.pretrain.init.path),
+                ("evaluate.reference.path", evaluate.reference.path),
                 ("evaluate.segmentation.path", evaluate.segmentation.path),
                 ("evaluate.detection.path", evaluate.detection.path),
                 ("evaluate.agreement.path", evaluate.agreement.path),

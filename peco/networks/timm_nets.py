@@ -11,6 +11,7 @@ from typing import Any, cast
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from peco.core import artifacts
@@ -21,7 +22,7 @@ from peco.core.errors import PecoError
 _INSIDE = ("blocks.", "patch_embed.", "norm_pre.", "reg_token", "register_tokens", "dist_token", "rope")
 
 
-def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm") -> nn.Module:
+def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm", **more: Any) -> nn.Module:
     """Create a timm model without classifier head: weights from the hub if `pretrained`, else random.
 
     A network with a fixed input size is built for `image_size`, rounded up to whole patches, and its position embedding is
@@ -31,13 +32,14 @@ def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm") -> 
         net: the model.
         image_size: side in pixels.
         key: of the parameters that name the model, for messages.
+        more: further arguments of `timm.create_model`.
 
     Raises:
-        PecoError: timm has no such model; no network or no such revision; the weights hold NaN.
+        PecoError: timm has no such model, or it doesn't take these arguments; no network or no such revision; the weights hold NaN.
     """
     name = f"{net.model}@{net.revision}" if net.revision and net.model.startswith("hf-hub:") else net.model
     skeleton = _skeleton(name, key)
-    options = _size(skeleton, image_size)
+    options = _size(skeleton, image_size) | more
     local = f"put its weights below data/ and set {key.removesuffix('.timm')}.source to path"
     if net.pretrained:
         options["pretrained_cfg_overlay"] = _hub_source(skeleton, net, key, local)
@@ -46,7 +48,14 @@ def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm") -> 
     return model
 
 
-def by_path(path: Path, arch: str, image_size: int, key: str = "perceptual_net") -> nn.Module:
+def by_path(
+    path: Path,
+    arch: str,
+    image_size: int,
+    key: str = "perceptual_net",
+    arch_key: str = "perceptual_net.timm",
+    **more: Any,
+) -> nn.Module:
     """Create the timm model of a folder, or that of a .safetensors file, without classifier head, for `image_size` as `by_name`.
 
     Args:
@@ -54,6 +63,8 @@ def by_path(path: Path, arch: str, image_size: int, key: str = "perceptual_net")
         arch: timm's name of the network in a file.
         image_size: side in pixels.
         key: of the group whose `path` it is, for messages.
+        arch_key: of the group whose `model` is `arch`.
+        more: further arguments of `timm.create_model`.
 
     Raises:
         PecoError: the folder or file is missing, damaged, of another network, or holds NaN.
@@ -62,16 +73,16 @@ def by_path(path: Path, arch: str, image_size: int, key: str = "perceptual_net")
     if path.is_dir():
         try:
             with torch.device("meta"):
-                options = _size(artifacts.random_like(path, seed=0), image_size)
+                options = _size(artifacts.random_like(path, seed=0), image_size) | more
             model = artifacts.load_timm(path, num_classes=0, **options)
         except PecoError as error:
             raise PecoError(f"{key}.path: {error}") from None
     else:
-        skeleton = _skeleton(arch, f"{key}.timm")
+        skeleton = _skeleton(arch, arch_key)
         _require_weights(path, skeleton, where, arch)
         overlay = {"file": str(path), "custom_load": False, "source": None}
         hint = f"give the weights of {arch}"
-        options = _size(skeleton, image_size)
+        options = _size(skeleton, image_size) | more
         model = _create(arch, where, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     cast(Any, model).pretrained_cfg["file"] = None  # an artifact must not hold a path
     require_finite(model.state_dict(), where)
@@ -131,6 +142,16 @@ def hub_commit(model: nn.Module) -> str | None:
     found = try_to_load_from_cache(repository, known.get("hf_hub_filename") or "", revision=revision or None)
     # <cache>/models--<repository>/snapshots/<commit>/<file>
     return Path(found).parent.name if isinstance(found, str) else None
+
+
+def patch_size(model: nn.Module) -> int:
+    """Side in pixels of the patches of a network; 1 for one without a patch embedding."""
+    return max(cast(tuple[int, int], to_2tuple(getattr(getattr(model, "patch_embed", None), "patch_size", 1))))
+
+
+def whole_patches(model: nn.Module, image_size: int) -> int:
+    """`image_size`, rounded up to a multiple of the network's patch size."""
+    return -(-image_size // patch_size(model)) * patch_size(model)
 
 
 def strict_embed(model: nn.Module) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from peco.core import artifacts
 from peco.core.errors import PecoError
+from peco.networks.backbones import block_count
 
 NORM = "norm"
 """Name of the features after the final norm; those of block i are named by the number, `"1"` for the first."""
@@ -59,11 +60,6 @@ def extract(
         raise PecoError("no image to compute features of: the split is empty")
     # One block at a time, so that little is held twice: all features of ImageNet are tens of GB.
     return {name: torch.cat(found.pop(name)) for name in list(found)}, torch.cat(labels)
-
-
-def block_count(model: nn.Module) -> int:
-    """Number of blocks of a vision transformer; 0 for any other network, even one with an attribute `blocks`."""
-    return len(cast(Any, model).blocks) if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") else 0
 
 
 def patch_tokens(model: nn.Module, x_BCHW: Tensor, blocks: Sequence[int]) -> list[Tensor]:

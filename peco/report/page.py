@@ -65,21 +65,21 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def evaluation_rows(metrics: MetricsByFile, backbone: str) -> list[AccuracyRow]:
-    """Rows of the backbone and its baselines; rows without any score are left out, except the first two."""
-    kinds = (
-        (backbone, ""),
-        ("Random initialisation", "random_"),
-        ("Colour histogram", "histogram_"),
-        ("Raw pixels", "pixels_"),
-    )
+def evaluation_rows(metrics: MetricsByFile, backbones: Mapping[str, str]) -> list[AccuracyRow]:
+    """Rows of the backbones and of image features; rows without any score are left out, except the first two.
+
+    Args:
+        metrics: by file.
+        backbones: their names by the prefix of their metrics, the pre-trained one first.
+    """
+    kinds = {**backbones, "histogram_": "Colour histogram", "pixels_": "Raw pixels"}
     rows = [
         AccuracyRow(
             name,
             tuple(metrics.get(key, {}).get(f"{prefix}accuracy") for _, key in EVALUATIONS),
             emphasized=not prefix,
         )
-        for name, prefix in kinds
+        for prefix, name in kinds.items()
     ]
     return rows[:2] + [row for row in rows[2:] if any(value is not None for value in row.values)]
 

@@ -46,15 +46,15 @@ class Section:
     pictures: tuple[tuple[str, Markup], ...]  # caption and picture
 
 
-def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbone: str) -> list[Section]:
+def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbones: Mapping[str, str]) -> list[Section]:
     """Make the sections, each with a table, or with the reason why its evaluation has no result.
 
     Args:
         metrics: all metrics files (`page.read_metrics`).
         pictures: folder with a folder of PNG files for each evaluation.
-        backbone: name of the pre-trained backbone.
+        backbones: names of the evaluated backbones by the prefix of their metrics, the pre-trained one first.
     """
-    kinds: tuple[tuple[str, str, Callable[[Values, str], tuple[str, tuple[str, ...], list[SectionRow]]]], ...] = (
+    kinds: tuple[tuple[str, str, Callable[[Values, Mapping[str, str]], tuple[str, tuple[str, ...], list[SectionRow]]]], ...] = (
         ("segmentation", "Semantic segmentation", _segmentation),
         ("detection", "Detection and instance segmentation", _detection),
         ("agreement", "Perceptual agreement", _agreement),
@@ -72,7 +72,7 @@ def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbone: str) -
                 Section(key, title, f"It failed, and the next run tries it again: {values['failed']}", (), (), ())
             )
             continue
-        note, columns, rows = describe(values, backbone)
+        note, columns, rows = describe(values, backbones)
         note += _on_annotations(metrics.get(f"annotations/{key}", {}))
         found.append(Section(key, title, note, columns, tuple(rows), tuple(_pictures(pictures / key))))
     return found
@@ -87,35 +87,35 @@ def _on_annotations(checked: Values) -> str:
     return "".join(f" {sentence[0].upper()}{sentence[1:]}." for sentence in [*left_out, *checked.get("notes", [])])
 
 
-def _segmentation(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
+def _segmentation(values: Values, backbones: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     scores = ("miou", "pixel_accuracy")
     note = (
         f"UPerNet on the whole backbone, fine-tuned; {values['images']:,} images of val. "
-        "Pictures: image, truth, both predictions."
+        "Pictures: image, truth, the predictions."
     )
-    return note, ("mIoU", "pixel accuracy"), _both(values, backbone, scores)
+    return note, ("mIoU", "pixel accuracy"), _compared(values, backbones, scores)
 
 
-def _detection(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
+def _detection(values: Values, backbones: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     names = {"box_ap": "box AP", "box_ap50": "box AP50", "mask_ap": "mask AP", "mask_ap50": "mask AP50"}
     scores = tuple(name for name in names if values["masks"] or name.startswith("box"))
     kind = "Mask R-CNN" if values["masks"] else "Faster R-CNN"
     note = (
         f"{kind} on a simple feature pyramid over the whole backbone; {values['images']:,} images of val, COCO's "
-        "average precision. Pictures: truth, both predictions."
+        "average precision. Pictures: truth, the predictions."
     )
-    return note, tuple(names[score] for score in scores), _both(values, backbone, scores)
+    return note, tuple(names[score] for score in scores), _compared(values, backbones, scores)
 
 
-def _both(values: Values, backbone: str, scores: Sequence[str]) -> list[SectionRow]:
-    """Rows of the backbone and of its random initialisation."""
+def _compared(values: Values, backbones: Mapping[str, str], scores: Sequence[str]) -> list[SectionRow]:
+    """A row of each backbone."""
     return [
         SectionRow(name, tuple(_share(values.get(f"{prefix}{score}")) for score in scores), emphasized=not prefix)
-        for name, prefix in ((backbone, ""), ("Random initialisation", "random_"))
+        for prefix, name in backbones.items()
     ]
 
 
-def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
+def _agreement(values: Values, backbones: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     note = (
         "Which of two views is closer to the reference: a small movement, or damage with the same error in pixels? "
         f"{values['triplets']:,} triplets of {values['references']:,} images; the moved view counts as right, guessing gets 50 %."
@@ -143,7 +143,7 @@ def _agreement(values: Values, backbone: str) -> tuple[str, tuple[str, ...], lis
     return note, ("right", "95 % interval"), rows
 
 
-def _codebook(values: Values, backbone: str) -> tuple[str, tuple[str, ...], list[SectionRow]]:
+def _codebook(values: Values, backbones: Mapping[str, str]) -> tuple[str, tuple[str, ...], list[SectionRow]]:
     rows = [
         ("Linear probe on token histograms", "token_histogram_accuracy", _share),
         ("Linear probe on the mean code", "token_mean_accuracy", _share),
@@ -184,7 +184,7 @@ def _pictures(folder: Path) -> list[tuple[str, Markup]]:
     groups: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.png")):
         groups.setdefault(file.stem[:2] if re.match(r"\d\d-", file.stem) else file.stem, []).append(file)
-    order = ("image", "truth", "pretrained", "random")
+    order = ("image", "truth", "pretrained", "random", "reference")
     found = []
     for name, files in list(groups.items())[:PICTURES_SHOWN]:
         kinds = {file.stem.partition("-")[2]: file for file in files}

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import to_2tuple
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -212,7 +211,7 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
         ("", artifacts.load_timm(paths.PERCEPTUAL_NET)),
         ("random_", artifacts.random_like(paths.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
-        center = CenterView(whole_patches(model, run.config.loader.image_size))
+        center = CenterView(timm_nets.whole_patches(model, run.config.loader.image_size))
         train_features, val_features = (
             extract(
                 model.to(dist.device),
@@ -231,12 +230,6 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
             train_features, val_features, SCORE_KNN, SCORE_HOLDOUT, dist.device
         ).accuracy
     return scores
-
-
-def whole_patches(net: nn.Module, image_size: int) -> int:
-    """`image_size`, rounded up to a multiple of the network's patch size."""
-    patch: int = max(to_2tuple(getattr(getattr(net, "patch_embed", None), "patch_size", 1)))
-    return -(-image_size // patch) * patch
 
 
 if __name__ == "__main__":

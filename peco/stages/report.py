@@ -59,7 +59,7 @@ def main(run: StageRun) -> None:
         ],
         stages=page.read_curves(paths.PLOTS),
         split="the validation split" if scored.split == "val" else "the training split (there is no other)",
-        sections=sections.evaluation_sections(metrics, paths.PICTURES, backbone_name(cfg)),
+        sections=sections.evaluation_sections(metrics, paths.PICTURES, backbone_names(cfg)),
         **evaluation(cfg, metrics, scored),
         **data(index),
         **pictures(cfg, metrics, scored),
@@ -98,6 +98,14 @@ def budget(cfg: config.Config, samples: int) -> str:
     return f"Images seen: {page.joined(seen)}."
 
 
+def backbone_names(cfg: config.Config) -> dict[str, str]:
+    """Names of the evaluated backbones in tables, by the prefix of their metrics."""
+    names = {"": backbone_name(cfg), "random_": "Random initialisation"}
+    if cfg.evaluate.reference.source != "none":
+        names["reference_"] = f"Reference: {cfg.evaluate.reference.name}"
+    return names
+
+
 def backbone_name(cfg: config.Config) -> str:
     """Name of the pre-trained backbone in tables."""
     if cfg.pretrain.target == "pixels":
@@ -109,7 +117,7 @@ def backbone_name(cfg: config.Config) -> str:
 
 def evaluation(cfg: config.Config, metrics: page.MetricsByFile, split: ShardSet) -> dict[str, Any]:
     """The table of evaluations, and the scores below it."""
-    rows = page.evaluation_rows(metrics, backbone_name(cfg))
+    rows = page.evaluation_rows(metrics, backbone_names(cfg))
     notes = page.choices(metrics)
     error = page.standard_error(rows, len(split))
     if error is not None:

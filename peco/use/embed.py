@@ -22,7 +22,8 @@ from peco.core import artifacts
 from peco.core.device import select_device
 from peco.core.errors import PecoError
 from peco.data import views
-from peco.probes.features import NORM, block_count, patch_tokens
+from peco.networks.backbones import block_count
+from peco.probes.features import NORM, patch_tokens
 from peco.use.images import Loaded, Unreadable, find, load, one_line, printable
 from peco.use.npy_rows import NpyRows
 from peco.use.output import OutputFolder, fingerprint

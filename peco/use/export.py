@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from peco.core import artifacts
 from peco.core.errors import PecoError
 from peco.core.publishing import replacing
-from peco.probes.features import block_count
+from peco.networks.backbones import block_count
 from peco.use.sized import load_sized
 
 OPSET = 20

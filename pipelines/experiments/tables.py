@@ -103,6 +103,7 @@ CODEBOOK = tuple(
         ("Fréchet", "frechet", 1, 2),
     )
 )
+REFERENCE = Baseline("reference network", "reference_", ACCURACIES + MASKS + BOXES)  # a row where one was evaluated
 TASK_TABLES = (
     TaskTable(
         "Classification",
@@ -111,11 +112,12 @@ TASK_TABLES = (
             Baseline("colour histogram", "histogram_", (LINEAR,)),
             Baseline("raw pixels", "pixels_", (LINEAR,)),
             Baseline("random initialisation", "random_", ACCURACIES),
+            REFERENCE,
         ),
         "Accuracies are top-1.",
     ),
-    TaskTable("Segmentation", MASKS, (Baseline("random initialisation", "random_", MASKS),)),
-    TaskTable("Detection", BOXES, (Baseline("random initialisation", "random_", BOXES),)),
+    TaskTable("Segmentation", MASKS, (Baseline("random initialisation", "random_", MASKS), REFERENCE)),
+    TaskTable("Detection", BOXES, (Baseline("random initialisation", "random_", BOXES), REFERENCE)),
     TaskTable(
         "Perceptual agreement",
         (*AGREEMENT, IMAGES),
@@ -150,13 +152,11 @@ def tabulate(
     """
     tables, omitted = [], []
     for kind in TASK_TABLES:
-        rows = [
-            TableRow(
-                baseline.title,
-                tuple(_cell(score, baseline.scores, baseline.prefix, results[reference]) for score in kind.scores),
-            )
-            for baseline in kind.baselines
-        ]
+        rows = []
+        for baseline in kind.baselines:
+            cells = tuple(_cell(score, baseline.scores, baseline.prefix, results[reference]) for score in kind.scores)
+            if baseline is not REFERENCE or any(cell.values for cell in cells):
+                rows.append(TableRow(baseline.title, cells))
         for variant, experiments in results.items():
             scores = [score for score in kind.scores if variant.codebook or not score.codebook]
             cells = tuple(_cell(score, scores, "", experiments) for score in kind.scores)

@@ -17,8 +17,8 @@ from pipelines.workflow.graph import SCORES, Stage, leaves
 # Metrics that compare runs, by their last part; the others are choices, counts and details, which `dvc exp diff` shows.
 HEADLINES = (
     "accuracy", "random_accuracy", "pixels_accuracy", "knn_accuracy", "miou", "random_miou", "box_ap", "random_box_ap", "mask_ap",
-    "tokens_embedded_accuracy", "perceptual_accuracy", "val_psnr", "val_perceptual", "usage", "perplexity", "psnr", "ssim",
-    "frechet", "loss",
+    "reference_accuracy", "reference_miou", "reference_box_ap", "tokens_embedded_accuracy", "perceptual_accuracy",
+    "val_psnr", "val_perceptual", "usage", "perplexity", "psnr", "ssim", "frechet", "loss",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ STARTS = {
 
 
 def check_weights(parameters: config.Config) -> None:
-    """Read the weights that stages start from as they will, not hours later. What is not here yet is left to the stage.
+    """Read the weights that stages use as they will, not hours later. What is not here yet is left to the stage.
 
     Raises:
         PecoError: they are damaged, of another architecture, or hold NaN.
@@ -39,6 +39,11 @@ def check_weights(parameters: config.Config) -> None:
         from peco.mim import start
 
         start.check(pretrain, size, tokenizer.quantizer.codes)
+    reference = parameters.evaluate.reference
+    if reference.source == "timm" or (reference.source == "path" and Path(reference.path).exists()):
+        from peco.networks import backbones
+
+        backbones.check_reference(parameters.evaluate, size)
 
 
 def note_on_schedule(stage: Stage) -> str | None:

@@ -163,6 +163,7 @@ def input_paths(parameters: config.Config) -> dict[str, Path]:
         "perceptual_net.path": Path(parameters.perceptual_net.path),
         "tokenizer.init.path": Path(parameters.tokenizer.init.path),
         "pretrain.init.path": Path(parameters.pretrain.init.path),
+        "evaluate.reference.path": Path(evaluate.reference.path),
         "evaluate.segmentation.path": Path(evaluate.segmentation.path),
         "evaluate.detection.path": Path(evaluate.detection.path),
         "evaluate.agreement.path": Path(evaluate.agreement.path),

@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 
 from peco.core import config
+from peco.networks.backbones import pretrained
 
 from .files import Files
 from .inputs import SET, SIDE, picture, smoke, split_folders
@@ -72,11 +73,11 @@ def _save_evaluations(folder: Path, cfg: config.Evaluate) -> None:
     from peco.evaluate.segmentation import storage as segmenters
 
     backbone, classes = folder / "backbone", ("a", "b")
-    classifier = finetune.build_classifier(backbone, 2, cfg.finetune, pretrained=True, seed=0)
+    classifier = finetune.build_classifier(pretrained(backbone), 2, cfg.finetune)
     classifiers.save(folder / "classifier", classifier, backbone, classes)
-    segmenter = segmentation.build_segmenter(backbone, 2, cfg.segmentation, pretrained=True, seed=0)
+    segmenter = segmentation.build_segmenter(pretrained(backbone), 2, cfg.segmentation, seed=0)
     segmenters.save(folder / "segmenter", segmenter, backbone, classes, cfg.segmentation)
-    detector = detection.build_detector(backbone, 2, cfg.detection, masks=True, pretrained=True, seed=0)
+    detector = detection.build_detector(pretrained(backbone), 2, cfg.detection, masks=True, seed=0)
     detectors.save(folder / "detector", detector, backbone, classes, cfg.detection, masks=True)
 
 

@@ -18,9 +18,9 @@ from peco.data.shards import open_evaluation_split
 from peco.evaluate.agreement import scores as agreement
 from peco.evaluate.agreement.distortions import DAMAGE, GEOMETRIC
 from peco.evaluate.agreement.triplets import PAIRS, Triplets, TwoAfc, generate_split
+from peco.evaluate.common import require_task, write_details
 from peco.perceptual.features import FeatureNet
 from peco.runtime import paths
-from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
 

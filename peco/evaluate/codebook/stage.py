@@ -25,11 +25,11 @@ from peco.data.samples import CenterView
 from peco.data.shards import ShardSet, open_evaluation_split, open_shards
 from peco.evaluate.codebook import measures as codebook
 from peco.evaluate.codebook.frechet import frechet_distance
+from peco.evaluate.common import require_task, write_details
 from peco.perceptual.features import FeatureNet
 from peco.probes.labeled import labeled_splits
 from peco.probes.linear import probe_linear
 from peco.runtime import paths
-from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import Skipped, StageRun, run_stage
 from peco.tokenizer import image_metrics, storage
 from peco.tokenizer.image_metrics import psnr

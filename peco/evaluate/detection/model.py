@@ -1,4 +1,4 @@
-"""Object detection and instance segmentation on a plain vision transformer.
+"""Object detection and instance segmentation, made for a plain vision transformer.
 
 torchvision's Mask R-CNN (He et al., arXiv 1703.06870), or Faster R-CNN if the data has no masks, on the simple feature pyramid of
 ViTDet (Li et al., arXiv 2203.16527).
@@ -16,7 +16,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -33,8 +32,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from peco.core import artifacts, config
-from peco.core.errors import PecoError
 from peco.evaluate.detection.letterbox import letterbox_image, whole_view
+from peco.networks.backbones import Backbone, block_count, evenly_spaced, keep_levels, octaves
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
@@ -46,7 +45,7 @@ MIN_SCORE = 0.01
 
 
 class SimplePyramid(nn.Module):
-    """Maps of strides 4, 8, 16 and 32 from the feature maps of four blocks of a vision transformer.
+    """Maps of strides 4, 8, 16 and 32 from the feature maps of four blocks of a vision transformer, or levels of another network.
 
     The blocks are evenly spaced up to the last one, the finest map comes from the earliest, and the final norm is applied to all
     four. ViTDet takes all maps from the last block; after a pre-training that predicts tokens, earlier blocks hold more spatial
@@ -54,32 +53,30 @@ class SimplePyramid(nn.Module):
     convolution, each with a layer norm over channels.
 
     Args:
-        backbone: timm ViT or BEiT without a head.
+        backbone: timm model; its layers after the last of the blocks are removed.
         channels: C of each map.
 
     Raises:
-        PecoError: the side of its patches is not 4, 8, 16 or 32 pixels.
+        PecoError: the side of its patches is no power of two.
     """
 
     def __init__(self, backbone: nn.Module, channels: int) -> None:
         super().__init__()
-        vit = cast(Any, backbone)
-        width, patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
-        if patch not in STRIDES:
-            raise PecoError(
-                f"pretrain.vit.patch_size: {patch} is not allowed for detection; expected one of {', '.join(map(str, STRIDES))}"
-            )
-        depth = len(vit.blocks)
-        self.blocks = [math.ceil(depth * (i + 1) / len(STRIDES)) - 1 for i in range(len(STRIDES))]
+        maps = octaves(backbone)
+        self.blocks = evenly_spaced(len(maps), len(STRIDES))
         self.block_indices = sorted(set(self.blocks))  # fewer than four in a backbone of fewer blocks
+        self.norm = block_count(backbone) > 0
+        keep_levels(backbone, self.block_indices, norm=self.norm)
         self.backbone = backbone
         self.out_channels = channels  # torchvision reads it
-        self.levels = nn.ModuleList(_level(width, patch, stride, channels) for stride in STRIDES)
+        self.levels = nn.ModuleList(
+            _level(*maps[block], stride, channels) for block, stride in zip(self.blocks, STRIDES, strict=True)
+        )
 
     def forward(self, x_BCHW: Tensor) -> OrderedDict[str, Tensor]:
         """Maps (B, C, H / stride, W / stride) of normalised images, named "0" to "3", as torchvision expects."""
         features = cast(Any, self.backbone).forward_intermediates(
-            x_BCHW, indices=self.block_indices, norm=True, intermediates_only=True
+            x_BCHW, indices=self.block_indices, norm=self.norm, intermediates_only=True
         )
         maps = dict(zip(self.block_indices, features, strict=True))
         return OrderedDict((str(i), level(maps[self.blocks[i]])) for i, level in enumerate(self.levels))
@@ -125,28 +122,24 @@ class _Transform(GeneralizedRCNNTransform):  # type: ignore[misc]
         return result
 
 
-def build_detector(
-    directory: str | Path, classes: int, cfg: config.Detection, *, masks: bool, pretrained: bool, seed: int
-) -> nn.Module:
+def build_detector(make: Backbone, classes: int, cfg: config.Detection, *, masks: bool, seed: int) -> nn.Module:
     """Build a detector on a backbone.
 
     Args:
-        directory: folder of the backbone.
+        make: makes the backbone.
         classes: number of classes without the background.
         cfg: size of images, width of the pyramid, drop path rate.
         masks: True to predict masks too.
-        pretrained: True for the weights of the folder, False for random ones, the baseline.
-        seed: seed of random weights. Pyramid and heads start with the same weights in both cases.
+        seed: seed of pyramid and heads, which start with the same weights on pre-trained and random weights.
 
     Returns:
         torchvision's `MaskRCNN` or `FasterRCNN`; label 0 is the background, class c has label c + 1.
 
     Raises:
-        PecoError: the folder is missing or damaged, or its patches don't fit the pyramid.
+        PecoError: as `make`, or the backbone's patches don't fit the pyramid.
     """
     side = cfg.image_size
-    build = artifacts.load_timm if pretrained else artifacts.random_like
-    backbone = build(directory, seed=seed, num_classes=0, drop_path_rate=cfg.drop_path, img_size=side)
+    backbone = make(num_classes=0, drop_path_rate=cfg.drop_path, img_size=side)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return assemble_detector(backbone, classes, side, cfg.channels, masks=masks)

@@ -1,4 +1,4 @@
-"""Stage `evaluate@detection`: Mask R-CNN on the backbone, from pre-trained and from random weights.
+"""Stage `evaluate@detection`: Mask R-CNN on the backbone, from pre-trained and from random weights, and on the reference.
 
 The model trained from pre-trained weights is a result, `artifacts/detector`.
 
@@ -22,18 +22,18 @@ from peco.boxes.open import open_splits
 from peco.core import workfiles
 from peco.core.progress import tracked, waiting
 from peco.core.publishing import staging
+from peco.evaluate.common import reference_inputs, require_task, starts, write_details
 from peco.evaluate.detection import coco_eval, storage
 from peco.evaluate.detection.letterbox import DetectionView
 from peco.evaluate.detection.model import build_detector, detect
 from peco.evaluate.detection.pictures import draw
 from peco.evaluate.detection.task import DetectionTask
 from peco.runtime import model_card, paths
-from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
 from peco.training.loop import train
 
-PARAMS = ("seed", "evaluate.tasks.detection", "evaluate.detection")
+PARAMS = ("seed", "evaluate.reference", "evaluate.tasks.detection", "evaluate.detection")
 PICTURES = paths.PICTURES / "detection"
 JITTER = (0.8, 1.25)  # range of the scale in training
 EVAL_BATCH = 8
@@ -48,18 +48,12 @@ def main(run: StageRun) -> None:
     shown = shown_indices(val)
     pictures = {"truth": [draw(val.image(i), val.objects(i), val.classes) for i in shown]}
     details: dict[str, Any] = {}
-    work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
+    reference = run.config.evaluate.reference
+    work = run.work([Path(cfg.path), paths.BACKBONE, *reference_inputs(reference)], dist.share)
     transform = DetectionView(train_split, seed, cfg.image_size, JITTER)
     loader = index_loader(run, train_split, transform, cfg.optim, dist)
-    for start in STARTS:
-        model = build_detector(
-            paths.BACKBONE,
-            len(train_split.classes),
-            cfg,
-            masks=train_split.has_masks,
-            pretrained=start.pretrained,
-            seed=seed,
-        )
+    for start in starts(reference, seed):
+        model = build_detector(start.make, len(train_split.classes), cfg, masks=train_split.has_masks, seed=seed)
         task = DetectionTask(model)
         name = f"detection_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
@@ -68,7 +62,7 @@ def main(run: StageRun) -> None:
             (details if score.endswith("_per_class") else metrics)[f"{start.prefix}{score}"] = value
         if dist.rank == 0:
             pictures[start.name] = [_draw_detections(model, val, i, cfg.image_size) for i in shown]
-            if start.pretrained:
+            if start.is_result:
                 masks, extra = train_split.has_masks, model_card.lineage_of(paths.BACKBONE)
                 storage.save(paths.DETECTOR, model, paths.BACKBONE, train_split.classes, cfg, masks=masks, extra=extra)
         logs.close()

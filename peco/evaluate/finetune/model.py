@@ -13,7 +13,6 @@ import functools
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.data import views
+from peco.networks.backbones import Backbone
 
 CROP_RATIO = (3 / 4, 4 / 3)
 ERASED_AREA = (0.02, 1 / 3)  # shares of the image
@@ -32,23 +32,18 @@ ERASED_ASPECT = (0.3, 1 / 0.3)
 FILL = (128, 128, 128)  # RandAugment's colour beyond the border: the mean that the backbone normalises by
 
 
-def build_classifier(
-    directory: str | Path, classes: int, cfg: config.Finetune, *, pretrained: bool, seed: int
-) -> nn.Module:
-    """Build a backbone with a new linear head on the mean of its patch tokens.
+def build_classifier(backbone: Backbone, classes: int, cfg: config.Finetune) -> nn.Module:
+    """Build a backbone with a new linear head on the mean of its patch tokens, or on the mean of a network's last map.
 
     Args:
-        directory: folder of a backbone.
+        backbone: makes it. The initial head is the same for pre-trained and random weights of one seed.
         classes: outputs K.
         cfg: its drop path rate is used.
-        pretrained: True for the weights of the folder, False for random ones, the baseline.
-        seed: seed of random weights. The initial head is the same in both cases.
 
     Raises:
-        PecoError: the folder is missing or damaged.
+        PecoError: as `backbone`.
     """
-    build = artifacts.load_timm if pretrained else artifacts.random_like
-    return build(directory, seed=seed, num_classes=classes, drop_path_rate=cfg.drop_path, global_pool="avg")
+    return backbone(num_classes=classes, drop_path_rate=cfg.drop_path, global_pool="avg")
 
 
 @torch.no_grad()

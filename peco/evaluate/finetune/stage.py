@@ -1,4 +1,4 @@
-"""Stage `evaluate@finetune`: fine-tune the whole backbone with BEiT's recipe, from pre-trained and from random weights.
+"""Stage `evaluate@finetune`: fine-tune the whole backbone, its random initialisation and the reference with BEiT's recipe.
 
 The model fine-tuned from pre-trained weights is a result, `artifacts/classifier`.
 
@@ -17,18 +17,19 @@ from peco.data.loader import Fields, eval_batches
 from peco.data.order import AUGMENT
 from peco.data.samples import CenterView
 from peco.data.shards import Sample
+from peco.evaluate.common import reference_inputs, require_task, starts, write_details
 from peco.evaluate.finetune import storage
 from peco.evaluate.finetune.model import augment, build_classifier, evaluate_classifier, rand_augment
 from peco.evaluate.finetune.task import FinetuneTask
+from peco.networks import timm_nets
 from peco.probes.labeled import labeled_splits
 from peco.runtime import model_card, paths
-from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.fit import train_loader
 from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
 from peco.training.loop import train
 
-PARAMS = ("seed", "loader", "evaluate.tasks.finetune", "evaluate.finetune")
+PARAMS = ("seed", "loader", "evaluate.reference", "evaluate.tasks.finetune", "evaluate.finetune")
 PICTURES = paths.PICTURES / "finetune"
 EVAL_BATCH = 128
 
@@ -53,16 +54,17 @@ def main(run: StageRun) -> None:
     dist = Dist.init()
     require_pairs(cfg, dist.world)
     train_split, val = labeled_splits()
-    size = artifacts.input_size(paths.BACKBONE)
-    transform = AugmentedView(seed, size, cfg)
+    backbone_size = artifacts.input_size(paths.BACKBONE)
     if cfg.rand_augment is not None:
-        rand_augment(cfg.rand_augment, size)  # a wrong notation is reported here, not by a loader process
+        rand_augment(cfg.rand_augment, backbone_size)  # a wrong notation is reported here, not by a loader process
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # accuracy by class
-    work = run.work([paths.SHARDS, paths.BACKBONE], dist.share)
-    loader = train_loader(run, train_split, transform, cfg.optim, dist)
-    for start in STARTS:
-        model = build_classifier(paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed)
+    reference = run.config.evaluate.reference
+    work = run.work([paths.SHARDS, paths.BACKBONE, *reference_inputs(reference)], dist.share)
+    for start in starts(reference, seed):
+        model = build_classifier(start.make, len(train_split.classes), cfg)
+        size = timm_nets.whole_patches(model, backbone_size)
+        loader = train_loader(run, train_split, AugmentedView(seed, size, cfg), cfg.optim, dist)
         task = FinetuneTask(model, len(train_split.classes), cfg)
         name = f"finetune_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
@@ -78,7 +80,7 @@ def main(run: StageRun) -> None:
         )
         metrics[f"{start.prefix}accuracy"], by_class = evaluate_classifier(model, batches, dist.all_reduce_sum)
         details[f"{start.prefix}accuracy"] = dict(zip(train_split.classes, by_class, strict=True))
-        if start.pretrained and dist.rank == 0:
+        if start.is_result and dist.rank == 0:
             extra = model_card.lineage_of(paths.BACKBONE)
             storage.save(paths.CLASSIFIER, model, paths.BACKBONE, train_split.classes, extra)
         logs.close()

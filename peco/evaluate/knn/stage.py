@@ -1,4 +1,4 @@
-"""Stage `evaluate@knn`: nearest-neighbour accuracy of the frozen backbone and of its random initialisation."""
+"""Stage `evaluate@knn`: nearest-neighbour accuracy of the frozen backbone, its random initialisation and the reference."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 from peco.core import device
 from peco.core.publishing import staging
-from peco.probes.inputs import backbone_features, backbones
+from peco.evaluate.common import require_task, starts, write_details
+from peco.probes.inputs import backbone_features
 from peco.probes.knn import probe_knn
 from peco.probes.labeled import labeled_splits
 from peco.runtime import paths
-from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 
-PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.knn", "evaluate.knn")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.reference", "evaluate.tasks.knn", "evaluate.knn")
 PICTURES = paths.PICTURES / "knn"
 
 
@@ -22,7 +22,8 @@ def main(run: StageRun) -> None:
     train, val = labeled_splits()
     metrics: dict[str, Any] = {}
     tried: dict[str, Any] = {}  # holdout accuracy by block and number of neighbours
-    for prefix, model in backbones(run.config.seed):
+    for start in starts(run.config.evaluate.reference, run.config.seed):
+        prefix, model = start.prefix, start.make(num_classes=0).to(device.select_device())
         result = probe_knn(
             backbone_features(model, train, run.workers),
             backbone_features(model, val, run.workers),

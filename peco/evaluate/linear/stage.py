@@ -1,4 +1,4 @@
-"""Stage `evaluate@linear`: linear probe of the frozen backbone, of its random initialisation, and of simple image features."""
+"""Stage `evaluate@linear`: linear probe of the frozen backbone, its random initialisation, the reference, and image features."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from peco.core.publishing import staging
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
-from peco.probes.inputs import EVAL_BATCH, Features, backbone_features, backbones
+from peco.evaluate.common import require_task, starts, write_details
+from peco.probes.inputs import EVAL_BATCH, Features, backbone_features
 from peco.probes.labeled import labeled_splits
 from peco.probes.linear import color_histogram, probe_linear, raw_pixels
 from peco.runtime import paths
-from peco.runtime.evaluation import require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 
-PARAMS = ("seed", "evaluate.holdout", "evaluate.tasks.linear", "evaluate.linear")
+PARAMS = ("seed", "evaluate.holdout", "evaluate.reference", "evaluate.tasks.linear", "evaluate.linear")
 PICTURES = paths.PICTURES / "linear"
 
 
@@ -28,7 +28,8 @@ def main(run: StageRun) -> None:
     cfg, holdout = run.config.evaluate.linear, run.config.evaluate.holdout
     metrics: dict[str, Any] = {}
     details: dict[str, Any] = {}  # holdout accuracy by block and strength; convergence
-    for prefix, model in backbones(run.config.seed):
+    for start in starts(run.config.evaluate.reference, run.config.seed):
+        prefix, model = start.prefix, start.make(num_classes=0).to(device.select_device())
         result = probe_linear(
             backbone_features(model, train, run.workers),
             backbone_features(model, val, run.workers),

@@ -1,4 +1,4 @@
-"""Semantic segmentation with UPerNet (arXiv 1807.10221) on a plain vision transformer, with BEiT's recipe (arXiv 2106.08254).
+"""Semantic segmentation with UPerNet (arXiv 1807.10221), for plain vision transformers, with BEiT's recipe (arXiv 2106.08254).
 
 Differences from BEiT's code: group normalisation instead of synchronised batch normalisation, so that results depend neither on the
 number of processes nor on the batch size; no auxiliary head; no photometric distortion.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
 from peco.core.progress import tracked
 from peco.evaluate.segmentation.crop import resized
+from peco.networks.backbones import Backbone, evenly_spaced, keep_levels, levels
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 DROPOUT = 0.1  # probability, of whole channels before the last layer
@@ -38,13 +38,14 @@ CLASSES_AT_ONCE = 16  # whose logits have the size of the image
 
 
 class UperNet(nn.Module):
-    """UPerNet over four blocks of a vision transformer.
+    """UPerNet over four blocks of a vision transformer, or four levels of another network.
 
-    All blocks have features of the same resolution. Transposed convolutions and max pooling turn them into a pyramid of strides 4,
-    8, 16 and 32, as closely as the patch size allows with factors of two.
+    All blocks of a vision transformer have features of the same resolution. Transposed convolutions and max pooling turn them into
+    a pyramid of strides 4, 8, 16 and 32, as closely as the patch size allows with factors of two.
 
     Args:
-        backbone: timm ViT or BEiT for the size of the crops; its layers after the last of the blocks are removed.
+        backbone: timm model for images of `size`; its layers after the last of the blocks are removed.
+        size: side in pixels of the crops.
         blocks: block numbers from 1, one for each level from the finest; levels may share a block.
         classes: outputs K.
         channels: channels of the decoder.
@@ -53,65 +54,62 @@ class UperNet(nn.Module):
     mean_C11: Tensor
     std_C11: Tensor
 
-    def __init__(self, backbone: nn.Module, blocks: Sequence[int], classes: int, channels: int) -> None:
+    def __init__(self, backbone: nn.Module, size: int, blocks: Sequence[int], classes: int, channels: int) -> None:
         super().__init__()
-        vit = cast(Any, backbone)
-        width, patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
+        self.size = size
+        maps = [levels(backbone)[block - 1] for block in blocks]
         self.block_indices = [block - 1 for block in sorted(set(blocks))]
         self.levels = [self.block_indices.index(block - 1) for block in blocks]
-        # The training loop requires a gradient for every parameter, so unused layers are removed.
-        vit.prune_intermediate_layers(self.block_indices, prune_norm=True, prune_head=True)
+        keep_levels(backbone, self.block_indices, norm=False)
         self.backbone = backbone
-        self.pyramid = nn.ModuleList(_rescale(width, round(math.log2(patch / stride))) for stride in STRIDES)
+        self.pyramid = nn.ModuleList(
+            _rescale(width, round(math.log2(own / stride))) for (width, own), stride in zip(maps, STRIDES, strict=True)
+        )
+        widths = [width for width, _ in maps]
         # The decoder ignores its first two inputs, which a convolutional encoder has at strides 1 and 2.
-        self.decoder = _group_normalized(UPerNetDecoder([0, 0, *[width] * len(STRIDES)], decoder_channels=channels))
+        self.decoder = _group_normalized(UPerNetDecoder([0, 0, *widths], decoder_channels=channels))
         self.head = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
         mean_C11, std_C11 = artifacts.normalization(backbone)
         self.register_buffer("mean_C11", mean_C11, persistent=False)
         self.register_buffer("std_C11", std_C11, persistent=False)
-
-    @property
-    def size(self) -> int:
-        """Side in pixels of the images that the backbone takes."""
-        return int(cast(Any, self.backbone).patch_embed.img_size[0])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images in [0, 1] of the backbone's size."""
         features = cast(Any, self.backbone).forward_intermediates(
             (x_BCHW - self.mean_C11) / self.std_C11, indices=self.block_indices, intermediates_only=True
         )
-        levels = [level(features[i]) for level, i in zip(self.pyramid, self.levels, strict=True)]
-        logits_BKhw = self.head(self.decoder([None, None, *levels]))
+        maps = [level(features[i]) for level, i in zip(self.pyramid, self.levels, strict=True)]
+        logits_BKhw = self.head(self.decoder([None, None, *maps]))
         return F.interpolate(logits_BKhw.float(), size=x_BCHW.shape[2:], mode="bilinear")
 
 
 def build_segmenter(
-    directory: str | Path, classes: int, cfg: config.Segmentation, *, pretrained: bool, seed: int
+    make: Backbone, classes: int, cfg: config.Segmentation, *, seed: int, any_network: bool = False
 ) -> UperNet:
-    """Build UPerNet on the backbone of a folder, its position bias (or embedding) resampled to `cfg.image_size`.
+    """Build UPerNet on a backbone, its position bias (or embedding) resampled to `cfg.image_size`.
 
     Args:
-        directory: folder of a backbone.
+        make: makes the backbone.
         classes: outputs K.
         cfg: crop size, blocks, channels, drop path rate.
-        pretrained: True for the weights of the folder, False for random ones, the baseline.
-        seed: seed of random weights. The initial head is the same in both cases.
+        seed: seed of the decoder and the head, which start with the same weights on pre-trained and random weights.
+        any_network: the blocks of `cfg` aren't meant for it; four evenly spaced ones are used.
 
     Raises:
-        PecoError: the folder is missing or damaged, or the backbone has too few blocks.
+        PecoError: as `make`, or the backbone has too few blocks.
     """
-    build = artifacts.load_timm if pretrained else artifacts.random_like
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="timm.layers.interpolate")  # about the speed of resampling
-        backbone = build(directory, seed=seed, num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
-    depth = len(cast(Any, backbone).blocks)
-    if max(cfg.blocks) > depth:
+        backbone = make(num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
+    depth = len(levels(backbone))
+    blocks = [i + 1 for i in evenly_spaced(depth, len(STRIDES))] if any_network else cfg.blocks
+    if max(blocks) > depth:
         raise PecoError(
             f"evaluate.segmentation.blocks: {max(cfg.blocks)} is not allowed; the backbone has blocks 1 to {depth}"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UperNet(backbone, cfg.blocks, classes, cfg.channels)
+        return UperNet(backbone, cfg.image_size, blocks, classes, cfg.channels)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Stage `evaluate@segmentation`: UPerNet on the backbone, from pre-trained and from random weights.
+"""Stage `evaluate@segmentation`: UPerNet on the backbone, from pre-trained and from random weights, and on the reference.
 
 The model trained from pre-trained weights is a result, `artifacts/segmenter`.
 
@@ -21,18 +21,18 @@ from peco.core import workfiles
 from peco.core.publishing import staging
 from peco.data.loader import Fields
 from peco.data.order import AUGMENT, sample_rng
+from peco.evaluate.common import reference_inputs, require_task, starts, write_details
 from peco.evaluate.segmentation import crop as segmentation_crop
 from peco.evaluate.segmentation import model as segmentation
 from peco.evaluate.segmentation import storage
 from peco.evaluate.segmentation.task import SegmentationTask
 from peco.masks.open import open_splits
 from peco.runtime import model_card, paths
-from peco.runtime.evaluation import STARTS, require_task, write_details
 from peco.runtime.stage import StageRun, run_stage
 from peco.training.distributed import Dist
 from peco.training.loop import train
 
-PARAMS = ("seed", "evaluate.tasks.segmentation", "evaluate.segmentation")
+PARAMS = ("seed", "evaluate.reference", "evaluate.tasks.segmentation", "evaluate.segmentation")
 PICTURES = paths.PICTURES / "segmentation"
 PICTURE_SIDES = (128, 320)  # pixels; smaller pictures are enlarged by whole factors, larger ones reduced
 
@@ -67,13 +67,13 @@ def main(run: StageRun) -> None:
         "truth": [_draw_mask(val.mask(i)) for i in shown],
     }
     details: dict[str, Any] = {}
-    work = run.work([Path(cfg.path), paths.BACKBONE], dist.share)
+    reference = run.config.evaluate.reference
+    work = run.work([Path(cfg.path), paths.BACKBONE, *reference_inputs(reference)], dist.share)
     transform = AnnotatedCrop(train_split, seed, cfg.image_size, cfg.scale)
     loader = index_loader(run, train_split, transform, cfg.optim, dist)
-    for start in STARTS:
-        model = segmentation.build_segmenter(
-            paths.BACKBONE, len(train_split.classes), cfg, pretrained=start.pretrained, seed=seed
-        )
+    for start in starts(reference, seed):
+        classes = len(train_split.classes)
+        model = segmentation.build_segmenter(start.make, classes, cfg, seed=seed, any_network=start.is_reference)
         task = SegmentationTask(model)
         name = f"segmentation_{start.name}"
         logs = train(task, loader, name=name, optim=cfg.optim, seed=seed, dist=dist, work=work / name)
@@ -83,7 +83,7 @@ def main(run: StageRun) -> None:
         metrics |= {f"{start.prefix}{score}": value for score, value in scores.items()}
         if dist.rank == 0:
             pictures[start.name] = [_draw_mask(mask) for mask in segmentation.predict(model, images)]
-            if start.pretrained:
+            if start.is_result:
                 extra = model_card.lineage_of(paths.BACKBONE)
                 storage.save(paths.SEGMENTER, model, paths.BACKBONE, train_split.classes, cfg, extra)
         logs.close()

@@ -57,14 +57,14 @@ def load(directory: str | Path) -> tuple[UperNet, tuple[str, ...]]:
     Raises:
         PecoError: the folder is missing, damaged or of another kind.
     """
-    built = artifacts.parameters(directory, KIND, Parameters)
+    built, size = artifacts.parameters(directory, KIND, Parameters), artifacts.input_size(directory)
     backbone: Any = artifacts.backbone_of(directory)
     if len(built.blocks) != len(STRIDES) or max(built.blocks) > len(backbone.blocks):
         raise PecoError(
             f"{Path(directory) / artifacts.CONFIG}: blocks {list(built.blocks)}; expected {len(STRIDES)} from 1 to "
             f"{len(backbone.blocks)}: fetch or make the folder again"
         )
-    model = UperNet(backbone, built.blocks, len(built.classes), built.channels)
+    model = UperNet(backbone, size, built.blocks, len(built.classes), built.channels)
     weights = Path(directory) / artifacts.WEIGHTS
     artifacts.fill(model, artifacts.load_tensors(weights), weights)
     return model.eval(), built.classes
