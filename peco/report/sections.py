@@ -54,7 +54,9 @@ def evaluation_sections(metrics: MetricsByFile, pictures: Path, backbones: Mappi
         pictures: folder with a folder of PNG files for each evaluation.
         backbones: names of the evaluated backbones by the prefix of their metrics, the pre-trained one first.
     """
-    kinds: tuple[tuple[str, str, Callable[[Values, Mapping[str, str]], tuple[str, tuple[str, ...], list[SectionRow]]]], ...] = (
+    kinds: tuple[
+        tuple[str, str, Callable[[Values, Mapping[str, str]], tuple[str, tuple[str, ...], list[SectionRow]]]], ...
+    ] = (
         ("segmentation", "Semantic segmentation", _segmentation),
         ("detection", "Detection and instance segmentation", _detection),
         ("agreement", "Perceptual agreement", _agreement),
