@@ -81,6 +81,9 @@ CHECKPOINT_STEPS = Variable("PECO_CHECKPOINT_STEPS", "also a checkpoint every N 
 METRICS_PORT = Variable(
     "PECO_METRICS_PORT", "Prometheus port of local rank 0, or the next free one of 100; 0: off", "0"
 )
+TRACKING = Variable(
+    "PECO_TRACKING", "`tensorboard`, `mlflow` or both, with a comma: they get the curves of trainings too"
+)
 PROGRESS = Variable("PECO_PROGRESS", "`bar`: progress lines for a launcher that redraws them; set by the launcher")
 HEARTBEAT = Variable(
     "PECO_HEARTBEAT",

@@ -1,7 +1,7 @@
 """Curves and scores of a training, as files for DVC.
 
 They are functions of the training alone (no times, rates, hosts or paths), so that equal trainings publish equal bytes; everything
-else goes to Prometheus and to the terminal.
+else goes to Prometheus and to the terminal. Trackers (PECO_TRACKING) get copies of the curves.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from peco.core.numbers import rounded
 from peco.core.publishing import staging, write_json
 from peco.training.distributed import Dist
 from peco.training.prometheus import Exporter
+from peco.training.tracking import Tracking
 
 
 class MetricLog:
@@ -38,6 +39,7 @@ class MetricLog:
         self._rows: list[tuple[int, str, float]] = []  # step, name, value
         self._files_current = False
         self.exporter = Exporter(name, self._dist)
+        self._tracking = Tracking(curves.parent)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add a point to each named curve, after `step` steps. A `/` in a name makes a folder of curves."""
@@ -46,6 +48,7 @@ class MetricLog:
         if self._dist.rank == 0:
             self._update_files()
             self._append(rows)
+            self._tracking.add(rows)
         self._rows += rows
         self.exporter.set(values)
 
@@ -90,8 +93,9 @@ class MetricLog:
         write_json(metrics_json, rounded(dict(summary)))
 
     def close(self) -> None:
-        """Stop serving Prometheus."""
+        """Stop serving Prometheus, and end the runs of trackers."""
         self.exporter.close()
+        self._tracking.close()
 
     def _update_files(self) -> None:
         """Write all files again at the first use: those of an earlier run may reach beyond the checkpoint."""
@@ -100,6 +104,7 @@ class MetricLog:
             shutil.rmtree(self._curves, ignore_errors=True)
             self._curves.mkdir(parents=True)
             self._append(self._rows)
+            self._tracking.start(self._rows)
 
     def _append(self, rows: Sequence[tuple[int, str, float]]) -> None:
         """Append to the files, in the layout that DVC's plots read."""

@@ -14,7 +14,16 @@ import yaml
 from torchx.specs import AppDef
 
 from peco.core import workfiles
-from peco.core.environment import ALLOW_PIPE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT, PROGRESS, WORK
+from peco.core.environment import (
+    ALLOW_PIPE,
+    CHECKPOINT_SECONDS,
+    CHECKPOINT_STEPS,
+    DEVICE,
+    METRICS_PORT,
+    PROGRESS,
+    TRACKING,
+    WORK,
+)
 from peco.core.errors import PecoError
 from peco.core.resources import Resources
 from pipelines import components
@@ -30,12 +39,15 @@ PASSED = (
     "AWS_REGION",
     "HF_HOME",
     "HF_HUB_OFFLINE",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_TRACKING_URI",
     "NCCL_DEBUG",
     "NCCL_SOCKET_IFNAME",
     ALLOW_PIPE.name,
     CHECKPOINT_SECONDS.name,
     CHECKPOINT_STEPS.name,
     DEVICE.name,
+    TRACKING.name,
 )
 NAME_LENGTH = 63  # of a DNS label
 

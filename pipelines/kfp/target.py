@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from peco.core.environment import ALLOW_PIPE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT
+from peco.core.environment import ALLOW_PIPE, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, METRICS_PORT, TRACKING
 from peco.core.errors import PecoError
 from pipelines.kfp import pod
 from pipelines.workflow import environment, kubernetes_names, stage_resources
@@ -36,7 +36,7 @@ OBJECTS = (
 SETTINGS = (
     ALLOW_PIPE,
     environment.API_PATIENCE_SECONDS, CHECKPOINT_SECONDS, CHECKPOINT_STEPS, DEVICE, environment.GRACE_SECONDS,
-    environment.JOB_SECRET, METRICS_PORT, environment.UMASK,
+    environment.JOB_SECRET, METRICS_PORT, TRACKING, environment.UMASK,
 )  # fmt: skip
 
 
