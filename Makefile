@@ -13,7 +13,7 @@ NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params repro test test-extended fuzz chaos test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
+.PHONY: help setup params plan repro test test-extended fuzz chaos test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ repro: setup ## run the whole workflow, from images to a report: PRESET, DATA an
 compare: setup ## compare PeCo with its baselines over SEEDS: VARIANTS="peco pixel regression vqkd" SET="key=value …" JOBS=1
 	$(if $(PRESET)$(DATA),$(error compare takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make compare`))
 	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+
+plan: setup ## print what `make repro` costs, stage by stage: images, steps, memory, disk, time: GPU=H100 for GPU hours
+	@python -m peco.plan $(if $(GPU),--gpu '$(GPU)')
 
 ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME: list the grids) SET="key=value …" JOBS=1
 	$(if $(PRESET)$(DATA),$(error ablation takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make ablation`))

@@ -25,7 +25,7 @@ from peco.core.params import load_params
 from peco.core.versions import require_timm
 from pipelines.jobs import cluster, local
 from pipelines.jobs.logs import Screen
-from pipelines.workflow import edits, failures, given, lock_copy, variables
+from pipelines.workflow import edits, failures, given, lock_copy, plan, variables
 from pipelines.workflow.environment import SCHEDULER
 from pipelines.workflow.graph import Stage, load_graph
 from pipelines.workflow.streams import tolerate_unwritable
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         variables.require_known()
         require_timm()
         load_params("params.yaml")
-        stage = load_graph()[name]
+        graph = load_graph()
+        stage = graph[name]
         _require_module(stage)
         if repository := _repository_of_experiment():
             # Working files are kept there, so that the experiment resumes: its own folder is gone afterwards.
@@ -57,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             lock_copy.keep()
         workfiles.require_writable()
         edits.require_parameters_of_this_run(stage)
-        if line := given.note_on_schedule(stage):
-            print(line, flush=True)
+        for line in (plan.begin(graph, name), given.note_on_schedule(stage)):
+            if line:
+                print(line, flush=True)
         read = edits.State.read(stage)
         run = local.run if SCHEDULER.text() == "local_cwd" else cluster.run
         screen = Screen()
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status == 0:
             edits.require_unedited(read)
             _record_time(name, time.monotonic() - started)
+            plan.end(name, time.monotonic() - started)
         elif status < STOPPED and failures.is_evaluation(name):
             with contextlib.suppress(OSError):  # a full or read-only disk, which may be why it failed
                 failures.record(stage, screen.reason or f"status {status}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -13,8 +15,9 @@ from peco.core.errors import PecoError
 from peco.core.params import load_params
 from peco.core.publishing import full_folders
 from peco.core.versions import require_timm
-from pipelines.workflow import failures, given, input_check, inputs, lock_copy, variables
+from pipelines.workflow import failures, given, input_check, inputs, lock_copy, plan, variables
 from pipelines.workflow.compose import check_architectures
+from pipelines.workflow.environment import PLAN
 from pipelines.workflow.git import require_repository
 from pipelines.workflow.graph import load_graph
 from pipelines.workflow.processes import (
@@ -94,12 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         written = [cache_folder(), *sorted({Path(out.parts[0]) for out in _outs()})]
         if not arguments:
             failures.clear(Path())
+            os.environ[PLAN.name] = str(plan.announce(parameters).absolute())
         status = run_dvc(["repro", *arguments])
         if status and not arguments:
             failed = failures.run_others()
             reported = bool(failed) and failures.make_report()
     except Stopped as stop:
         status = stop.status
+    except KeyboardInterrupt:  # before DVC
+        status = 128 + signal.SIGINT
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -124,6 +130,8 @@ def main(argv: list[str] | None = None) -> int:
         return status
     lock_copy.drop()
     workfiles.remove_finished()
+    if not arguments:
+        plan.finish(Path(PLAN.text()))
     everything = all(argument.startswith("-") for argument in arguments)  # no target was named
     report = f"The report is in {REPORT}; " if everything and REPORT.exists() else ""
     print(f"\n{report}`dvc metrics show` prints the scores, {METRICS}/ has all numbers.")

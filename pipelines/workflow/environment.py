@@ -18,6 +18,8 @@ EXPERIMENTS = Variable(
 )
 JOB_KEY = Variable("PECO_JOB_KEY", "identifies a stage's job on a cluster; by default a hash of what it computes")
 
+PLAN = Variable("PECO_PLAN", "set by `make repro`: file of its plan, in which the stages note that they are done")
+
 NAMESPACE = Variable("PECO_NAMESPACE", "namespace of the jobs")
 IMAGE = Variable("PECO_IMAGE", "image of steps and jobs")
 PULL_POLICY = Variable("PECO_PULL_POLICY", "`IfNotPresent`, `Always` or `Never`", "IfNotPresent")

@@ -31,7 +31,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from peco.core import artifacts, config
+from peco.core import config
 from peco.evaluate.detection.letterbox import letterbox_image, whole_view
 from peco.networks.backbones import Backbone, block_count, evenly_spaced, keep_levels, octaves
 
@@ -147,7 +147,6 @@ def build_detector(make: Backbone, classes: int, cfg: config.Detection, *, masks
 
 def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: int, *, masks: bool) -> nn.Module:
     """Put pyramid and heads, at random initialisation, on a backbone; see `build_detector`."""
-    mean_C11, std_C11 = artifacts.normalization(backbone)
     regions = min(REGIONS_AT_1024, max(MIN_REGIONS, side * REGIONS_AT_1024 // 1024))
     parts: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(anchor_sizes(side), (RATIOS,) * len(STRIDES)),
@@ -166,7 +165,9 @@ def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: in
         parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
         parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes + 1)
     model: nn.Module = (MaskRCNN if masks else FasterRCNN)(pyramid, **parts)
-    model.transform = _Transform(side, mean_C11.flatten().tolist(), std_C11.flatten().tolist())
+    model.transform = _Transform(
+        side, cast(Any, backbone).pretrained_cfg["mean"], cast(Any, backbone).pretrained_cfg["std"]
+    )
     return model
 
 

@@ -1,0 +1,180 @@
+"""The work of each stage: images through its networks, steps, files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peco.core import config
+from peco.data import views
+from peco.data.shards import load_index
+from peco.runtime import paths
+from peco.sources.open import open_source
+
+STARTS = 2  # trainings of an evaluation: from pre-trained and from random weights
+SAMPLE = 8  # images whose size in bytes and pixels is taken for that of all
+CODEBOOK_PASSES = 3  # of each scored image: to its tokens, to an image again, through the perceptual network
+MIN_STEPS = 200  # of a training that others build on; with fewer it has hardly left its random start
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run.
+
+    Attributes:
+        train, val: numbers of images.
+        mean_bytes: of an encoded image.
+        labelled: True if val has labels.
+        estimated: True if the numbers are those of the input, of which some may be left out.
+        encoded: some images, to time their decoding.
+    """
+
+    train: int
+    val: int
+    mean_bytes: float
+    labelled: bool
+    estimated: bool
+    encoded: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that pass through a network of `peco.plan.networks`; `view` names how each is made of a file."""
+
+    network: str
+    images: float
+    view: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a stage.
+
+    Attributes:
+        stage: its name in dvc.yaml.
+        parts: images by network.
+        steps: of its training, None for a stage that trains nothing.
+        optim: recipe of the training.
+        disk: bytes of its results.
+    """
+
+    stage: str
+    parts: tuple[Part, ...] = ()
+    steps: int | None = None
+    optim: config.Optim | None = None
+    disk: float = 0.0
+
+
+def read_data(dataset: config.Dataset, work: Path) -> Data:
+    """The images: of the shards if they were made of these parameters' input, else of the input.
+
+    Args:
+        dataset: its parameters.
+        work: folder for temporary files.
+
+    Raises:
+        PecoError: the input can't be read.
+    """
+    source = open_source(dataset, work)
+    encoded = []
+    for sample in source.samples():
+        encoded.append(sample)
+        if len(encoded) == SAMPLE:
+            break
+    if not encoded:
+        return Data(0, 0, 0.0, False, True, ())
+    mean = sum(len(sample.encoded) for sample in encoded) / len(encoded)
+    images = tuple(sample.encoded for sample in encoded)
+    labelled = encoded[0].label >= 0
+    if dataset.source == "scenes":
+        return Data(dataset.scenes.train, dataset.scenes.val, mean, True, False, images)
+    if (paths.SHARDS / "index.json").is_file():
+        splits = load_index(paths.SHARDS)["splits"]
+        counts = {name: int(split["samples"]) for name, split in splits.items()}
+        size = sum(shard["bytes"] for split in splits.values() for shard in split["shards"]) / sum(counts.values())
+        return Data(counts["train"], counts.get("val", 0), size, labelled, False, images)
+    total = source.total if source.total is not None else sum(1 for _ in open_source(dataset, work).samples())
+    val = round(total * dataset.val_fraction)
+    return Data(total - val, val, mean, labelled, True, images)
+
+
+def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> list[Work]:
+    """The work of all stages of the graph, in its order.
+
+    Args:
+        cfg: parameters.
+        data: the images.
+        annotated: `metrics/annotations/TASK.json` by task, where they are; else the numbers of scenes are taken.
+    """
+    return [work for work in _works(cfg, data, annotated) if work is not None]
+
+
+def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> Iterator[Work]:
+    train, val, evaluate = data.train, data.val, cfg.evaluate
+    yield Work("annotations")
+    yield Work("shards", (), disk=1.02 * data.mean_bytes * (train + val))
+    net = cfg.perceptual_net
+    scored = (Part("features", 2 * min(train + val, 100_000), "center"),) if data.labelled else ()
+    if net.source == "train":
+        steps, seen = net.optim.steps(train), net.optim.images_seen(train)
+        yield Work("perceptual_net", (Part("moco", seen, "moco"), *scored), steps, net.optim)
+    else:
+        yield Work("perceptual_net", scored)
+    tokenizer = cfg.tokenizer
+    if tokenizer.init.train:
+        steps, seen = tokenizer.optim.steps(train), tokenizer.optim.images_seen(train)
+        yield Work("tokenizer", (Part("tokenizer", seen, "tokenizer"),), steps, tokenizer.optim)
+    else:
+        yield Work("tokenizer", ())
+    stored = train * cfg.tokens.views
+    entry = 2 * tokenizer.grid**2 + views.VIEW_DTYPE.itemsize
+    yield Work("tokens", (Part("tokenize", stored, "tokens"),), disk=stored * entry)
+    optim = cfg.pretrain.optim
+    parts = [Part("mim", optim.images_seen(train), "pretrain")]
+    if not cfg.tokens.views and cfg.pretrain.target == "tokens":
+        parts.append(Part("tokenize", optim.images_seen(train), "tokens"))
+    yield Work("pretrain", tuple(parts), optim.steps(train), optim)
+    tasks = evaluate.tasks
+    frozen = (Part("features", STARTS * (train + val), "center"),)
+    for task, on in (("knn", tasks.knn), ("linear", tasks.linear)):
+        yield Work(f"evaluate@{task}", frozen if on and data.labelled else ())
+    yield _trained("finetune", evaluate.finetune.optim, "classifier", train, val, on=tasks.finetune and data.labelled)
+    for task, dense, network in (
+        ("segmentation", evaluate.segmentation, "segmenter"),
+        ("detection", evaluate.detection, "detector"),
+    ):
+        known = annotated.get(task, {})
+        counts = [known.get("train_images", dense.scenes.train), known.get("images", dense.scenes.val)]
+        yield _trained(task, dense.optim, network, *counts, on=getattr(tasks, task))
+    references = evaluate.agreement.references if tasks.agreement else 0
+    yield Work("evaluate@agreement", (Part("tokenize", 30 * references, "center"),))
+    images = CODEBOOK_PASSES * min(evaluate.codebook.images, train + val) if tasks.codebook else 0
+    yield Work("evaluate@codebook", (Part("tokenize", images, "center"),))
+    yield Work("report", ())
+
+
+def _trained(task: str, optim: config.Optim, network: str, train: int, val: int, *, on: bool) -> Work:
+    """An evaluation that trains from pre-trained and from random weights, and scores val."""
+    if not on:
+        return Work(f"evaluate@{task}")
+    seen = STARTS * optim.images_seen(train)
+    # A forward pass is a third of a training step.
+    parts = (Part(network, seen + STARTS * val / 3, task),)
+    return Work(f"evaluate@{task}", parts, STARTS * optim.steps(train), optim)
+
+
+def few_steps(cfg: config.Config, work: list[Work], train: int) -> list[str]:
+    """Warnings of trainings that see too few images to learn, each with the parameter and a value that is enough."""
+    lines = []
+    for entry in work:
+        if entry.steps is None or entry.optim is None or entry.stage not in ("perceptual_net", "tokenizer", "pretrain"):
+            continue
+        if entry.steps < MIN_STEPS:
+            epochs = -(-MIN_STEPS * entry.optim.batch_size // train)
+            lines.append(
+                f"{entry.stage}: {entry.steps} steps of {entry.optim.batch_size} images are too few to learn from; "
+                f"set {entry.stage}.optim.epochs to {epochs} or more"
+            )
+    return lines

@@ -1,0 +1,113 @@
+"""The plan of `make repro`: printed at its head (`peco.plan`); at each stage its number, and when all is done."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from peco.core import config, workfiles
+from peco.core.progress import waiting
+from peco.core.publishing import write_file
+from pipelines.workflow.compose import PARAMS
+from pipelines.workflow.environment import PLAN
+from pipelines.workflow.graph import Graph
+
+FEW_IMAGES = 20_000  # in all trainings on scenes together: they take a minute or two, which need no plan
+
+
+def announce(parameters: config.Config) -> Path:
+    """Print the plan, unless the run is short or these parameters were run to their end before.
+
+    Returns:
+        The file for `PECO_PLAN`, which the launchers of the stages read and complete.
+    """
+    file = workfiles.root() / "plan.json"
+    key = hashlib.sha256(PARAMS.read_bytes()).hexdigest()
+    kept = _read(file)
+    plan: dict[str, Any] = {"key": key, "seconds": {}, "lines": [], "finished": False}
+    if kept.get("key") == key:
+        plan |= {name: kept[name] for name in ("seconds", "lines", "finished") if name in kept}
+    elif not _short(parameters):
+        plan |= _measured()
+    if plan["lines"] and not plan["finished"]:
+        print("\n".join(plan["lines"]), flush=True)
+    _write(file, {**plan, "done": {}})
+    return file
+
+
+def finish(file: Path) -> None:
+    """Note that the run was finished."""
+    _write(file, {**_read(file), "finished": True})
+
+
+def begin(graph: Graph, stage: str) -> str | None:
+    """The line at the start of a stage; None outside of `make repro`."""
+    plan = _read(Path(PLAN.text())) if PLAN.is_set() else {}
+    if not plan:
+        return None
+    before = _needed(graph, stage) | plan["done"].keys()
+    line = f"{stage}: stage {len(before & graph.stages.keys()) + 1} of {len(graph.stages)}"
+    left = [plan["seconds"].get(name) for name in graph.stages.keys() - before]
+    if None in left:
+        return line
+    # The machine may be slower or faster now than it was for the plan.
+    known = [(actual, plan["seconds"][name]) for name, actual in plan["done"].items() if name in plan["seconds"]]
+    ratio = sum(actual for actual, _ in known) / sum(planned for _, planned in known) if known else 1.0
+    end = time.localtime(time.time() + ratio * sum(left))
+    return f"{line}; all is done at about {time.strftime('%H:%M', end)}"
+
+
+def end(stage: str, seconds: float) -> None:
+    """Note that a stage is done, and the time that it took."""
+    if PLAN.is_set() and (plan := _read(Path(PLAN.text()))):
+        _write(Path(PLAN.text()), {**plan, "done": {**plan["done"], stage: seconds}})
+
+
+def _short(parameters: config.Config) -> bool:
+    """True if the trainings on scenes see few images."""
+    if parameters.dataset.source != "scenes":
+        return False
+    train = parameters.dataset.scenes.train
+    trainings = (parameters.perceptual_net.optim, parameters.tokenizer.optim, parameters.pretrain.optim)
+    return sum(optim.images_seen(train) for optim in trainings) < FEW_IMAGES
+
+
+def _measured() -> dict[str, Any]:
+    """Seconds of each stage, and the lines to print; neither if they can't be measured, as the stages then say themselves."""
+    file = workfiles.root() / "plan-seconds.json"
+    command = [sys.executable, "-m", "peco.plan", "--brief", str(file)]
+    with waiting("plan: measuring this machine"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {}
+    return {"seconds": _read(file), "lines": (done.stdout + done.stderr).splitlines()}
+
+
+def _needed(graph: Graph, stage: str) -> set[str]:
+    """All stages that a stage needs."""
+    found: set[str] = set()
+    todo = [stage]
+    while todo:
+        name = todo.pop()
+        new = {other for one, other in graph.edges if one == name} - found
+        found |= new
+        todo += new
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def _write(file: Path, plan: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a plan is a help, no condition
+        write_file(file, json.dumps(plan))

@@ -1,0 +1,197 @@
+"""The plan of a run: FLOPs against formulas, images and steps against a calculation by hand, warnings, lines of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from peco.core.params import parse_params
+from peco.data import views
+from peco.plan import __main__ as command
+from peco.plan import measure, work
+from peco.plan.networks import networks
+from pipelines.workflow import plan
+from pipelines.workflow.compose import compose_params, write
+from pipelines.workflow.graph import load_graph
+
+ROOT = Path(__file__).parents[1]
+TINY = parse_params(compose_params("tiny", []))
+PHOTOS = work.Data(train=330, val=37, mean_bytes=20_000.0, labelled=True, estimated=False, encoded=())
+
+
+def transformer_flops(patches: int, tokens: int, width: int, depth: int, mlp: float, patch: int) -> float:
+    """Forward pass of a vision transformer by hand: two for each multiplication.
+
+    A block has four projections of the attention, scores and weighted sums over all tokens, and two layers of the MLP.
+    """
+    block = tokens * (2 * 4 * width**2 + 2 * 2 * mlp * width**2) + 2 * 2 * tokens**2 * width
+    return patches * 2 * 3 * patch**2 * width + depth * block
+
+
+@pytest.mark.parametrize("preset", ["tiny", "imagenet_vit_b"])
+def test_the_flops_of_pretraining_are_those_of_a_formula(preset: str) -> None:
+    cfg = parse_params(compose_params(preset, []))
+    vit, size = cfg.pretrain.vit, cfg.loader.image_size
+    patches = (size // vit.patch_size) ** 2
+    forward = transformer_flops(patches, patches + 1, vit.embed_dim, vit.depth, vit.mlp_ratio, vit.patch_size)
+    head = 2 * cfg.pretrain.masking.count * vit.embed_dim * cfg.tokenizer.quantizer.codes
+    embed = patches * 2 * 3 * vit.patch_size**2 * vit.embed_dim
+    # A backward pass is two forward passes, but for the patch embedding, whose images need no gradient.
+    expected = 3 * (forward + head) - embed
+    assert measure.count(networks(cfg)["mim"]).flops == pytest.approx(expected, rel=0.01)
+
+
+def test_the_flops_of_frozen_features_are_a_forward_pass() -> None:
+    vit = TINY.pretrain.vit
+    expected = transformer_flops(64, 65, vit.embed_dim, vit.depth, vit.mlp_ratio, vit.patch_size)
+    assert measure.count(networks(TINY)["features"]).flops == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "name", ["moco", "tokenizer", "tokenize", "mim", "features", "classifier", "segmenter", "detector"]
+)
+def test_a_network_counts_on_no_device_what_it_computes_on_the_cpu(name: str) -> None:
+    cfg = parse_params(compose_params("smoke", []))
+    network = networks(cfg)[name]
+    cost = measure.count(network)
+    step = network.build().train(network.trains)
+    counter = measure.FlopCounterMode(display=False)
+    # The counter does not know the fused attention of the CPU.
+    with counter, torch.set_grad_enabled(network.trains), sdpa_kernel(SDPBackend.MATH):
+        value = step(torch.rand(2, 3, network.size, network.size))
+        if network.trains:
+            value.backward()
+    assert cost.flops == counter.get_total_flops() / 2
+    assert cost.parameters == sum(p.numel() for p in step.parameters())
+    assert torch.isfinite(value) and (cost.activations > 0) == network.trains
+
+
+def test_memory_holds_weights_gradients_moments_and_the_activations_of_a_batch() -> None:
+    cost = measure.Cost(flops=1e9, activations=3e6, parameters=1_000_000, trained=750_000)
+    assert measure.memory(cost, 32, trains=True) == measure.PROCESS_BYTES + 4e6 + 3 * 4 * 750_000 + 32 * 3e6
+    assert measure.memory(cost, 32, trains=False) == measure.PROCESS_BYTES + 4e6
+
+
+def test_images_and_steps_are_those_of_the_trainings() -> None:
+    data = work.Data(4000, 1000, 3000.0, True, False, ())
+    found = {entry.stage: entry for entry in work.works(TINY, data, {})}
+    assert list(found) == list(load_graph(ROOT).stages)
+    assert {name: entry.steps for name, entry in found.items() if entry.steps} == {
+        "perceptual_net": 1000, "tokenizer": 500, "pretrain": 1250,
+        "evaluate@finetune": 2 * 313, "evaluate@segmentation": 2 * 1200, "evaluate@detection": 2 * 800,
+    }  # fmt: skip
+    assert found["tokens"].parts == (work.Part("tokenize", 8000, "tokens"),)
+    assert found["tokens"].disk == 8000 * (2 * 64 + views.VIEW_DTYPE.itemsize)
+    assert found["shards"].disk == pytest.approx(5000 * 3000, rel=0.05)
+
+
+def test_an_evaluation_that_does_not_run_costs_nothing() -> None:
+    tasks = dataclasses.replace(TINY.evaluate.tasks, knn=False, detection=False)
+    cfg = dataclasses.replace(TINY, evaluate=dataclasses.replace(TINY.evaluate, tasks=tasks))
+    unlabelled = dataclasses.replace(PHOTOS, labelled=False)
+    found = {entry.stage: entry for entry in work.works(cfg, unlabelled, {})}
+    assert not any(found[f"evaluate@{task}"].parts for task in ("knn", "linear", "finetune", "detection"))
+    assert found["evaluate@segmentation"].parts
+
+
+def test_trainings_that_see_too_few_images_are_named_with_what_is_enough() -> None:
+    """The preset `tiny` on 367 photographs: 42 steps of the tokenizer."""
+    lines = work.few_steps(TINY, work.works(TINY, PHOTOS, {}), PHOTOS.train)
+    assert [line.split(":")[0] for line in lines] == ["perceptual_net", "tokenizer", "pretrain"]
+    assert "42 steps of 32 images are too few to learn from; set tokenizer.optim.epochs to 20 or more" in lines[1]
+    assert TINY.tokenizer.optim.steps(PHOTOS.train) == 42
+    enough = dataclasses.replace(TINY.tokenizer.optim, epochs=20)
+    assert enough.steps(PHOTOS.train) >= work.MIN_STEPS
+
+
+def test_a_run_beyond_disk_and_time_is_warned_of() -> None:
+    row = command.Row("pretrain", 1.0, 1, 1.0, 1e9, 1e18, 3e6, None)
+    disk, duration = command.warnings(TINY, work.Data(10**6, 0, 1.0, False, False, ()), [], [row])
+    assert re.match(r"disk: .* are needed, .* are free here; free space, or run it on another disk", disk)
+    assert re.match(r"time: 35 days on this machine is out of proportion; take a smaller preset", duration)
+
+
+def test_the_hours_of_a_gpu_are_flops_over_half_of_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/scenes.yaml").write_text((ROOT / "data/scenes.yaml").read_text())
+    cfg = parse_params(compose_params("smoke", []))
+    _, stages, rows = command.plan(cfg, "H100")
+    mim = next(row for row in rows if row.stage == "pretrain")
+    flops = measure.count(networks(cfg)["mim"]).flops * cfg.pretrain.optim.images_seen(cfg.dataset.scenes.train)
+    assert mim.flops == flops
+    assert mim.gpu_hours == pytest.approx(flops / (0.5 * 67e12) / 3600)  # smoke computes in fp32
+    text = command.table(rows, "H100")
+    assert len(text.splitlines()) == len(stages) + 2 and "H100 hours" in text
+
+
+# The lines of `make repro`
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    write(compose_params("tiny", []), tmp_path / "params.yaml")
+    return tmp_path
+
+
+def planned(project: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> Path:
+    file = project / "plan.json"
+    file.write_text(json.dumps({"key": "", "seconds": seconds, "lines": [], "finished": False, "done": {}}))
+    monkeypatch.setenv("PECO_PLAN", str(file))
+    return file
+
+
+def test_each_stage_has_its_number_and_the_end_of_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = load_graph(project)
+    planned(project, monkeypatch, dict.fromkeys(graph.stages, 60.0))
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+    assert plan.begin(graph, "annotations") == "annotations: stage 1 of 14; all is done at about 00:14"
+    plan.end("annotations", 60.0)
+    assert plan.begin(graph, "shards") == "shards: stage 2 of 14; all is done at about 00:13"
+    plan.end("shards", 180.0)  # together twice as long as planned
+    assert plan.begin(graph, "perceptual_net") == "perceptual_net: stage 3 of 14; all is done at about 00:24"
+
+
+def test_stages_that_need_not_run_count_as_done(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(project, monkeypatch, {})
+    assert plan.begin(load_graph(project), "pretrain") == "pretrain: stage 5 of 14"
+
+
+def test_outside_of_make_repro_there_is_no_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PECO_PLAN", raising=False)
+    assert plan.begin(load_graph(project), "pretrain") is None
+    plan.end("pretrain", 1.0)
+
+
+def test_a_short_run_is_not_measured(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "_measured", lambda: pytest.fail("measured"))
+    write(compose_params("smoke", []), project / "params.yaml")
+    plan.announce(parse_params(compose_params("smoke", [])))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_plan_is_made_once_and_not_repeated_after_a_finished_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    monkeypatch.setattr(
+        plan, "_measured", lambda: made.append(1) or {"seconds": {"shards": 5.0}, "lines": ["plan: 14 min"]}
+    )
+    for _ in range(2):  # the first was stopped
+        file = plan.announce(TINY)
+        assert capsys.readouterr().out == "plan: 14 min\n"
+    plan.finish(file)
+    plan.announce(TINY)
+    assert capsys.readouterr().out == "" and made == [1]
