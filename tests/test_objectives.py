@@ -23,8 +23,7 @@ from peco.runtime.stage import StageRun
 from peco.stages import tokenizer
 from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
-from peco.tokenizer.distillation import Distillation, FeatureDecoder
-from peco.tokenizer.loss import TokenizerLoss
+from peco.tokenizer.loss import Distillation, FeatureDecoder, TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.tokenizer.quantizer import VectorQuantizer
 from pipelines.workflow.compose import compose_params

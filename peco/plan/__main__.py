@@ -113,7 +113,7 @@ def _batch(entry: Work) -> int:
 
 
 def _annotated() -> dict[str, dict[str, Any]]:
-    """What the stage `annotations` found, by task."""
+    """Counts of the stage `annotations`, by task."""
     found = {}
     for path in (paths.METRICS / "annotations").glob("*.json"):
         try:
@@ -140,7 +140,7 @@ def _loading(cfg: config.Config, data: Data) -> dict[str, float]:
 
 
 def warnings(cfg: config.Config, data: Data, stages: list[Work], rows: list[Row]) -> list[str]:
-    """What will go wrong: too few images to learn from, too little disk, more time than this machine should be given."""
+    """Reasons to change something first: too few images to learn from, too little disk, more time than this machine should be given."""
     lines = few_steps(cfg, stages, data.train)
     need, free = _disk(rows), shutil.disk_usage(".").free
     if need > free:

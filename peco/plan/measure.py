@@ -1,4 +1,4 @@
-"""What a network costs: FLOPs and memory by counting, seconds by running it.
+"""The cost of a network: FLOPs and memory by counting, seconds by running it.
 
 Legend: B batch, C channels, H W pixels.
 """

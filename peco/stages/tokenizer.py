@@ -23,9 +23,8 @@ from peco.runtime.fit import publish_metrics, seed_everything, train_loader
 from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
 from peco.tokenizer.adversarial import PatchDiscriminator, adversarial_losses
-from peco.tokenizer.distillation import Distillation, FeatureDecoder
 from peco.tokenizer.image_metrics import psnr
-from peco.tokenizer.loss import TokenizerLoss
+from peco.tokenizer.loss import Distillation, FeatureDecoder, TokenizerLoss
 from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Frozen, Task, train

@@ -122,7 +122,7 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """A run of the experiment MLFLOW_EXPERIMENT_NAME, or `peco`. A training that resumes goes on in its run."""
+    """A run of the experiment MLFLOW_EXPERIMENT_NAME, or `peco`. A training that resumes keeps its run."""
 
     def __init__(self, work: Path, rows: Sequence[Row]) -> None:
         for name, value in _MLFLOW_DEFAULTS.items():
