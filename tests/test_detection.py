@@ -225,7 +225,7 @@ def test_maps_come_from_evenly_spaced_blocks_up_to_the_last(depth: int, blocks: 
 def test_other_patch_sizes_are_refused(tmp_path: Path) -> None:
     model = artifacts.load_timm(save_backbone(tmp_path / "b", patch=14))
     with pytest.raises(
-        PecoError, match=r"pretrain\.vit\.patch_size: 14 is not allowed for detection; expected one of 4, 8, 16, 32"
+        PecoError, match=r"patches of 14 pixels are not allowed for detection; expected a power of two, such as 16"
     ):
         SimplePyramid(model, 16)
 

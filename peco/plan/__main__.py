@@ -140,7 +140,7 @@ def _loading(cfg: config.Config, data: Data) -> dict[str, float]:
 
 
 def warnings(cfg: config.Config, data: Data, stages: list[Work], rows: list[Row]) -> list[str]:
-    """Reasons to change something first: too few images to learn from, too little disk, more time than this machine should be given."""
+    """Reasons to change something first: too few images, too little disk, too much time for one machine."""
     lines = few_steps(cfg, stages, data.train)
     need, free = _disk(rows), shutil.disk_usage(".").free
     if need > free:
