@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_chain import STAGES, Checkout
+from test_chain import ROOT, STAGES, Checkout
 
 pytestmark = pytest.mark.chain
 
@@ -52,26 +53,63 @@ def unlabeled(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return checkout
 
 
-def test_a_folder_of_classes_without_splits_is_split_trained_on_and_evaluated(tmp_path: Path) -> None:
-    checkout = Checkout(tmp_path / "checkout")
-    folder = photos(tmp_path / "photos", "bees", "wasps")
-    # Those tasks have data of their own.
-    settings = ["dataset.val_fraction=0.2", "evaluate.tasks.segmentation=false", "evaluate.tasks.detection=false"]
-    checkout.python("pipelines.params", "--preset", "smoke", "--data", str(folder), *settings)
-    output = checkout.python("pipelines.repro")
-    assert "reports/report.html" in output
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkout, dict[str, str]]:
+    """A checkout in which all commands of docs/tutorial.md have run, with `smoke` for `tiny`, and their output."""
+    root = tmp_path_factory.mktemp("tutorial")
+    checkout = Checkout(root / "checkout")
+    photos(root / "photos", "bees", "wasps")
+    photos(root / "new-photos", count=4)
+    checkout.env["HOME"] = str(root)
+    outputs = {}
+    for command in commands(ROOT / "docs/tutorial.md"):
+        # `make` would set up a virtual environment in the checkout.
+        made = re.sub(r"^make ", f"make -o {checkout.path}/.venv/.installed ", command)
+        outputs[command] = checkout.run("bash", "-c", made.replace("PRESET=tiny", "PRESET=smoke"))
+    return checkout, outputs
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the page's blocks of bash."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def test_the_tutorial_leads_to_predictions_and_a_search(tutorial: tuple[Checkout, dict[str, str]]) -> None:
+    checkout, outputs = tutorial
+    assert (
+        "perceptual_net" in outputs["make plan"] and "warning: tokenizer: 3 steps of 16 images" in outputs["make plan"]
+    )
+    with (checkout.path / "predictions/predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["image"] for row in rows}) == 4 and {row["class"] for row in rows} == {"bees", "wasps"}
+    assert len(list((checkout.path / "predictions/pictures").rglob("*.png"))) == 4
+    assert len(np.load(checkout.path / "embeddings/embeddings.npy")) == 60
+    assert (checkout.path / "similar.html").read_text(encoding="utf-8").count("<img ") == 1 + 12
+    difference = outputs["dvc exp diff HEAD longer"]
+    assert "evaluate.finetune.optim.epochs" in difference and "tuned" in difference
+    assert (checkout.path / "classifier.onnx").is_file()
+    assert checkout.run("git", "status", "--short", "params.yaml", "dvc.lock") == ""
+
+
+def test_a_folder_of_classes_without_splits_is_split_trained_on_and_evaluated(
+    tutorial: tuple[Checkout, dict[str, str]],
+) -> None:
+    checkout, outputs = tutorial
+    assert "reports/report.html" in outputs["make repro"]
     assert set(checkout.ran()) == STAGES
     index: dict[str, Any] = checkout.json("artifacts/shards/index.json")
     assert index["classes"] == ["bees", "wasps"]
     counts = {name: sum(shard["samples"] for shard in split["shards"]) for name, split in index["splits"].items()}
-    assert counts == {"train": 48, "val": 12}
+    assert counts == {"train": 54, "val": 6}
     for name in ("knn", "linear", "finetune"):
         assert {"accuracy", "random_accuracy"} <= set(checkout.json(f"metrics/evaluate/{name}.json"))
-    assert "48 training and 12 validation images" in words(checkout)
+    assert "54 training and 6 validation images" in words(checkout)
     # Another machine needs the images by hash, and no path of this machine.
     tracked = checkout.run("git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     assert "data/photos.dvc" in tracked and not any(name.startswith("data/photos/") for name in tracked)
-    assert str(tmp_path) not in (checkout.path / "dvc.lock").read_text() + (checkout.path / "params.yaml").read_text()
+    home = str(checkout.path.parent)
+    assert home not in (checkout.path / "dvc.lock").read_text() + (checkout.path / "params.yaml").read_text()
 
 
 def test_images_without_classes_train_and_skipped_evaluations_give_the_reason(unlabeled: Checkout) -> None:

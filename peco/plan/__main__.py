@@ -99,7 +99,8 @@ def plan(cfg: config.Config, gpu: str | None = None) -> tuple[Data, list[Work], 
                 memory,
                 entry.disk + held,
                 START_SECONDS
-                + sum(part.images * (seconds[part.network] + loading.get(part.view, 0.0)) for part in entry.parts),
+                + entry.read * (data.seconds + loading["center"])
+                + sum(part.images * (seconds[part.network] + loading[part.view]) for part in entry.parts),
                 hours,
             )
         )
@@ -136,7 +137,8 @@ def _loading(cfg: config.Config, data: Data) -> dict[str, float]:
     found["moco"] *= 2
     # Augmentation of an annotated image costs about as much as a view for the perceptual network.
     found |= {"finetune": found["pretrain"], "segmentation": found["moco"], "detection": found["moco"]}
-    return found if cfg.resources.train.workers == 0 else {}
+    waits = cfg.resources.train.workers == 0
+    return {name: seconds if waits or name == "center" else 0.0 for name, seconds in found.items()}
 
 
 def warnings(cfg: config.Config, data: Data, stages: list[Work], rows: list[Row]) -> list[str]:

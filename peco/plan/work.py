@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ class Data:
         labelled: True if val has labels.
         estimated: True if the numbers are those of the input, of which some may be left out.
         encoded: some images, to time their decoding.
+        seconds: to get an encoded image from the source.
     """
 
     train: int
@@ -37,6 +39,7 @@ class Data:
     labelled: bool
     estimated: bool
     encoded: tuple[bytes, ...]
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Work:
         steps: of its training, None for a stage that trains nothing.
         optim: recipe of the training.
         disk: bytes of its results.
+        read: images that it reads one by one from their source.
     """
 
     stage: str
@@ -65,6 +69,7 @@ class Work:
     steps: int | None = None
     optim: config.Optim | None = None
     disk: float = 0.0
+    read: int = 0
 
 
 def read_data(dataset: config.Dataset, work: Path) -> Data:
@@ -79,6 +84,7 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
     """
     source = open_source(dataset, work)
     encoded = []
+    began = time.perf_counter()
     for sample in source.samples():
         encoded.append(sample)
         if len(encoded) == SAMPLE:
@@ -86,18 +92,19 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
     if not encoded:
         return Data(0, 0, 0.0, False, True, ())
     mean = sum(len(sample.encoded) for sample in encoded) / len(encoded)
+    seconds = (time.perf_counter() - began) / len(encoded)
     images = tuple(sample.encoded for sample in encoded)
     labelled = encoded[0].label >= 0
     if dataset.source == "scenes":
-        return Data(dataset.scenes.train, dataset.scenes.val, mean, True, False, images)
+        return Data(dataset.scenes.train, dataset.scenes.val, mean, True, False, images, seconds)
     if (paths.SHARDS / "index.json").is_file():
         splits = load_index(paths.SHARDS)["splits"]
         counts = {name: int(split["samples"]) for name, split in splits.items()}
         size = sum(shard["bytes"] for split in splits.values() for shard in split["shards"]) / sum(counts.values())
-        return Data(counts["train"], counts.get("val", 0), size, labelled, False, images)
+        return Data(counts["train"], counts.get("val", 0), size, labelled, False, images, seconds)
     total = source.total if source.total is not None else sum(1 for _ in open_source(dataset, work).samples())
     val = round(total * dataset.val_fraction)
-    return Data(total - val, val, mean, labelled, True, images)
+    return Data(total - val, val, mean, labelled, True, images, seconds)
 
 
 def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> list[Work]:
@@ -113,8 +120,13 @@ def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) 
 
 def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> Iterator[Work]:
     train, val, evaluate = data.train, data.val, cfg.evaluate
-    yield Work("annotations")
-    yield Work("shards", (), disk=1.02 * data.mean_bytes * (train + val))
+    counts = {
+        task: [known.get("train_images", dense.scenes.train), known.get("images", dense.scenes.val)]
+        for task, dense in (("segmentation", evaluate.segmentation), ("detection", evaluate.detection))
+        for known in (annotated.get(task, {}),)
+    }
+    yield Work("annotations", read=sum(sum(counts[task]) for task in counts if getattr(evaluate.tasks, task)))
+    yield Work("shards", disk=1.02 * data.mean_bytes * (train + val), read=train + val)
     net = cfg.perceptual_net
     scored = (Part("features", 2 * min(train + val, 100_000), "center"),) if data.labelled else ()
     if net.source == "train":
@@ -145,9 +157,7 @@ def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]])
         ("segmentation", evaluate.segmentation, "segmenter"),
         ("detection", evaluate.detection, "detector"),
     ):
-        known = annotated.get(task, {})
-        counts = [known.get("train_images", dense.scenes.train), known.get("images", dense.scenes.val)]
-        yield _trained(task, dense.optim, network, *counts, on=getattr(tasks, task))
+        yield _trained(task, dense.optim, network, *counts[task], on=getattr(tasks, task))
     references = evaluate.agreement.references if tasks.agreement else 0
     yield Work("evaluate@agreement", (Part("tokenize", 30 * references, "center"),))
     images = CODEBOOK_PASSES * min(evaluate.codebook.images, train + val) if tasks.codebook else 0

@@ -18,6 +18,7 @@ from pipelines.workflow.compose import PARAMS
 from pipelines.workflow.environment import PLAN
 from pipelines.workflow.graph import Graph
 
+PRIOR = 0.2  # weight of the planned time against the measured one, as a share of the whole plan
 FEW_IMAGES = 20_000  # in all trainings on scenes together: they take a minute or two, which need no plan
 
 
@@ -56,9 +57,10 @@ def begin(graph: Graph, stage: str) -> str | None:
     left = [plan["seconds"].get(name) for name in graph.stages.keys() - before]
     if None in left:
         return line
-    # The machine may be slower or faster now than it was for the plan.
-    known = [(actual, plan["seconds"][name]) for name, actual in plan["done"].items() if name in plan["seconds"]]
-    ratio = sum(actual for actual, _ in known) / sum(planned for _, planned in known) if known else 1.0
+    # The machine may be slower or faster now than it was for the plan. The first short stages say little about that.
+    known = {name: actual for name, actual in plan["done"].items() if name in plan["seconds"]}
+    prior = PRIOR * sum(plan["seconds"].values())
+    ratio = (sum(known.values()) + prior) / (sum(plan["seconds"][name] for name in known) + prior)
     end = time.localtime(time.time() + ratio * sum(left))
     return f"{line}; all is done at about {time.strftime('%H:%M', end)}"
 

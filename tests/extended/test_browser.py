@@ -113,7 +113,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tiny_models.save_models(root / "artifacts")
         tiny_models.save_images(root / "photos", 9)
         assert cli.main(["embed", "photos", "-o", "embeddings"]) == 0
-        assert cli.main(["similar", "photos/0.png", "embeddings", "--page", "similar.html"]) == 0
+        assert cli.main(["similar", "photos/0.png", "embeddings", "-o", "similar.html"]) == 0
     return {"report": finished / "reports/report.html", "comparison": comparison, "similar": root / "similar.html"}
 
 
