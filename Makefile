@@ -47,8 +47,9 @@ ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME:
 test: setup ## run all tests
 	@python -m pytest -n 2 --durations=20
 
-test-extended: setup ## run the tests of the wheel, with Prometheus, mutated inputs, kills and full disks; as root, install Prometheus if it is missing
-	@command -v promtool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq prometheus >/dev/null; } || echo "prometheus is not installed; its tests are skipped"
+test-extended: setup ## run the tests of the wheel, with Prometheus and Chromium, mutated inputs, kills and full disks; as root, install these two if they are missing
+	@for pair in promtool:prometheus chromium:chromium; do command -v "$${pair%%:*}" >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	  && apt-get install -y -qq --no-install-recommends "$${pair##*:}" >/dev/null; } || echo "$${pair##*:} is not installed; its tests are skipped"; done
 	@python -m pytest tests/extended
 
 fuzz: setup ## read seeded mutated inputs of all kinds: N=10000 SEED=0 ONLY=kind, or ONLY=kind:number for one of them
