@@ -154,6 +154,21 @@ def test_any_timm_model_is_converted_by_its_name(tmp_path: Path) -> None:
     torch.testing.assert_close(perceptual.forward_features(x), source.forward_features(x), rtol=0, atol=0)
 
 
+def test_weights_with_names_of_their_own_are_taken_in_their_order(tmp_path: Path) -> None:
+    """As those of tf_efficientnet_lite0 from a package of the Python index."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet").eval()
+    torch.save({f"_{i}.x": tensor for i, tensor in enumerate(model.state_dict().values())}, tmp_path / "c.pth")
+    assert (
+        main([str(tmp_path / "c.pth"), "-o", str(tmp_path / "net"), "--model", "test_efficientnet", "--by-order"]) == 0
+    )
+    converted = artifacts.load_timm(tmp_path / "net")
+    x = torch.rand(2, 3, 64, 64)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        assert torch.equal(converted(x), model(x))
+
+
 def test_another_entry_prefix_number_of_heads_and_statistics_can_be_chosen(tmp_path: Path) -> None:
     torch.save(dino(vit().state_dict()), tmp_path / "c.pth")
     options = ["--entry", "student", "--heads", "4", "--statistics", "half"]
@@ -244,6 +259,10 @@ def save_changed(**changes: Tensor | None) -> Callable[[Path], None]:
         (lambda p: torch.save(timm.create_model("test_resnet").state_dict(), p), ("--model", "resnet50"), "lacks"),
         (lambda p: torch.save(timm.create_model("test_resnet").state_dict(), p), ("--model", "no_net"), "--model: no_net: timm"),
         (lambda p: torch.save(vit(embed_dim=60).state_dict(), p), (), "give --heads"),
+        (lambda p: torch.save(vit().state_dict(), p), ("--by-order",), "--by-order: needs --model"),
+        (lambda p: torch.save(vit().state_dict(), p), ("--by-order", "--model", "test_resnet"), "tensors, test_resnet has"),
+        (lambda p: torch.save(vit().state_dict(), p), ("--by-order", "--model", "vit_tiny_patch16_224", "--heads", "3"),
+         "tensors, vit_tiny_patch16_224 has"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_converted_is_refused_with_the_cause_in_one_line(

@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "--prefix", help="prefix of the network's names, such as module.momentum_encoder. (default: printed)"
     )
     top.add_argument("--model", help="timm's name of the network (default: a plain ViT or BEiT, by its shapes)")
+    top.add_argument(
+        "--by-order",
+        action="store_true",
+        help="names differ from those of --model, but number, order and shapes are the same: check the result, such as by kNN",
+    )
     top.add_argument("--heads", type=int, help="attention heads of a ViT (default: the usual number of its width)")
     top.add_argument(
         "--statistics",
@@ -46,10 +51,17 @@ def convert(arguments: argparse.Namespace) -> str:
         PecoError: the checkpoint can't be read, is of no known network, or the folder can't be written.
     """
     source, target = arguments.checkpoint, arguments.output
+    if arguments.by_order and arguments.model is None:
+        raise PecoError("--by-order: needs --model, timm's name of the network")
     stem = network.stem(arguments.model)
     found = find(read(source), source, arguments.entry, arguments.prefix, stem)
     made = network.build(
-        found, str(source), name=arguments.model, heads=arguments.heads, statistics=arguments.statistics
+        found,
+        str(source),
+        name=arguments.model,
+        heads=arguments.heads,
+        statistics=arguments.statistics,
+        by_order=arguments.by_order,
     )
     artifacts.save_timm(
         target,
@@ -67,7 +79,10 @@ def convert(arguments: argparse.Namespace) -> str:
         lines.append(f"left out: {timm_nets.some_names(made.left_out)}")
     args = " ".join(f"{name}={value}" for name, value in made.model_args.items())
     lines.append(f"{target}: {made.arch} {args}, mean {list(made.mean)}, std {list(made.std)}")
-    lines.append(f"`dvc add {target}`, then name it in perceptual_net.path or pretrain.init.path (docs/experiments.md)")
+    lines.append(
+        f"`dvc add {target}`, then name it in perceptual_net.path, pretrain.init.path or evaluate.reference.path "
+        "(docs/experiments.md)"
+    )
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from peco.convert.read import PATCHES, Found
@@ -45,7 +46,13 @@ class Network:
 
 
 def build(
-    found: Found, origin: str, *, name: str | None = None, heads: int | None = None, statistics: str | None = None
+    found: Found,
+    origin: str,
+    *,
+    name: str | None = None,
+    heads: int | None = None,
+    statistics: str | None = None,
+    by_order: bool = False,
 ) -> Network:
     """Build the timm model of weights.
 
@@ -55,6 +62,7 @@ def build(
         name: timm's name of the model; None for a plain ViT or a BEiT, recognised by shapes.
         heads: of a recognised ViT; None for the usual number of its width.
         statistics: a key of `STATISTICS`; None for those of the named model, ImageNet's for a recognised ViT, 0.5 for a BEiT.
+        by_order: the weights have other names than those of the named model, but the same order and shapes.
 
     Raises:
         PecoError: the network isn't recognised, lacks weights, has others than timm's model, or holds NaN.
@@ -72,6 +80,8 @@ def build(
         raise PecoError(
             f"--model: {arch}: timm can't build it ({reason}); check the name (timm.list_models())"
         ) from None
+    if by_order:
+        tensors = _renamed(tensors, origin, arch)
     left_out = _load(model, tensors, origin, arch)
     mean, std = (tuple(t.flatten().tolist()) for t in artifacts.normalization(model))
     if statistics is not None or (name is None and not arch.startswith("beit")):
@@ -107,6 +117,23 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], origin: str, arch: st
         raise PecoError(f"{origin}: {inside} is unknown to {arch}; name the model that has it (--model)")
     model.load_state_dict({key: tensor for key, tensor in fitted.items() if key in own}, strict=False)
     return tuple(unknown)
+
+
+def _renamed(tensors: Mapping[str, Tensor], origin: str, arch: str) -> dict[str, Tensor]:
+    """The weights by the names of timm's model with its head, whose weights have the same order and shapes."""
+    with torch.device("meta"):
+        wanted = timm.create_model(arch).state_dict()
+    if len(tensors) != len(wanted):
+        raise PecoError(
+            f"--by-order: {origin} has {len(tensors)} tensors, {arch} has {len(wanted)}; name another --model"
+        )
+    for (name, tensor), (own_name, own) in zip(tensors.items(), wanted.items(), strict=True):
+        if tensor.shape != own.shape:
+            raise PecoError(
+                f"--by-order: {origin}: {name} is {timm_nets.shape_of(tensor)}, {own_name} of {arch} at its place is "
+                f"{timm_nets.shape_of(own)}; name another --model"
+            )
+    return dict(zip(wanted, tensors.values(), strict=True))
 
 
 def _named_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
