@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import tiny_models
+from cheap_project import shifted
 from PIL import Image
-from test_compare import PECO, shifted
+from test_compare import PECO
 from test_report import CFG, make_folder, make_report, write_scores
 
 from peco import cli
 from pipelines.experiments import page
-from pipelines.experiments.grids import Experiment, Variant
+from pipelines.experiments.grids import Variant
+from pipelines.experiments.plan import Experiment
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
