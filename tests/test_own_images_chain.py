@@ -78,7 +78,7 @@ def commands(page: Path) -> list[str]:
 def test_the_tutorial_leads_to_predictions_and_a_search(tutorial: tuple[Checkout, dict[str, str]]) -> None:
     checkout, outputs = tutorial
     assert (
-        "perceptual_net" in outputs["make plan"] and "warning: tokenizer: 3 steps of 16 images" in outputs["make plan"]
+        "perceptual_net" in outputs["make plan"] and "warning: tokenizer: 4 steps of 16 images" in outputs["make plan"]
     )
     with (checkout.path / "predictions/predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

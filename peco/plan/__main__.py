@@ -251,11 +251,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         about = "about " if data.estimated else ""
         where = f"at half of the peak of a {arguments.gpu}" if arguments.gpu else "on this machine"
-        device = "GPU" if uses_cuda() else f"{torch.get_num_threads()} threads"
+        device = "a GPU" if uses_cuda() else f"the CPU, threads: {torch.get_num_threads()}"
         print(
             f"preset {cfg.preset}: {about}{data.train:,} train and {data.val:,} val images of {cfg.loader.image_size} pixels"
         )
-        print(f"{where}, measured in {took:.0f} s with {device}; disk of the total with DVC's copies\n")
+        print(f"{where}, measured in {took:.0f} s on {device}; disk of the total with DVC's copies\n")
         print(table(rows, arguments.gpu))
     for line in warnings(cfg, data, stages, rows):
         print(f"warning: {line}", file=sys.stderr)
