@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(brief(cfg, data, rows)))
     else:
         about = "about " if data.estimated else ""
-        where = f"at half of the peak of a {arguments.gpu}" if arguments.gpu else "on this machine"
+        where = f"at half of the peak of one {arguments.gpu}" if arguments.gpu else "on this machine"
         device = "a GPU" if uses_cuda() else f"the CPU, threads: {torch.get_num_threads()}"
         print(
             f"preset {cfg.preset}: {about}{data.train:,} train and {data.val:,} val images of {cfg.loader.image_size} pixels"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from peco.core import config
@@ -59,24 +59,27 @@ def count(network: Network) -> Cost:
     """Count on the device `meta`: nothing is computed, and no memory is used."""
     with torch.device("meta"):
         step = network.build().train(network.trains)
-        x_BCHW = torch.empty(COUNTED, 3, network.size, network.size)
+    (flops, fewer), (_, more) = (_count(step, network, images) for images in (COUNTED, 2 * COUNTED))
+    trained = sum(p.numel() for p in step.parameters() if p.requires_grad)
+    # The difference leaves out what doesn't grow with the images, such as weights.
+    return Cost(flops / COUNTED, (more - fewer) / COUNTED, sum(p.numel() for p in step.parameters()), trained)
+
+
+def _count(step: nn.Module, network: Network, images: int) -> tuple[float, float]:
+    """FLOPs of a batch, and bytes that are kept for its backward pass."""
     kept: dict[int, Tensor] = {}  # held, so that no id is used again
 
     def keep(tensor: Tensor) -> Tensor:
         kept[id(tensor)] = tensor
         return tensor
 
+    x_BCHW = torch.empty(images, 3, network.size, network.size, device="meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.set_grad_enabled(network.trains), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         value = step(x_BCHW)
         if network.trains:
             value.backward()
-    sizes = [p.numel() for p in step.parameters()]
-    trained = [p.numel() for p in step.parameters() if p.requires_grad]
-    own = {p.data_ptr() for p in step.parameters()} if x_BCHW.device.type != "meta" else set()
-    parameters = {id(p) for p in step.parameters()}
-    activations = sum(t.numel() * t.element_size() for key, t in kept.items() if key not in parameters | own)
-    return Cost(counter.get_total_flops() / COUNTED, activations / COUNTED, sum(sizes), sum(trained))
+    return counter.get_total_flops(), sum(t.numel() * t.element_size() for t in kept.values())
 
 
 def memory(cost: Cost, batch: int, *, trains: bool) -> float:
