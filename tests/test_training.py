@@ -400,6 +400,17 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tmp_path: Path) 
     assert_close(whole["task"], parts["task"])
 
 
+@pytest.mark.parametrize(("capability", "warns"), [("AVX2", True), ("DEFAULT", True), ("AVX512", False)])
+def test_bf16_without_its_arithmetic_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], capability: str, warns: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    run(Toy(), tmp_path / "bf16", replace(OPTIM, precision="bf16"))
+    assert ("warning: no bf16 arithmetic here" in capsys.readouterr().out) == warns
+    run(Toy(), tmp_path / "fp32")
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_bf16_trains_close_to_fp32(tmp_path: Path) -> None:
     def last(optim: Optim, folder: str) -> float:
         return float(json.loads(run(Toy(dropout=0), tmp_path / folder, optim)["files"]["out/toy.json"])["last_loss"])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from peco.core.config import Optim
+from peco.core.device import computes_bf16
 from peco.core.errors import Interrupted, PecoError
 from peco.core.stopping import StopSignals
 from peco.training import checkpoint
@@ -117,6 +118,8 @@ def train(task: Task, loader: Loader, *, name: str, optim: Optim, seed: int, dis
             f"optim.batch_size: {optim.batch_size} is not allowed; expected a multiple of "
             f"{dist.world} processes x {optim.accumulate} accumulated parts (optim.accumulate)"
         )
+    if optim.precision == "bf16" and dist.rank == 0 and not computes_bf16(dist.device):
+        print(f"{name}  warning: no bf16 arithmetic here, many times slower than optim.precision fp32", flush=True)
     work.mkdir(parents=True, exist_ok=True)
     logs = MetricLog(name, work / "curves", dist)
     try:
