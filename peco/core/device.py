@@ -25,7 +25,7 @@ def uses_cuda() -> bool:
 def computes_bf16(device: torch.device) -> bool:
     """True if the device multiplies bf16 numbers itself; where it doesn't, bf16 is many times slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
 
 
