@@ -183,6 +183,15 @@ def test_a_short_run_is_not_measured(
     assert capsys.readouterr().out == ""
 
 
+def test_this_machine_is_not_measured_for_a_run_on_a_cluster(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "_measured", lambda: pytest.fail("measured"))
+    monkeypatch.setenv("PECO_SCHEDULER", "slurm")
+    plan.announce(TINY)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_plan_is_made_once_and_not_repeated_after_a_finished_run(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from peco.core import config
+from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.shards import load_index
 from peco.runtime import paths
@@ -80,7 +81,7 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
         work: folder for temporary files.
 
     Raises:
-        PecoError: the input can't be read.
+        PecoError: the input can't be read, or its images can't be counted without reading all.
     """
     source = open_source(dataset, work)
     encoded = []
@@ -102,9 +103,12 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
         counts = {name: int(split["samples"]) for name, split in splits.items()}
         size = sum(shard["bytes"] for split in splits.values() for shard in split["shards"]) / sum(counts.values())
         return Data(counts["train"], counts.get("val", 0), size, labelled, False, images, seconds)
-    total = source.total if source.total is not None else sum(1 for _ in open_source(dataset, work).samples())
-    val = round(total * dataset.val_fraction)
-    return Data(total - val, val, mean, labelled, True, images, seconds)
+    if source.total is None:
+        raise PecoError(
+            f"{dataset.path}: the number of images is not known before they are packed; run `dvc repro shards` first"
+        )
+    val = round(source.total * dataset.val_fraction)
+    return Data(source.total - val, val, mean, labelled, True, images, seconds)
 
 
 def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> list[Work]:

@@ -15,7 +15,7 @@ from peco.core import config, workfiles
 from peco.core.progress import waiting
 from peco.core.publishing import write_file
 from pipelines.workflow.compose import PARAMS
-from pipelines.workflow.environment import PLAN
+from pipelines.workflow.environment import PLAN, SCHEDULER
 from pipelines.workflow.graph import Graph
 
 PRIOR = 0.2  # weight of the planned time against the measured one, as a share of the whole plan
@@ -23,7 +23,7 @@ FEW_IMAGES = 20_000  # in all trainings on scenes together: they take a minute o
 
 
 def announce(parameters: config.Config) -> Path:
-    """Print the plan, unless the run is short or these parameters were run to their end before.
+    """Print the plan, unless the run is short, on a cluster, or these parameters were run to their end before.
 
     Returns:
         The file for `PECO_PLAN`, which the launchers of the stages read and complete.
@@ -34,7 +34,7 @@ def announce(parameters: config.Config) -> Path:
     plan: dict[str, Any] = {"key": key, "seconds": {}, "lines": [], "finished": False}
     if kept.get("key") == key:
         plan |= {name: kept[name] for name in ("seconds", "lines", "finished") if name in kept}
-    elif not _short(parameters):
+    elif SCHEDULER.text() == SCHEDULER.default and not _short(parameters):
         plan |= _measured()
     if plan["lines"] and not plan["finished"]:
         print("\n".join(plan["lines"]), flush=True)
