@@ -42,14 +42,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_models.save_models(root)
     changed = [
         ("classifier", "other", {}),
-        ("segmenter", "damaged", {"channels": 0}),
-        ("classifier", "renamed", {"classes": ["a", "b"]}),
+        ("segmenter", "damaged", {"peco": {"channels": 0}}),
+        ("classifier", "renamed", {"peco": {"classes": ["a", "b"]}}),
+        ("detector", "odd_patches", {"model_args": {"patch_size": 6}}),
     ]
-    for source, name, values in changed:
+    for source, name, groups in changed:
         shutil.copytree(root / source, root / name)
         path = root / name / artifacts.CONFIG
         config = json.loads(path.read_text())
-        path.write_text(json.dumps(config | {"peco": config["peco"] | values}))
+        path.write_text(json.dumps(config | {group: config[group] | values for group, values in groups.items()}))
     return root
 
 
@@ -279,6 +280,10 @@ def test_results_in_the_folder_of_images_are_no_images(models: Path) -> None:
         ("segmenter photos -o out", 'out: holds results with kind "classifier", not "segmenter"'),
         ("other photos -o out", "out: holds results of another model; choose another folder"),
         ("classifier photos -o editor", "editor/settings.json: not the settings of a folder of results"),
+        (
+            "odd_patches photos -o new",
+            "MODELS/odd_patches/config.json: patches of 6 pixels are not allowed for detection",
+        ),
         (
             "damaged photos -o new",
             "MODELS/damaged/config.json: not the parameters of a segmenter (channels: 0 is not allowed",

@@ -153,6 +153,7 @@ def read_tokenizer(folder: Path) -> None:
         ("backbone", "pretrained_cfg", None, "config.json: input_size is None; expected 3, height, width"),
         ("backbone", "pretrained_cfg.input_size", [3, 1e999, 32], "config.json: input_size is [3, inf, 32]"),
         ("backbone", "pretrained_cfg.mean", [0.5], "config.json: mean is [0.5]; expected three numbers"),
+        ("backbone", "pretrained_cfg.mean", [0.5, 0.5, 10**400], "config.json: mean is [0.5, 0.5, 1000"),
         ("backbone", "pretrained_cfg.std", [0, 1, 1], "config.json: std is [0, 1, 1]; expected three numbers over 0"),
         ("backbone", "peco.outputs", True, "config.json: outputs is True; expected the outputs of the head"),
         ("backbone", "peco.outputs", 10**9, "config.json: outputs is 1000000000; expected the outputs of the head"),
@@ -275,8 +276,11 @@ def test_a_damaged_header_of_an_array_is_one_line(shards: Path, header: str) -> 
 
 def test_labels_and_offsets_that_do_not_fit_are_refused(shards: Path) -> None:
     offsets = np.load(shards / "train.offsets.npy")
-    np.save(shards / "train.offsets.npy", offsets[::-1])
-    assert "its offsets don't rise" in message(lambda: list(open_shards(shards, "train").read(0, 6)))
+    for wrong in (offsets[::-1], [*offsets[:2], 2**62, *offsets[3:]], offsets - 512):
+        np.save(shards / "train.offsets.npy", np.asarray(wrong))
+        assert "train-00000.tar: the shard is damaged (its offsets are not those of its samples)" in message(
+            lambda: list(open_shards(shards, "train").read(0, 6))
+        )
     np.save(shards / "train.labels.npy", np.full(6, 7))
     assert "train.labels.npy: its labels are not those of index.json" in message(lambda: open_shards(shards, "train"))
 
@@ -291,8 +295,10 @@ def test_tokens_beyond_the_codebook_are_refused(shards: Path, tmp_path: Path) ->
     store = TokenStore(folder, train)
     assert store.get(1, 0)[1].tolist() == [0] * 4
     assert "token 16 of sample 2, but there are 16 codes" in message(lambda: store.get(2, 0))
-    (folder / "index.json").write_text(json.dumps({"views": 1e999, "codes": 16, "grid": [2, 2], "samples": 6}))
-    assert "index.json: no readable token targets" in message(lambda: TokenStore(folder, train))
+    for wrong in ({"views": 1e999}, {"grid": [0, 0]}, {"grid": [10**9, 10**9]}):
+        index = {"views": 1, "codes": 16, "grid": [2, 2], "samples": 6} | wrong
+        (folder / "index.json").write_text(json.dumps(index))
+        assert "index.json: no readable token targets" in message(lambda: TokenStore(folder, train))
 
 
 # --- images, archives, annotations

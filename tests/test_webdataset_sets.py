@@ -153,6 +153,14 @@ def test_classes_of_a_list_are_a_list_or_a_map_of_numbers(tmp_path: Path) -> Non
     assert find_tars(str(path)).urls == (str(tmp_path / "a.tar"),)
 
 
+def test_a_folder_in_a_list_is_named_with_the_list(tmp_path: Path) -> None:
+    write(tmp_path / "set", {"a.tar": samples(KEYS)})
+    path = tmp_path / "list.json"
+    for entry, folder in (("", tmp_path), ("set", tmp_path / "set")):
+        path.write_text(json.dumps(["set/a.tar", entry]))
+        assert refusal(path) == f"{path}: lists {folder}, a folder; list the tars in it"
+
+
 # --- streams and programs
 
 

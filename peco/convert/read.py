@@ -110,13 +110,14 @@ def _cause(path: Path, error: Exception) -> str:
     save = "load it where it was made and save the weights alone, `torch.save(model.state_dict(), …)`"
     if named := re.search(r"(?:GLOBAL |global |class )`?([\w.]+[.][\w.]+)", text):
         return f"holds objects of {named[1]}, which can't be read without running code of the file; {save}"
-    if zipfile.is_zipfile(path):
-        try:
+    try:
+        is_zip, names, damaged = zipfile.is_zipfile(path), list[str](), None
+        if is_zip:
             with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                damaged = archive.testzip()
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, struct.error):
-            return "is a damaged archive; download it again"
+                names, damaged = archive.namelist(), archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError, struct.error):
+        return "is a damaged archive; download it again"
+    if is_zip:
         if damaged is not None:
             return f"is damaged at {damaged}; download it again"
         if any(name.endswith(".npy") for name in names):

@@ -1,6 +1,7 @@
 """Errors that a user can fix. Every command prints them as one line, without a traceback."""
 
-_BEGINNING, _END = 300, 190  # characters that are kept of a longer message: where the fault is, and what to do
+# Characters that are kept of a longer message: where the fault is, and what to do. With the name of a stage a line has at most 500.
+_BEGINNING, _END = 290, 170
 
 
 class PecoError(Exception):

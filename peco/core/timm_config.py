@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from peco.core.errors import PecoError
 from peco.core.parsing import shown
 
 _MOST_PIXELS = 8192  # a side of an input
+_LARGEST = 1e6  # of a mean or standard deviation
 
 
 def check_timm_config(config: Mapping[str, Any], path: Path) -> None:
@@ -47,4 +47,4 @@ def _is_input_size(value: Any) -> bool:
 
 def _is_three_numbers(value: Any) -> bool:
     numbers = isinstance(value, list) and all(type(number) in (int, float) for number in value)
-    return numbers and len(value) == 3 and all(map(math.isfinite, value))
+    return numbers and len(value) == 3 and all(abs(number) <= _LARGEST for number in value)  # False for NaN

@@ -117,13 +117,13 @@ class ShardSet:
             with open(path, "rb") as file:
                 if file.seek(0, io.SEEK_END) != shard.bytes:
                     raise ValueError("its size differs from the index")
-                file.seek(int(self.offsets[start]))
                 for index in range(start, stop):
+                    begin = int(self.offsets[index])
                     end = int(self.offsets[index + 1]) if index < last else shard.bytes
-                    size = end - int(self.offsets[index])
-                    if size <= 0:
-                        raise ValueError("its offsets don't rise")
-                    key, encoded = _read_sample(file.read(size))
+                    if not 0 <= begin < end <= shard.bytes:
+                        raise ValueError("its offsets are not those of its samples")
+                    file.seek(begin)
+                    key, encoded = _read_sample(file.read(end - begin))
                     yield Sample(index, key, encoded, int(self.labels[index]), self.max_pixels, str(path))
         except OSError as error:
             raise PecoError(f"{path}: the shard can't be read ({error.strerror}); {_REMEDY}") from None

@@ -20,6 +20,7 @@ from peco.data.shards import ShardSet
 from peco.data.views import VIEW_DTYPE, View, from_record
 
 INDEX = "index.json"
+_MOST_TOKENS = 1 << 12  # along one side
 
 
 def entry_dtype(tokens: int) -> np.dtype:
@@ -76,6 +77,8 @@ class TokenStore:
             self.views, self.codes, samples = (index[key] for key in ("views", "codes", "samples"))
             self.grid = index["grid"][0]
             if not all(type(n) is int and 0 <= n < 2**32 for n in (self.views, self.codes, self.grid, samples)):
+                raise ValueError
+            if not 0 < self.grid <= _MOST_TOKENS:
                 raise ValueError
         except (OSError, LookupError, TypeError, *JSON_ERRORS):
             raise PecoError(

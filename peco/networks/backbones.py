@@ -53,10 +53,10 @@ def check_reference(cfg: config.Evaluate, image_size: int) -> None:
         make()
     if cfg.tasks.segmentation:
         side = cfg.segmentation.image_size
-        levels(require_maps(make(img_size=side), side, "evaluate.segmentation.image_size"))
+        levels(require_maps(make(img_size=side), side, "evaluate.segmentation.image_size"), KEY)
     if cfg.tasks.detection:
         side = cfg.detection.image_size
-        octaves(require_maps(make(img_size=side), side, "evaluate.detection.image_size"))
+        octaves(require_maps(make(img_size=side), side, "evaluate.detection.image_size"), KEY)
 
 
 def require_maps(model: nn.Module, side: int, key: str) -> nn.Module:
@@ -78,29 +78,33 @@ def block_count(model: nn.Module) -> int:
     return len(cast(Any, model).blocks) if hasattr(model, "blocks") and hasattr(model, "num_prefix_tokens") else 0
 
 
-def levels(model: nn.Module) -> list[tuple[int, int]]:
+def levels(model: nn.Module, origin: object = "pretrain.vit") -> list[tuple[int, int]]:
     """Channels and stride in pixels of each feature map that `forward_intermediates` gives, from the input on.
+
+    Args:
+        model: timm model.
+        origin: of it, for messages.
 
     Raises:
         PecoError: timm knows no feature maps of this network.
     """
     known = getattr(model, "feature_info", None)
     if not known or not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
-        raise PecoError(f"{type(model).__name__}: timm has no feature maps of this network; give another one")
+        raise PecoError(f"{origin}: timm has no feature maps of a {type(model).__name__}; give another network")
     return [(int(level["num_chs"]), int(level["reduction"])) for level in getattr(known, "info", known)]
 
 
-def octaves(model: nn.Module) -> list[tuple[int, int]]:
+def octaves(model: nn.Module, origin: object = "pretrain.vit") -> list[tuple[int, int]]:
     """As `levels`, for a pyramid whose strides are powers of two.
 
     Raises:
         PecoError: as in `levels`; another stride.
     """
-    found = levels(model)
+    found = levels(model, origin)
     odd = next((stride for _, stride in found if stride & (stride - 1)), None)
     if odd is not None:
         raise PecoError(
-            f"{type(model).__name__}: patches of {odd} pixels are not allowed for detection; expected a power of two, such as 16"
+            f"{origin}: patches of {odd} pixels are not allowed for detection; expected a power of two, such as 16"
         )
     return found
 

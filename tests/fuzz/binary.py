@@ -238,8 +238,11 @@ def parquet_mutant(data: bytes, rng: Random) -> bytes:
 
 
 def checkpoint_mutant(data: bytes, rng: Random) -> bytes:
-    """Save other objects in place of a checkpoint's."""
+    """Save other objects in place of a checkpoint's, or change its bytes."""
     import torch
+
+    if rng.random() < 0.3:
+        return bytes_mutant(data, rng)
 
     weight = torch.zeros(4, 3, 2, 2)
     prefix = rng.choice(["module.base_encoder.", "base_encoder.", "", "module.momentum_encoder."])

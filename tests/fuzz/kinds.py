@@ -73,4 +73,5 @@ KINDS = {
     },
     "checkpoint": Kind(results.checkpoint, (targets.convert,), (targets.convert_command,), share=3),
     "converted": Kind(results.converted, (targets.build_converted,), (targets.perceptual_net_stage,), share=2),
+    "reference": Kind(results.reference, (targets.check_reference,), (targets.reference_stage,), share=3),
 }

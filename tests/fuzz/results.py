@@ -12,13 +12,14 @@ from random import Random
 
 import numpy as np
 
-from peco.core import config
+from peco.core import artifacts, config
 from peco.networks.backbones import pretrained
 
 from .files import Files
 from .inputs import SET, SIDE, picture, smoke, split_folders
 
 CONVERTED_MODEL = "test_vit"
+REFERENCE_MODEL = "test_resnet"
 
 
 @cache
@@ -114,16 +115,37 @@ def _checkpoint() -> bytes:
 
 def converted(rng: Random) -> Files:
     """Converted weights of a timm model."""
-    return {**_results("shards")(rng), f"{SET}.safetensors": _converted()}
+    return {**_results("shards")(rng), f"{SET}.safetensors": _weights(CONVERTED_MODEL)}
+
+
+def reference(rng: Random) -> Files:
+    """Weights of the reference of the evaluations, as a file or a timm folder."""
+    weights = _weights(REFERENCE_MODEL)
+    if rng.random() < 0.4:
+        given = {f"{SET}.safetensors": weights}
+    else:
+        given = {f"{SET}/{artifacts.WEIGHTS}": weights, f"{SET}/{artifacts.CONFIG}": _description(REFERENCE_MODEL)}
+    return {**_results("shards", "backbone")(rng), **given}
 
 
 @cache
-def _converted() -> bytes:
+def _weights(model: str) -> bytes:
     import safetensors.torch
     import timm
     import torch
 
     torch.manual_seed(0)
-    return bytes(
-        safetensors.torch.save(timm.create_model(CONVERTED_MODEL, num_classes=0).state_dict(), {"format": "pt"})
-    )
+    return bytes(safetensors.torch.save(timm.create_model(model, num_classes=0).state_dict(), {"format": "pt"}))
+
+
+@cache
+def _description(model: str) -> bytes:
+    """The config.json of a folder as `artifacts.save_timm` writes it."""
+    import timm
+
+    net = timm.create_model(model, num_classes=0)
+    with tempfile.TemporaryDirectory() as folder:
+        artifacts.save_timm(
+            f"{folder}/net", net, arch=model, model_args={}, mean=(0.5,) * 3, std=(0.5,) * 3, extra={"kind": "network"}
+        )
+        return Path(folder, "net", artifacts.CONFIG).read_bytes()

@@ -214,6 +214,21 @@ def build_converted(rng: Random) -> None:
     FeatureNet(timm_nets.by_path(Path(_set()), results.CONVERTED_MODEL, 32), [1, 2])
 
 
+def _reference() -> dict[str, Any]:
+    """`evaluate.reference` for the input; a folder says itself what network it holds."""
+    return {"source": "path", "path": _set(), "model": None if Path(_set()).is_dir() else results.REFERENCE_MODEL}
+
+
+def check_reference(rng: Random) -> None:
+    """The steps of `make repro` for the reference before the first stage."""
+    from peco.networks import backbones
+
+    cfg = inputs.smoke().evaluate
+    tasks = config.Tasks(**dict.fromkeys((field.name for field in dataclasses.fields(config.Tasks)), True))
+    given = config.Reference(**_reference(), revision=None)
+    backbones.check_reference(dataclasses.replace(cfg, reference=given, tasks=tasks), rng.choice([32, 64]))
+
+
 def peco(command: str, model: str, *options: str) -> Command:
     return lambda rng: _command("peco.cli", command, "-m", f"artifacts/{model}", *options, "data/photo.png")
 
@@ -272,6 +287,11 @@ def pretrain_stage(rng: Random) -> int:
 
 def knn_stage(rng: Random) -> int:
     return _stage("peco.evaluate.knn.stage", evaluate__tasks__knn="true")
+
+
+def reference_stage(rng: Random) -> int:
+    given = {f"evaluate__reference__{key}": "null" if value is None else value for key, value in _reference().items()}
+    return _stage("peco.evaluate.knn.stage", evaluate__tasks__knn="true", **given)
 
 
 def perceptual_net_stage(rng: Random) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from peco.core import artifacts, config
 from peco.core.schema import Count
 from peco.evaluate.detection.model import assemble_detector
+from peco.networks.backbones import octaves
 
 KIND = "detector"
 
@@ -78,6 +79,7 @@ def load(directory: str | Path) -> Detector:
     """
     built, size = artifacts.parameters(directory, KIND, Parameters), artifacts.input_size(directory)
     backbone = artifacts.backbone_of(directory)
+    octaves(backbone, Path(directory) / artifacts.CONFIG)
     model = assemble_detector(backbone, len(built.classes), size, built.channels, masks=built.masks)
     weights = Path(directory) / artifacts.WEIGHTS
     artifacts.fill(model, artifacts.load_tensors(weights), weights)

@@ -11,6 +11,7 @@ from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.core.schema import Count
 from peco.evaluate.segmentation.model import STRIDES, UperNet
+from peco.networks.backbones import levels
 
 KIND = "segmenter"
 
@@ -59,10 +60,11 @@ def load(directory: str | Path) -> tuple[UperNet, tuple[str, ...]]:
     """
     built, size = artifacts.parameters(directory, KIND, Parameters), artifacts.input_size(directory)
     backbone: Any = artifacts.backbone_of(directory)
-    if len(built.blocks) != len(STRIDES) or max(built.blocks) > len(backbone.blocks):
+    depth = len(levels(backbone, Path(directory) / artifacts.CONFIG))
+    if len(built.blocks) != len(STRIDES) or max(built.blocks) > depth:
         raise PecoError(
             f"{Path(directory) / artifacts.CONFIG}: blocks {list(built.blocks)}; expected {len(STRIDES)} from 1 to "
-            f"{len(backbone.blocks)}: fetch or make the folder again"
+            f"{depth}: fetch or make the folder again"
         )
     model = UperNet(backbone, size, built.blocks, len(built.classes), built.channels)
     weights = Path(directory) / artifacts.WEIGHTS

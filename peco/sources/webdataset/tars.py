@@ -59,6 +59,8 @@ def find_tars(path: str) -> Tars:
             urls = [url for entry in entries for url in _expand(entry, local.parent)]
         except PecoError as error:
             raise PecoError(f"{path}: {error}") from None
+        if folder := next((url for url in urls if os.path.isdir(url)), None):
+            raise PecoError(f"{path}: lists {folder}, a folder; list the tars in it")
     if not urls:
         raise PecoError(f"{path}: no tar found; {_EXPECTED}")
     urls = list(dict.fromkeys(urls))
