@@ -5,18 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from peco.core.errors import PecoError
 from peco.core.params import parse_params
 from peco.data import views
 from peco.plan import __main__ as command
 from peco.plan import measure, work
 from peco.plan.networks import networks
+from peco.sources.open import open_source
+from peco.sources.shard_writer import write_shards
 from pipelines.workflow import plan
 from pipelines.workflow.compose import compose_params, write
 from pipelines.workflow.graph import load_graph
@@ -132,6 +138,82 @@ def test_the_hours_of_a_gpu_are_flops_over_half_of_its_peak(tmp_path: Path, monk
     assert len(text.splitlines()) == len(stages) + 2 and "H100 hours" in text
 
 
+@pytest.mark.parametrize("content", ["{", "[1]", '{"images": "x"}', '{"train_images": 5, "images": 3}'])
+def test_counts_of_annotated_sets_that_are_damaged_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics/annotations").mkdir(parents=True)
+    (tmp_path / "metrics/annotations/detection.json").write_text(content)
+    known = json.loads(content) if "train_images" in content else None
+    assert command._annotated() == ({"detection": known} if known else {})
+
+
+def test_shards_of_another_input_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/old", "data/new"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(20 if name == "data/new" else 6):
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    values = compose_params("smoke", ["dataset=images", "dataset.path=data/old"])
+    old = parse_params(values).dataset
+    write_shards(open_source(old, tmp_path), Path("artifacts/shards"), old, work=tmp_path, workers=1)
+    lock = {"stages": {"shards": {"params": {"params.yaml": {"dataset": values["dataset"]}}}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    found = [work.read_data(dataclasses.replace(old, path=name), tmp_path) for name in ("data/old", "data/new")]
+    assert [(data.train + data.val, data.estimated) for data in found] == [(6, False), (20, True)]
+
+
+def test_images_behind_addresses_are_not_fetched_to_count_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PECO_ALLOW_PIPE", "1")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(20):
+            image = tmp_path / f"{number}.png"
+            Image.new("RGB", (16, 16), (number, 0, 0)).save(image)
+            archive.add(image, image.name)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/list.txt").write_text(f"pipe:cat {tmp_path / 'a.tar'}")
+    dataset = parse_params(compose_params("smoke", ["dataset=webdataset", "dataset.path=data/list.txt"])).dataset
+    with pytest.raises(PecoError, match=r"^dataset\.path: data/list\.txt: .* run `dvc repro shards` first$"):
+        work.read_data(dataset, tmp_path)
+
+
+def test_a_network_of_timm_is_counted_at_its_own_size() -> None:
+    """A vision transformer is built for the images of the run, not for those of 224 pixels that it was trained on."""
+    given = [
+        "perceptual_net.source=timm",
+        "perceptual_net.timm.model=vit_tiny_patch16_224",
+        "perceptual_net.blocks=[12]",
+    ]
+    cost = {}
+    for size in (64, 32):
+        cfg = parse_params(compose_params("tiny", given))
+        cfg = dataclasses.replace(cfg, loader=dataclasses.replace(cfg.loader, image_size=size))
+        cost[size] = measure.count(networks(cfg)["tokenizer"]).flops
+    assert cost[32] < cost[64]
+    wrong = dataclasses.replace(cfg.perceptual_net.timm, model="no_such_net")
+    net = dataclasses.replace(cfg.perceptual_net, timm=wrong)
+    with pytest.raises(PecoError, match=r"^perceptual_net\.timm\.model: no_such_net: Unknown model"):
+        measure.count(networks(dataclasses.replace(cfg, perceptual_net=net))["tokenizer"])
+
+
+@pytest.mark.parametrize("options", [["--brief", "none/plan.json"], []])
+def test_what_cannot_be_written_or_read_is_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    """A folder that isn't there; images that aren't there."""
+    if options:
+        (project / "data").mkdir()
+        (project / "data/scenes.yaml").write_text((ROOT / "data/scenes.yaml").read_text())
+        write(compose_params("smoke", []), project / "params.yaml")
+    assert command.main(options) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith(
+        "error: none/plan.json: No such file" if options else "error: data/scenes.yaml: "
+    )
+
+
 # The lines of `make repro`
 
 
@@ -166,6 +248,13 @@ def test_each_stage_has_its_number_and_the_end_of_all(project: Path, monkeypatch
 def test_stages_that_need_not_run_count_as_done(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned(project, monkeypatch, {})
     assert plan.begin(load_graph(project), "pretrain") == "pretrain: stage 5 of 14"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"seconds": [], "done": {}}', "\xff"])
+def test_a_damaged_plan_is_none(project: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    planned(project, monkeypatch, {}).write_text(content, encoding="latin-1")
+    assert plan.begin(load_graph(project), "pretrain") is None
+    plan.end("pretrain", 1.0)
 
 
 def test_outside_of_make_repro_there_is_no_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,8 +96,8 @@ def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
         PecoError: names `origin` and the first such tensor.
     """
     for name, tensor in tensors.items():
-        # isfinite is not implemented for floats of eight bits.
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+        # isfinite is not implemented for floats of eight bits, and a tensor on `meta` has no values.
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor.float()).all()):
             raise PecoError(
                 f"{origin}: {name} holds NaN or infinite values, so its training had diverged; give other weights"
             )

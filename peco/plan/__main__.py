@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,9 +22,10 @@ from peco.core.device import select_device, uses_cuda
 from peco.core.environment import THREADS
 from peco.core.errors import PecoError
 from peco.core.params import load_params
+from peco.core.parsing import JSON_ERRORS
 from peco.plan import measure
 from peco.plan.networks import networks
-from peco.plan.work import Data, Work, few_steps, read_data, works
+from peco.plan.work import COUNTS, Data, Work, few_steps, read_data, works
 from peco.runtime import paths
 
 START_SECONDS = 3.5  # of a stage: DVC, the launcher, imports
@@ -117,10 +120,10 @@ def _annotated() -> dict[str, dict[str, Any]]:
     """Counts of the stage `annotations`, by task."""
     found = {}
     for path in (paths.METRICS / "annotations").glob("*.json"):
-        try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # it is made again
+        with contextlib.suppress(OSError, *JSON_ERRORS):  # a damaged file is made again
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and all(type(content.get(key, 0)) is int for key in COUNTS):
+                found[path.stem] = content
     return found
 
 
@@ -233,17 +236,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line: status 0, 2 for an error the user can fix, 130 if interrupted."""
     arguments = parser().parse_args(argv)
     try:
-        cfg = load_params()
-        if threads := THREADS.integer():
-            torch.set_num_threads(threads)
-        began = time.monotonic()
-        data, stages, rows = plan(cfg, arguments.gpu)
-        took = time.monotonic() - began
+        _print_plan(arguments)
     except PecoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing remains to flush
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _print_plan(arguments: argparse.Namespace) -> None:
+    cfg = load_params()
+    if threads := THREADS.integer():
+        torch.set_num_threads(threads)
+    began = time.monotonic()
+    data, stages, rows = plan(cfg, arguments.gpu)
+    took = time.monotonic() - began
     if arguments.brief:
         seconds: Mapping[str, float] = {row.stage: round(row.seconds, 1) for row in rows}
         arguments.brief.write_text(json.dumps(seconds), encoding="utf-8")
@@ -259,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(rows, arguments.gpu))
     for line in warnings(cfg, data, stages, rows):
         print(f"warning: {line}", file=sys.stderr)
-    return 0
+    sys.stdout.flush()  # a full disk is reported by `main`
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ Legend: B batch, C channels, H W pixels, D width, K codes or classes, L patches,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from peco.core import config
 from peco.evaluate.detection.model import assemble_detector
 from peco.evaluate.segmentation.model import UperNet
 from peco.mim.model import build_backbone
+from peco.networks import timm_nets
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.perceptual.moco import MoCo
@@ -186,6 +188,8 @@ def _perceptual(cfg: config.Config) -> FeatureNet:
     net, size = cfg.perceptual_net, cfg.loader.image_size
     if net.source == "train":
         model: nn.Module = build_vit(net.vit, size, net.moco.pool)
+    elif net.source == "path" and Path(net.path).is_dir():
+        model = timm_nets.by_path(Path(net.path), net.timm.model, size, pretrained=False)
     else:
-        model = timm.create_model(net.timm.model, num_classes=0)
+        model = timm_nets.by_name(dataclasses.replace(net.timm, pretrained=False), size)
     return FeatureNet(model, net.blocks)

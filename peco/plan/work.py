@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peco.core import config
+import yaml
+
+from peco.core import config, schema
 from peco.core.errors import PecoError
+from peco.core.parsing import YAML_ERRORS
 from peco.data import views
 from peco.data.shards import load_index
 from peco.runtime import paths
 from peco.sources.open import open_source
 
+LOCK = Path("dvc.lock")
+COUNTS = ("train_images", "images")  # of an annotated set, in `metrics/annotations/TASK.json`
 STARTS = 2  # trainings of an evaluation: from pre-trained and from random weights
 SAMPLE = 8  # images whose size in bytes and pixels is taken for that of all
 CODEBOOK_PASSES = 3  # of each scored image: to its tokens, to an image again, through the perceptual network
@@ -81,7 +86,7 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
         work: folder for temporary files.
 
     Raises:
-        PecoError: the input can't be read, or its images can't be counted without reading all.
+        PecoError: the input can't be read.
     """
     source = open_source(dataset, work)
     encoded = []
@@ -91,24 +96,35 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
         if len(encoded) == SAMPLE:
             break
     if not encoded:
-        return Data(0, 0, 0.0, False, True, ())
+        raise PecoError(f"dataset.path: {dataset.path}: no images; name an input that has some")
     mean = sum(len(sample.encoded) for sample in encoded) / len(encoded)
     seconds = (time.perf_counter() - began) / len(encoded)
     images = tuple(sample.encoded for sample in encoded)
     labelled = encoded[0].label >= 0
     if dataset.source == "scenes":
         return Data(dataset.scenes.train, dataset.scenes.val, mean, True, False, images, seconds)
-    if (paths.SHARDS / "index.json").is_file():
-        splits = load_index(paths.SHARDS)["splits"]
+    if splits := _splits(dataset):
         counts = {name: int(split["samples"]) for name, split in splits.items()}
         size = sum(shard["bytes"] for split in splits.values() for shard in split["shards"]) / sum(counts.values())
         return Data(counts["train"], counts.get("val", 0), size, labelled, False, images, seconds)
     if source.total is None:
         raise PecoError(
-            f"{dataset.path}: the number of images is not known before they are packed; run `dvc repro shards` first"
+            f"dataset.path: {dataset.path}: its images are counted by the stage shards, which fetches them; "
+            "run `dvc repro shards` first"
         )
     val = round(source.total * dataset.val_fraction)
     return Data(source.total - val, val, mean, labelled, True, images, seconds)
+
+
+def _splits(dataset: config.Dataset) -> dict[str, Any]:
+    """The splits of the shards; empty if they are not there, damaged, or of another input."""
+    try:
+        lock = yaml.safe_load(LOCK.read_text(encoding="utf-8"))
+        recorded = lock["stages"]["shards"]["params"]["params.yaml"]["dataset"]
+        splits: dict[str, Any] = load_index(paths.SHARDS)["splits"]
+        return splits if "train" in splits and schema.build(config.Dataset, recorded) == dataset else {}
+    except (OSError, *YAML_ERRORS, LookupError, PecoError):
+        return {}  # the stage makes them again
 
 
 def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> list[Work]:
@@ -125,7 +141,9 @@ def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) 
 def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> Iterator[Work]:
     train, val, evaluate = data.train, data.val, cfg.evaluate
     counts = {
-        task: [known.get("train_images", dense.scenes.train), known.get("images", dense.scenes.val)]
+        task: [
+            known.get(key, planned) for key, planned in zip(COUNTS, (dense.scenes.train, dense.scenes.val), strict=True)
+        ]
         for task, dense in (("segmentation", evaluate.segmentation), ("detection", evaluate.detection))
         for known in (annotated.get(task, {}),)
     }

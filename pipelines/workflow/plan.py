@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peco.core import config, workfiles
+from peco.core.parsing import JSON_ERRORS
 from peco.core.progress import waiting
 from peco.core.publishing import write_file
 from pipelines.workflow.compose import PARAMS
@@ -33,7 +34,7 @@ def announce(parameters: config.Config) -> Path:
     kept = _read(file)
     plan: dict[str, Any] = {"key": key, "seconds": {}, "lines": [], "finished": False}
     if kept.get("key") == key:
-        plan |= {name: kept[name] for name in ("seconds", "lines", "finished") if name in kept}
+        plan |= {name: kept[name] for name in ("seconds", "lines", "finished")}
     elif SCHEDULER.text() == SCHEDULER.default and not _short(parameters):
         plan |= _measured()
     if plan["lines"] and not plan["finished"]:
@@ -88,7 +89,7 @@ def _measured() -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {}
-    return {"seconds": _read(file), "lines": (done.stdout + done.stderr).splitlines()}
+    return {"seconds": json.loads(file.read_text(encoding="utf-8")), "lines": (done.stdout + done.stderr).splitlines()}
 
 
 def _needed(graph: Graph, stage: str) -> set[str]:
@@ -104,9 +105,12 @@ def _needed(graph: Graph, stage: str) -> set[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
+    """The plan in a file; empty if it is missing or damaged."""
+    with contextlib.suppress(OSError, *JSON_ERRORS):
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        types = {"key": str, "seconds": dict, "lines": list, "finished": bool, "done": dict}
+        if isinstance(plan, dict) and all(isinstance(plan.get(name), kind) for name, kind in types.items()):
+            return plan
     return {}
 
 
