@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 from peco.core import workfiles
+from peco.core.environment import trackers
 from peco.core.errors import PecoError
 from peco.core.params import load_params
 from peco.core.publishing import full_folders
 from peco.core.versions import require_timm
 from pipelines.workflow import failures, given, input_check, inputs, lock_copy, plan, variables
 from pipelines.workflow.compose import check_architectures
-from pipelines.workflow.environment import PLAN
+from pipelines.workflow.environment import PLAN, SCHEDULER
 from pipelines.workflow.git import require_repository
 from pipelines.workflow.graph import load_graph
 from pipelines.workflow.processes import (
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     reported = False
     try:
         variables.require_known()
+        trackers(installed=SCHEDULER.text() == "local_cwd")
         require_repository()
         require_timm()
         parameters = load_params()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peco.core.environment import trackers
 from peco.core.errors import PecoError
 from peco.training.metrics import MetricLog
+from pipelines import repro
 
 mlflow = pytest.importorskip("mlflow", reason="needs the extra tracking")
 pytest.importorskip("tensorboard", reason="needs the extra tracking")
@@ -117,6 +120,41 @@ def test_a_wrong_setting_is_refused_before_the_training(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(PecoError, match=message):
         MetricLog("finetune_random", work / "curves")
+
+
+def test_a_wrong_setting_is_refused_before_the_first_stage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PECO_TRACKING", "wandb")
+    assert repro.main([]) == 2
+    error = "error: PECO_TRACKING: 'wandb' is not allowed; expected tensorboard, mlflow, or both with a comma\n"
+    assert capsys.readouterr().err == error
+
+
+def test_a_package_of_the_image_need_not_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_TRACKING", "tensorboard")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert trackers(installed=False) == ["tensorboard"]
+    with pytest.raises(PecoError, match="PECO_TRACKING: tensorboard is not installed"):
+        trackers()
+
+
+def test_a_full_disk_of_tensorboard_is_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files of at most 2000 bytes stand for a disk that becomes full."""
+    monkeypatch.setenv("PECO_TRACKING", "tensorboard")
+    logs = MetricLog("finetune_random", work / "curves")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        for step in range(100):
+            logs.log(step, {"loss": 1.0})
+        logs.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr().err == "warning: PECO_TRACKING: tensorboard gets no more curves (File too large)\n"
+    assert len((work / "curves/loss.tsv").read_text().splitlines()) == 101
 
 
 def test_nothing_is_written_unless_asked_for(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ An empty variable counts as unset.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
@@ -89,3 +90,30 @@ HEARTBEAT = Variable(
     "PECO_HEARTBEAT",
     "file that the launcher of a job touches: without a change for 40 s the stage stops; set by the launcher",
 )
+
+MLFLOW_URI = "MLFLOW_TRACKING_URI"
+_TRACKERS = ("tensorboard", "mlflow")  # and their packages
+
+
+def trackers(*, installed: bool = True) -> list[str]:
+    """The trackers that PECO_TRACKING names.
+
+    Args:
+        installed: their packages must be installed here.
+
+    Raises:
+        PecoError: an unknown tracker, a missing package or address.
+    """
+    found = [name.strip() for name in TRACKING.text().split(",") if name.strip()]
+    for name in found:
+        if name not in _TRACKERS:
+            raise PecoError(
+                f"{TRACKING.name}: {name!r} is not allowed; expected tensorboard, mlflow, or both with a comma"
+            )
+        if installed and importlib.util.find_spec(name) is None:
+            raise PecoError(
+                f"{TRACKING.name}: {name} is not installed; `pip install 'peco[tracking]'`, or unset the variable"
+            )
+        if name == "mlflow" and not os.environ.get(MLFLOW_URI):
+            raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
+    return found

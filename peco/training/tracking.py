@@ -5,7 +5,6 @@ They are copies to look at: no stage reads them, no result holds them, and a ser
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from peco.core import workfiles
-from peco.core.environment import TRACKING
-from peco.core.errors import PecoError
+from peco.core.environment import TRACKING, trackers
+from peco.core.parsing import reason
 
 Row = tuple[int, str, float]  # step, name, value
 
-MLFLOW_URI = "MLFLOW_TRACKING_URI"
-_PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow"}  # of each tracker
 # A server that is away costs a training at most some seconds, once. MLflow's own limits are minutes.
 _MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -52,10 +49,8 @@ class Tracking:
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        self._names = [name.strip() for name in TRACKING.text().split(",") if name.strip()]
+        self._names = trackers()
         self._open: dict[str, Tracker] = {}
-        for name in self._names:
-            _require(name)
 
     def start(self, rows: Sequence[Row]) -> None:
         """Open the trackers. `rows` are the points of a training that resumes, up to its checkpoint."""
@@ -80,19 +75,11 @@ class Tracking:
             action()
         except Exception as error:  # theirs share no base class, and none may end a training
             self._open.pop(name, None)
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            print(f"warning: {TRACKING.name}: {name} gets no more curves ({reason})", file=sys.stderr, flush=True)
-
-
-def _require(name: str) -> None:
-    if name not in _PACKAGES:
-        raise PecoError(f"{TRACKING.name}: {name!r} is not allowed; expected tensorboard, mlflow, or both with a comma")
-    if importlib.util.find_spec(_PACKAGES[name]) is None:
-        raise PecoError(
-            f"{TRACKING.name}: {name} is not installed; `pip install 'peco[tracking]'`, or unset the variable"
-        )
-    if name == "mlflow" and not os.environ.get(MLFLOW_URI):
-        raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
+            print(
+                f"warning: {TRACKING.name}: {name} gets no more curves ({reason(error)[:200]})",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _run_name(work: Path) -> str:
@@ -105,20 +92,28 @@ class _TensorBoard:
     """Event files in `$PECO_WORK/tensorboard`. A training that resumes writes them again, without points after its checkpoint."""
 
     def __init__(self, work: Path, rows: Sequence[Row]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         folder = workfiles.root() / "tensorboard" / _run_name(work)
         shutil.rmtree(folder, ignore_errors=True)
-        self._writer: Any = SummaryWriter(str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not by torch's SummaryWriter: it writes in a thread, which prints a traceback on a full disk.
+        self._file = open(folder / f"events.out.tfevents.{int(time.time())}", "wb", buffering=0)  # noqa: SIM115
+        self._records: Any = RecordWriter(self._file)
+        self._records.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         self.add(rows)
 
     def add(self, rows: Sequence[Row]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
         for step, name, value in rows:
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            self._records.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class _MLflow:
