@@ -38,11 +38,13 @@ def pin_weights(values: dict[str, Any]) -> None:
 
     The same parameters then always give the same weights. If the hub can't be asked, a line reports it and nothing is pinned.
     """
-    net, init = values["perceptual_net"], values["pretrain"]["init"]
+    net, init, reference = values["perceptual_net"], values["pretrain"]["init"], values["evaluate"]["reference"]
     if net["source"] == "timm" and net["timm"]["pretrained"]:
         _pin("perceptual_net.timm", net["timm"])
     if init["source"] == "timm":
         _pin("pretrain.init", init)
+    if reference["source"] == "timm":
+        _pin("evaluate.reference", reference)
 
 
 def _pin(key: str, weights: dict[str, Any]) -> None:
