@@ -24,7 +24,7 @@ HOOK = Path(__file__).parent / "hook"
 CONTROL = "PECO_TEST_CHAOS"
 RUN_SECONDS = 300.0  # a run that takes longer counts as hung
 # What may differ between two runs with equal results.
-PRIVATE = (".git", ".dvc/tmp", ".dvc/cache/runs", ".work/logs", ".work/runs", ".work/times.jsonl")
+PRIVATE = (".git", ".dvc/tmp", ".dvc/cache/runs", ".work/logs", ".work/runs", ".work/times.jsonl", ".work/plan.json")
 
 
 @dataclass(frozen=True)

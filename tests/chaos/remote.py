@@ -112,6 +112,8 @@ def use_remote(project: Project, seed: int, say: Callable[[str], None]) -> list[
                 ended = project.command(command, **env)
                 if "Traceback" in ended.output:
                     outcome.faults.append("a traceback")
+                if ended.status and not any(line.lower().startswith("error") for line in ended.output.splitlines()):
+                    outcome.faults.append("no line says why")
                 if ended.status == 0 or share == 1:
                     outcome.ends = f"done, command {number}" if ended.status == 0 else "one line"
                     break
