@@ -1,6 +1,6 @@
 """Makes the README's picture of predictions: new scenes, as `peco predict --pictures` draws the objects and masks it finds in them.
 
-    python docs/images/predictions_picture.py [--out docs/images/predictions.png] [--images 6]
+    python docs/images/predictions_picture.py [--out docs/images/predictions.jpg] [--images 6]
 
 It needs `artifacts/detector` and `artifacts/segmenter` of the default run. No training and no evaluation has seen these scenes.
 """
@@ -20,12 +20,8 @@ from peco.annotations.scenes import FIRST
 from peco.scenes import scenes
 from peco.scenes.descriptor import read_descriptor
 
-SIDE, OBJECTS, LABELS, GAP = (
-    160,
-    3,
-    100,
-    4,
-)  # pixels of a scene; objects in it; pixels of the labels and between pictures
+SIDE, OBJECTS = 160, 2  # pixels of a scene, and objects in it
+LABELS, GAP = 100, 4  # pixels of the labels and between pictures
 UNSEEN = FIRST["val"] + 1_000_000  # number of the first scene
 ROWS = (("image", None), ("detector", "artifacts/detector"), ("segmenter", "artifacts/segmenter"))
 
@@ -56,7 +52,7 @@ def draw(count: int, work: Path) -> list[list[Image.Image]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the picture; returns status 2 if a model is missing."""
     parser = argparse.ArgumentParser(description="Make the picture of predictions of the README.")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/predictions.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/predictions.jpg"))
     parser.add_argument("--images", type=int, default=6, choices=range(1, 17), metavar="1..16")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as work:
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sheet.paste(
                     picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (LABELS + column * (SIDE + GAP), top)
                 )
-    sheet.save(arguments.out, optimize=True)
+    sheet.save(arguments.out, quality=90, optimize=True)
     return 0
 
 
