@@ -8,8 +8,9 @@ PYTHON ?= python3
 VENV   := $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 0 1 2
-# NAME counts only on the command line: some systems export one of their own.
+# NAME and GPU count only on the command line: some systems export one of their own.
 NAME_GIVEN := $(if $(filter command%,$(origin NAME)),$(NAME))
+GPU_GIVEN  := $(if $(filter command%,$(origin GPU)),$(GPU))
 
 export PATH := $(BIN):$(PATH)
 
@@ -38,7 +39,7 @@ compare: setup ## compare PeCo with its baselines over SEEDS: VARIANTS="peco pix
 	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 plan: setup ## print what `make repro` costs, stage by stage: images, steps, memory, disk, time: GPU=H100 for GPU hours
-	@python -m peco.plan $(if $(GPU),--gpu '$(GPU)')
+	@python -m peco.plan $(if $(GPU_GIVEN),--gpu '$(GPU_GIVEN)')
 
 ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME: list the grids) SET="key=value …" JOBS=1
 	$(if $(PRESET)$(DATA),$(error ablation takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make ablation`))

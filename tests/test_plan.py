@@ -118,7 +118,7 @@ def test_trainings_that_see_too_few_images_are_named_with_what_is_enough() -> No
 
 
 def test_a_run_beyond_disk_and_time_is_warned_of() -> None:
-    row = command.Row("pretrain", 1.0, 1, 1.0, 1e9, 1e18, 3e6, None)
+    row = command.Row("pretrain", 1.0, 1, 1.0, 1e9, 1e18, 0.0, 3e6, None)
     disk, duration = command.warnings(TINY, work.Data(10**6, 0, 1.0, False, False, ()), [], [row])
     assert re.match(r"disk: .* are needed, .* are free here; free space, or run it on another disk", disk)
     assert re.match(r"time: 35 days on this machine is out of proportion; take a smaller preset", duration)

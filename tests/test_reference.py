@@ -28,7 +28,7 @@ SIDE = 64
 CFG = parse_params(
     compose_params("smoke", [f"evaluate.{task}.image_size={SIDE}" for task in ("segmentation", "detection")])
 )
-# A convolutional network, a hierarchical transformer, a plain one, and one with batch normalisation and a small stride.
+# Convolutional networks, two of them with batch normalisation, and a vision transformer.
 NETWORKS = ("test_convnext", "test_efficientnet", "test_resnet", "test_vit")
 
 
@@ -58,6 +58,9 @@ def test_its_features_are_those_of_timm(net: config.Reference) -> None:
         torch.testing.assert_close(found["pooled"], expected)
     else:
         assert list(found) == [*map(str, range(1, len(plain.blocks) + 1)), "norm"]
+        with torch.no_grad():
+            tokens = plain.eval().forward_features((x_BCHW - mean) / std)[:, plain.num_prefix_tokens :]
+        torch.testing.assert_close(found["norm"], tokens.mean(1))
 
 
 def every_weight_learns(task: torch.nn.Module, batch: dict[str, Any]) -> None:
@@ -131,8 +134,8 @@ def test_the_weights_of_a_file_need_the_name_of_their_network(tmp_path: Path) ->
             r"^evaluate\.reference: inception_v3: doesn't work on images of 64",
         ),
         (
-            config.Reference("timm", "", "vit_tiny_patch14_dinov2", None),
-            r"^evaluate\.reference\.model: vit_tiny_patch14_dinov2: Unknown model",
+            config.Reference("timm", "", "deit_tiny_distilled_patch16_224", None),
+            r"^evaluate\.reference: deit_tiny_distilled_patch16_224: doesn't work on images of 64",
         ),
         (
             config.Reference("timm", "", "eva02_tiny_patch14_224", None),
@@ -153,3 +156,23 @@ def test_detection_refuses_patches_that_are_no_power_of_two() -> None:
         backbones.check_reference(
             dataclasses.replace(CFG.evaluate, reference=reference, tasks=tasks, detection=detection), 224
         )
+
+
+def test_a_network_that_does_not_know_drop_path_is_refused_before_the_run() -> None:
+    finetune = dataclasses.replace(CFG.evaluate.finetune, drop_path=0.1)
+    reference = config.Reference("timm", "", "vgg11", None)
+    with pytest.raises(PecoError, match=r"vgg11: .*drop_path_rate"):
+        backbones.check_reference(dataclasses.replace(CFG.evaluate, reference=reference, finetune=finetune), SIDE)
+
+
+def test_batch_normalization_is_frozen(tmp_path: Path) -> None:
+    """Its statistics would differ from process to process."""
+    model = backbones.reference(save_weights(tmp_path, "test_resnet"), SIDE)(num_classes=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()(torch.rand(4, 3, SIDE, SIDE)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_last_four_of_more_levels_are_taken() -> None:
+    assert backbones.chosen_levels(timm.create_model("vgg11"), 4) == [2, 3, 4, 5]
+    assert backbones.chosen_levels(timm.create_model("test_vit", depth=6), 4) == [1, 2, 4, 5]

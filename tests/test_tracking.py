@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from peco.core.environment import trackers
-from peco.core.errors import PecoError
+from peco.core.errors import Interrupted, PecoError
 from peco.training.metrics import MetricLog
 from pipelines import repro
 
@@ -80,6 +80,26 @@ def test_a_training_that_resumes_goes_on_in_its_run_from_the_checkpoint(work: Pa
     assert in_tensorboard(work) == {"loss": [(10, 3.0), (20, 2.0)]}
     ((_, status, curves),) = in_mlflow()
     assert status == "FINISHED" and curves["loss"][0] == (10, 3.0) and curves["loss"][-1] == (20, 2.0)
+
+
+def test_a_run_that_mlflow_sees_late_has_its_whole_curve(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PECO_TRACKING")
+    first = MetricLog("finetune_random", work / "curves")
+    first.log(10, {"loss": 3.0})
+    monkeypatch.setenv("PECO_TRACKING", "mlflow")
+    second = MetricLog("finetune_random", work / "curves")
+    second.load_state_dict(first.state_dict())
+    second.log(20, {"loss": 2.0})
+    second.close()
+    assert in_mlflow()[0][2] == {"loss": [(10, 3.0), (20, 2.0)]}
+
+
+@pytest.mark.parametrize(("error", "status"), [(Interrupted("stopped"), "KILLED"), (PecoError("diverged"), "FAILED")])
+def test_a_training_that_was_not_finished_is_not_called_so(work: Path, error: PecoError, status: str) -> None:
+    logs = MetricLog("finetune_random", work / "curves")
+    logs.log(10, {"loss": 3.0})
+    logs.close(error)
+    assert in_mlflow()[0][1] == status
 
 
 def test_mlflow_has_the_experiment_of_its_own_variable(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

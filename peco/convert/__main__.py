@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--by-order",
         action="store_true",
-        help="names differ from those of --model, but number, order and shapes are the same: check the result, such as by kNN",
+        help="names differ from those of --model with its head, but number, order and shapes are the same: check the result",
     )
     top.add_argument("--heads", type=int, help="attention heads of a ViT (default: the usual number of its width)")
     top.add_argument(
@@ -53,6 +53,10 @@ def convert(arguments: argparse.Namespace) -> str:
     source, target = arguments.checkpoint, arguments.output
     if arguments.by_order and arguments.model is None:
         raise PecoError("--by-order: needs --model, timm's name of the network")
+    if arguments.by_order and source.suffix == ".safetensors":
+        raise PecoError(
+            f"--by-order: {source}: a safetensors file keeps no order; give the checkpoint that it was made of"
+        )
     stem = network.stem(arguments.model)
     found = find(read(source), source, arguments.entry, arguments.prefix, stem)
     made = network.build(

@@ -409,7 +409,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Reference:
-    """A network that is evaluated as the backbone is: a low bar, such as random initialisation, is no comparison for it.
+    """A network that is evaluated next to the backbone, as a stronger baseline than random initialisation.
 
     `source: path` takes the weights in `path`, a tracked input below `data/`: a timm folder, or a .safetensors file with the
     weights of `model`. `source: timm` takes those of the timm model `model` from the hub.
@@ -423,7 +423,7 @@ class Reference:
     @property
     def name(self) -> str:
         """The network in tables and pictures."""
-        return self.model or PurePosixPath(self.path).stem
+        return self.model if self.source == "timm" and self.model else PurePosixPath(self.path).stem
 
     def check(self, key: str) -> None:
         require_named(self.source, self.path, key)

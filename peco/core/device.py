@@ -23,7 +23,10 @@ def uses_cuda() -> bool:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """True if the device multiplies bf16 numbers itself; where it doesn't, bf16 is many times slower than fp32."""
+    """False for a GPU or CPU without fast products of bf16 numbers, where bf16 is many times slower than fp32.
+
+    A CPU counts by its vectors (AVX-512, SVE), since torch multiplies bf16 with these even where there is no instruction for it.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from timm.layers import freeze_batch_norm_2d
 from torch import nn
 
 from peco.core import artifacts, config
@@ -36,8 +37,10 @@ def at_random(directory: str | Path, seed: int = 0) -> Backbone:
 def reference(cfg: config.Reference, image_size: int, seed: int = 0) -> Backbone:
     """The network that the parameters name, for images of `image_size` pixels a side unless `img_size` is given.
 
+    Its batch normalisation is frozen: statistics of its own batches would differ from process to process.
+
     Raises, when it is made:
-        PecoError: there is no such network, or it doesn't take such images.
+        PecoError: there is no such network, or it doesn't take such images or arguments.
     """
     return functools.partial(_reference, cfg, image_size, seed)
 
@@ -49,14 +52,18 @@ def check_reference(cfg: config.Evaluate, image_size: int) -> None:
         PecoError: as in `reference`; the network has no feature maps of the sizes that segmentation or detection needs.
     """
     make = functools.partial(_reference, cfg.reference, image_size, 0, from_hub=False)
-    if cfg.tasks.knn or cfg.tasks.linear or cfg.tasks.finetune:
+    if cfg.tasks.knn or cfg.tasks.linear:
         make()
+    if cfg.tasks.finetune:
+        make(num_classes=2, global_pool="avg", drop_path_rate=cfg.finetune.drop_path)
     if cfg.tasks.segmentation:
         side = cfg.segmentation.image_size
-        levels(require_maps(make(img_size=side), side, "evaluate.segmentation.image_size"), KEY)
+        model = make(img_size=side, drop_path_rate=cfg.segmentation.drop_path)
+        levels(require_maps(model, side, "evaluate.segmentation.image_size"), KEY)
     if cfg.tasks.detection:
         side = cfg.detection.image_size
-        octaves(require_maps(make(img_size=side), side, "evaluate.detection.image_size"), KEY)
+        model = make(img_size=side, drop_path_rate=cfg.detection.drop_path)
+        octaves(require_maps(model, side, "evaluate.detection.image_size"), KEY)
 
 
 def require_maps(model: nn.Module, side: int, key: str) -> nn.Module:
@@ -109,9 +116,12 @@ def octaves(model: nn.Module, origin: object = "pretrain.vit") -> list[tuple[int
     return found
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Indices of `wanted` of `count` levels, evenly spaced up to the last; of fewer levels some occur again."""
-    return [math.ceil(count * (i + 1) / wanted) - 1 for i in range(wanted)]
+def chosen_levels(model: nn.Module, wanted: int) -> list[int]:
+    """Indices of `wanted` levels: evenly spaced ones of equal resolution, else the last ones; of fewer, some occur again."""
+    found = levels(model)
+    if len({stride for _, stride in found}) > 1 and len(found) >= wanted:
+        return list(range(len(found) - wanted, len(found)))
+    return [math.ceil(len(found) * (i + 1) / wanted) - 1 for i in range(wanted)]
 
 
 def keep_levels(model: nn.Module, indices: Sequence[int], *, norm: bool) -> None:
@@ -137,6 +147,7 @@ def _reference(
         model = timm_nets.by_name(net, size, KEY, **options)
     else:
         model = timm_nets.by_path(Path(cfg.path), cfg.model or "", size, KEY, KEY, **options)
+    model = cast(nn.Module, freeze_batch_norm_2d(model))
     origin = f"{KEY}: {cfg.model if cfg.source == 'timm' else cfg.path}"
     side = timm_nets.whole_patches(model, size)
     with torch.random.fork_rng(devices=[]):

@@ -39,8 +39,8 @@ class Row:
 
     Attributes:
         images: that pass through its networks.
-        flops, memory, disk: in all; bytes of a process; bytes of results and working files.
-        seconds: on this machine.
+        flops, memory, disk, work: in all; bytes of a process, of results, and of checkpoints while the stage runs.
+        seconds: on this machine; 0 if it was not measured.
         gpu_hours: on the named GPU, None without one.
     """
 
@@ -50,6 +50,7 @@ class Row:
     flops: float
     memory: float
     disk: float
+    work: float
     seconds: float
     gpu_hours: float | None
 
@@ -59,7 +60,7 @@ def plan(cfg: config.Config, gpu: str | None = None) -> tuple[Data, list[Work], 
 
     Args:
         cfg: parameters.
-        gpu: a name of `measure.GPUS`, for GPU-hours.
+        gpu: a name of `measure.GPUS`, for GPU-hours; then nothing is measured here.
 
     Raises:
         PecoError: the images can't be read, or a network can't be built.
@@ -67,21 +68,24 @@ def plan(cfg: config.Config, gpu: str | None = None) -> tuple[Data, list[Work], 
     with tempfile.TemporaryDirectory(prefix="peco-") as work:
         data = read_data(cfg.dataset, Path(work))
     stages = works(cfg, data, _annotated())
-    known, device = networks(cfg), select_device()
+    known = networks(cfg)
     used = {part.network for entry in stages for part in entry.parts}
     costs = {name: measure.count(network) for name, network in known.items() if name in used}
-    batches = {part.network: _batch(entry) for entry in stages for part in entry.parts if entry.optim} | {
+    batches = {part.network: _batch(cfg, entry) for entry in stages for part in entry.parts if entry.optim} | {
         "features": 128, "tokenize": 64,
     }  # fmt: skip
-    seconds = {name: measure.seconds_per_image(known[name], costs[name], batches[name], device) for name in costs}
-    loading = _loading(cfg, data)
+    seconds, loading = dict.fromkeys(costs, 0.0), dict[str, float]()
+    if gpu is None:
+        device = select_device()
+        seconds = {name: measure.seconds_per_image(known[name], costs[name], batches[name], device) for name in costs}
+        loading = _loading(cfg, data)
     rows = []
     for entry in stages:
         trained = next((part.network for part in entry.parts if known[part.network].trains), None)
-        held = 0.0
+        model, checkpoints = 0.0, 0.0
         if trained and entry.optim:
-            # Checkpoint: weights and two moments; result: weights.
-            held = 4 * 3 * costs[trained].trained + 4 * costs[trained].parameters
+            model = 4 * costs[trained].parameters
+            checkpoints = entry.trainings * (model + 4 * 2 * costs[trained].trained)  # two moments
         memory = max(
             (measure.memory(costs[p.network], batches[p.network], trains=known[p.network].trains) for p in entry.parts),
             default=measure.PROCESS_BYTES / 2,
@@ -100,20 +104,23 @@ def plan(cfg: config.Config, gpu: str | None = None) -> tuple[Data, list[Work], 
                 entry.steps,
                 sum(part.images * costs[part.network].flops for part in entry.parts),
                 memory,
-                entry.disk + held,
-                START_SECONDS
-                + entry.read * (data.seconds + loading["center"])
-                + sum(part.images * (seconds[part.network] + loading[part.view]) for part in entry.parts),
+                entry.disk + model,
+                checkpoints,
+                (gpu is None) * START_SECONDS
+                + entry.read * (data.seconds + loading["center"] if loading else 0.0)
+                + sum(part.images * (seconds[part.network] + loading.get(part.view, 0.0)) for part in entry.parts),
                 hours,
             )
         )
     return data, stages, rows
 
 
-def _batch(entry: Work) -> int:
+def _batch(cfg: config.Config, entry: Work) -> int:
     """Images that a process computes at a time in a training."""
     assert entry.optim
-    return entry.optim.batch_size // entry.optim.accumulate
+    resources = cfg.resources.train
+    processes = resources.nodes * (resources.processes or resources.gpus or 1)
+    return max(1, entry.optim.batch_size // (entry.optim.accumulate * processes))
 
 
 def _annotated() -> dict[str, dict[str, Any]]:
@@ -162,8 +169,8 @@ def warnings(cfg: config.Config, data: Data, stages: list[Work], rows: list[Row]
 
 
 def _disk(rows: Sequence[Row]) -> float:
-    """Bytes of all results, twice: DVC keeps a copy in its cache."""
-    return 2 * sum(row.disk for row in rows)
+    """Bytes of all results, twice, since DVC keeps a copy in its cache, and the checkpoints of one stage."""
+    return 2 * sum(row.disk for row in rows) + max(row.work for row in rows)
 
 
 def table(rows: Sequence[Row], gpu: str | None) -> str:
@@ -171,7 +178,7 @@ def table(rows: Sequence[Row], gpu: str | None) -> str:
     last = f"{gpu} hours" if gpu else "time"
     head = ("stage", "images", "steps", "FLOPs", "memory", "disk", last)
     cells = [head, *(_cells(row) for row in rows)]
-    total = Row("total", 0, None, sum(r.flops for r in rows), max(r.memory for r in rows), _disk(rows),
+    total = Row("total", 0, None, sum(r.flops for r in rows), max(r.memory for r in rows), _disk(rows), 0.0,
                 sum(r.seconds for r in rows), sum(r.gpu_hours or 0 for r in rows) if gpu else None)  # fmt: skip
     cells.append(("total", "", "", *_cells(total)[3:]))
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -267,12 +274,13 @@ def _print_plan(arguments: argparse.Namespace) -> None:
         print("\n".join(brief(cfg, data, rows)))
     else:
         about = "about " if data.estimated else ""
-        where = f"at half of the peak of one {arguments.gpu}" if arguments.gpu else "on this machine"
         device = "a GPU" if uses_cuda() else f"the CPU, threads: {torch.get_num_threads()}"
+        peak = f"hours of one {arguments.gpu} at half of its peak, counted"
+        where = peak if arguments.gpu else f"time on this machine, measured in {took:.0f} s on {device}"
         print(
             f"preset {cfg.preset}: {about}{data.train:,} train and {data.val:,} val images of {cfg.loader.image_size} pixels"
         )
-        print(f"{where}, measured in {took:.0f} s on {device}; disk of the total with DVC's copies\n")
+        print(f"{where}; disk of the total: twice the results, for DVC's copies, and the largest checkpoints\n")
         print(table(rows, arguments.gpu))
     for line in warnings(cfg, data, stages, rows):
         print(f"warning: {line}", file=sys.stderr)

@@ -5,19 +5,20 @@ Legend: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-import io
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from peco.core import config
+from peco.core.errors import PecoError
 from peco.data import views
+from peco.data.images import decode
 from peco.plan.networks import Network
 
 COUNTED = 2  # images
@@ -97,7 +98,16 @@ def seconds_per_image(network: Network, cost: Cost, batch: int, device: torch.de
         cost: its cost.
         batch: images of a step, on one process; smaller ones are run where a step takes long.
         device: to run on.
+
+    Raises:
+        PecoError: the memory of this machine is too small for one image.
     """
+    need, free = memory(cost, 1, trains=network.trains), os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "cpu" and need > free:
+        raise PecoError(
+            f"memory: a training of this preset needs {need / 1e9:.0f} GB, {free / 1e9:.0f} GB are free; "
+            "`make plan GPU=H100` counts without computing"
+        )
     size = max(1, min(batch, int(BATCH_FLOPS / max(cost.flops, 1))))
     with torch.random.fork_rng(), torch.device(device):
         step = network.build().train(network.trains)
@@ -124,8 +134,10 @@ def seconds_of_view(encoded: tuple[bytes, ...], distribution: config.ViewDistrib
     rng = np.random.default_rng(0)
     began = time.perf_counter()
     for data in encoded:
-        with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("RGB")
+        try:
+            image = decode(data)
+        except PecoError:  # the stage `shards` counts it
+            continue
         if distribution is None:
             view = views.center(image.width, image.height)
         else:

@@ -16,11 +16,12 @@ from peco.core.parsing import YAML_ERRORS
 from peco.data import views
 from peco.data.shards import load_index
 from peco.runtime import paths
+from peco.sources.imagefolder import ImageFolder
 from peco.sources.open import open_source
+from peco.sources.webdataset.source import WebDatasetSource
 
 LOCK = Path("dvc.lock")
 COUNTS = ("train_images", "images")  # of an annotated set, in `metrics/annotations/TASK.json`
-STARTS = 2  # trainings of an evaluation: from pre-trained and from random weights
 SAMPLE = 8  # images whose size in bytes and pixels is taken for that of all
 CODEBOOK_PASSES = 3  # of each scored image: to its tokens, to an image again, through the perceptual network
 MIN_STEPS = 200  # of a training that others build on; with fewer it has hardly left its random start
@@ -68,6 +69,7 @@ class Work:
         optim: recipe of the training.
         disk: bytes of its results.
         read: images that it reads one by one from their source.
+        trainings: of which each keeps a checkpoint until the stage is done.
     """
 
     stage: str
@@ -76,6 +78,7 @@ class Work:
     optim: config.Optim | None = None
     disk: float = 0.0
     read: int = 0
+    trainings: int = 1
 
 
 def read_data(dataset: config.Dataset, work: Path) -> Data:
@@ -86,7 +89,7 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
         work: folder for temporary files.
 
     Raises:
-        PecoError: the input can't be read.
+        PecoError: the input can't be read, or its images can't be counted without fetching them.
     """
     source = open_source(dataset, work)
     encoded = []
@@ -112,7 +115,8 @@ def read_data(dataset: config.Dataset, work: Path) -> Data:
             f"dataset.path: {dataset.path}: its images are counted by the stage shards, which fetches them; "
             "run `dvc repro shards` first"
         )
-    val = round(source.total * dataset.val_fraction)
+    counts = source.counts if isinstance(source, ImageFolder | WebDatasetSource) else {}
+    val = counts.get("val", 0) if counts else round(source.total * dataset.val_fraction)
     return Data(source.total - val, val, mean, labelled, True, images, seconds)
 
 
@@ -171,15 +175,20 @@ def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]])
         parts.append(Part("tokenize", optim.images_seen(train), "tokens"))
     yield Work("pretrain", tuple(parts), optim.steps(train), optim)
     tasks = evaluate.tasks
-    frozen = (Part("features", STARTS * (train + val), "center"),)
+    # From pre-trained and from random weights; a reference counts as a network of the same size.
+    starts = 2 + (evaluate.reference.source != "none")
+    frozen = (Part("features", starts * (train + val), "center"),)
     for task, on in (("knn", tasks.knn), ("linear", tasks.linear)):
         yield Work(f"evaluate@{task}", frozen if on and data.labelled else ())
-    yield _trained("finetune", evaluate.finetune.optim, "classifier", train, val, on=tasks.finetune and data.labelled)
+    on = tasks.finetune and data.labelled
+    yield _trained("finetune", evaluate.finetune.optim, "classifier", train, val, starts if on else 0)
     for task, dense, network in (
         ("segmentation", evaluate.segmentation, "segmenter"),
         ("detection", evaluate.detection, "detector"),
     ):
-        yield _trained(task, dense.optim, network, *counts[task], on=getattr(tasks, task))
+        yield _trained(
+            task, dense.optim, network, counts[task][0], counts[task][1], starts if getattr(tasks, task) else 0
+        )
     references = evaluate.agreement.references if tasks.agreement else 0
     yield Work("evaluate@agreement", (Part("tokenize", 30 * references, "center"),))
     images = CODEBOOK_PASSES * min(evaluate.codebook.images, train + val) if tasks.codebook else 0
@@ -187,14 +196,14 @@ def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]])
     yield Work("report", ())
 
 
-def _trained(task: str, optim: config.Optim, network: str, train: int, val: int, *, on: bool) -> Work:
-    """An evaluation that trains from pre-trained and from random weights, and scores val."""
-    if not on:
+def _trained(task: str, optim: config.Optim, network: str, train: int, val: int, starts: int) -> Work:
+    """An evaluation that trains from several starts, and scores val; nothing with none."""
+    if not starts:
         return Work(f"evaluate@{task}")
-    seen = STARTS * optim.images_seen(train)
+    seen = starts * optim.images_seen(train)
     # A forward pass is a third of a training step.
-    parts = (Part(network, seen + STARTS * val / 3, task),)
-    return Work(f"evaluate@{task}", parts, STARTS * optim.steps(train), optim)
+    parts = (Part(network, seen + starts * val / 3, task),)
+    return Work(f"evaluate@{task}", parts, starts * optim.steps(train), optim, trainings=starts)
 
 
 def few_steps(cfg: config.Config, work: list[Work], train: int) -> list[str]:

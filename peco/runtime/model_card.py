@@ -22,6 +22,7 @@ from peco.runtime.fingerprint import content_hash
 
 CARD = "README.md"
 BASELINE = "random_"  # prefix of the scores of random initialisation
+OTHERS = (BASELINE, "reference_")  # prefixes of scores of other models
 LINEAGE = ("source", "hub_commit", "licence", "labels")
 
 
@@ -210,7 +211,7 @@ def _front_matter(name: str, kind: Kind, facts: Facts, scores: Mapping[str, floa
         "license": "unknown",
         "tags": ["peco", "masked-image-modelling"],
     }
-    measured = [{"type": key, "value": value} for key, value in scores.items() if not key.startswith(BASELINE)]
+    measured = [{"type": key, "value": value} for key, value in scores.items() if not key.startswith(OTHERS)]
     if measured:
         dataset = {"type": facts.data.name, "name": facts.data.name}
         results = [{"task": {"type": kind.pipeline}, "dataset": dataset, "metrics": measured}]
@@ -254,7 +255,7 @@ def _training(facts: Facts) -> str:
 
 
 def _scores(scores: Mapping[str, float]) -> str:
-    names = [name for name in scores if not name.startswith(BASELINE)]
+    names = [name for name in scores if not name.startswith(OTHERS)]
     if not names:
         return "None were measured on this model."
     rows = [f"| {name} | {scores[name]:g} | {_cell(scores.get(BASELINE + name))} |" for name in names]

@@ -61,6 +61,7 @@ class ImageFolder:
         self.ignored = self._layout.ignored
         self.notes = self._layout.notes
         self.total: int | None = self._layout.total
+        self.counts = {split: len(images) for split, images in self._layout.splits.items()}
 
     def samples(self) -> Iterator[RawSample]:
         labels: dict[str | None, int] = {name: i for i, name in enumerate(self.classes)}

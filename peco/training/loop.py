@@ -129,8 +129,8 @@ def train(task: Task, loader: Loader, *, name: str, optim: Optim, seed: int, dis
             run.loop(loader, stop)
             if stop.first is not None:  # it came after the flags of the last step were shared
                 raise Interrupted(f"{name}: stopped after the last step; run it again to resume")
-    except BaseException:
-        logs.close()
+    except BaseException as error:
+        logs.close(error)
         raise
     if run.ema:
         task.load_state_dict(run.ema.averaged(task))

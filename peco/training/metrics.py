@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peco.core.errors import PecoError
+from peco.core.errors import Interrupted, PecoError
 from peco.core.numbers import rounded
 from peco.core.publishing import staging, write_json
 from peco.training.distributed import Dist
 from peco.training.prometheus import Exporter
-from peco.training.tracking import Tracking
+from peco.training.tracking import FAILED, FINISHED, KILLED, Tracking
 
 
 class MetricLog:
@@ -92,10 +92,10 @@ class MetricLog:
                 shutil.copyfile(curve, target)
         write_json(metrics_json, rounded(dict(summary)))
 
-    def close(self) -> None:
-        """Stop serving Prometheus, and end the runs of trackers."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Stop serving Prometheus, and end the runs of trackers. `error` ended the training."""
         self.exporter.close()
-        self._tracking.close()
+        self._tracking.close(FINISHED if error is None else KILLED if isinstance(error, Interrupted) else FAILED)
 
     def _update_files(self) -> None:
         """Write all files again at the first use: those of an earlier run may reach beyond the checkpoint."""

@@ -18,8 +18,10 @@ from peco.core.environment import TRACKING, trackers
 from peco.core.parsing import reason
 
 Row = tuple[int, str, float]  # step, name, value
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
 # A server that is away costs a training at most some seconds, once. MLflow's own limits are minutes.
+_MLFLOW_BATCH = 1000  # points of a request, at most
 _MLFLOW_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -33,7 +35,7 @@ class Tracker(Protocol):
     def add(self, rows: Sequence[Row]) -> None:
         """Add points."""
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         """Write what is left."""
 
 
@@ -64,9 +66,10 @@ class Tracking:
         for name, tracker in list(self._open.items()):
             self._try(name, lambda tracker=tracker: tracker.add(rows))
 
-    def close(self) -> None:
+    def close(self, status: str = FINISHED) -> None:
+        """End the runs with a status of MLflow: FINISHED, FAILED, or KILLED for a training that was stopped."""
         for name, tracker in list(self._open.items()):
-            self._try(name, tracker.close)
+            self._try(name, lambda tracker=tracker: tracker.close(status))
         self._open.clear()
 
     def _try(self, name: str, action: Any) -> None:
@@ -112,7 +115,7 @@ class _TensorBoard:
             summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
             self._records.write(Event(wall_time=time.time(), step=step, summary=summary).SerializeToString())
 
-    def close(self) -> None:
+    def close(self, status: str) -> None:
         self._file.close()
 
 
@@ -129,18 +132,28 @@ class _MLflow:
         if kept.is_file() and rows:
             self._run = kept.read_text(encoding="utf-8")
             self._client.set_terminated(self._run, "RUNNING")
+            self._add_missing(rows)
             return
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "peco"
         experiment = self._client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else self._client.create_experiment(title)
         self._run = self._client.create_run(number, run_name=_run_name(work)).info.run_id
         kept.write_text(self._run, encoding="utf-8")
+        self.add(rows)
 
     def add(self, rows: Sequence[Row]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self._run, [Metric(name, value, now, step) for step, name, value in rows])
+        for first in range(0, len(rows), _MLFLOW_BATCH):
+            some = rows[first : first + _MLFLOW_BATCH]
+            self._client.log_batch(self._run, [Metric(name, value, now, step) for step, name, value in some])
 
-    def close(self) -> None:
-        self._client.set_terminated(self._run)
+    def _add_missing(self, rows: Sequence[Row]) -> None:
+        """Add the points after the last one that each curve has: the server may have been away."""
+        names = self._client.get_run(self._run).data.metrics
+        last = {name: max(m.step for m in self._client.get_metric_history(self._run, name)) for name in names}
+        self.add([row for row in rows if row[0] > last.get(row[1], -1)])
+
+    def close(self, status: str) -> None:
+        self._client.set_terminated(self._run, status)

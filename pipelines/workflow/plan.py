@@ -18,6 +18,7 @@ from peco.core.publishing import write_file
 from pipelines.workflow.compose import PARAMS
 from pipelines.workflow.environment import PLAN, SCHEDULER
 from pipelines.workflow.graph import Graph
+from pipelines.workflow.inputs import tracked_by
 
 PRIOR = 0.2  # weight of the planned time against the measured one, as a share of the whole plan
 FEW_IMAGES = 20_000  # in all trainings on scenes together: they take a minute or two, which need no plan
@@ -30,16 +31,19 @@ def announce(parameters: config.Config) -> Path:
         The file for `PECO_PLAN`, which the launchers of the stages read and complete.
     """
     file = workfiles.root() / "plan.json"
-    key = hashlib.sha256(PARAMS.read_bytes()).hexdigest()
+    pointer = tracked_by(Path(parameters.dataset.path))
+    key = hashlib.sha256(PARAMS.read_bytes() + (pointer.read_bytes() if pointer else b"")).hexdigest()
     kept = _read(file)
-    plan: dict[str, Any] = {"key": key, "seconds": {}, "lines": [], "finished": False}
+    plan: dict[str, Any] = {"key": key, "seconds": {}, "lines": [], "finished": False, "done": {}}
     if kept.get("key") == key:
-        plan |= {name: kept[name] for name in ("seconds", "lines", "finished")}
-    elif SCHEDULER.text() == SCHEDULER.default and not _short(parameters):
+        plan |= kept
+    if not plan["lines"] and SCHEDULER.text() == SCHEDULER.default and not _short(parameters):
         plan |= _measured()
     if plan["lines"] and not plan["finished"]:
         print("\n".join(plan["lines"]), flush=True)
-    _write(file, {**plan, "done": {}})
+    if plan["finished"]:
+        plan["done"] = {}  # what runs again now has a reason that is not in the parameters
+    _write(file, plan)
     return file
 
 

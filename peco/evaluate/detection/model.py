@@ -33,7 +33,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from peco.core import config
 from peco.evaluate.detection.letterbox import letterbox_image, whole_view
-from peco.networks.backbones import Backbone, block_count, evenly_spaced, keep_levels, octaves
+from peco.networks.backbones import Backbone, block_count, chosen_levels, keep_levels, octaves
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 RATIOS = (0.5, 1.0, 2.0)  # height to width of anchors
@@ -63,7 +63,7 @@ class SimplePyramid(nn.Module):
     def __init__(self, backbone: nn.Module, channels: int) -> None:
         super().__init__()
         maps = octaves(backbone)
-        self.blocks = evenly_spaced(len(maps), len(STRIDES))
+        self.blocks = chosen_levels(backbone, len(STRIDES))
         self.block_indices = sorted(set(self.blocks))  # fewer than four in a backbone of fewer blocks
         self.norm = block_count(backbone) > 0
         keep_levels(backbone, self.block_indices, norm=self.norm)

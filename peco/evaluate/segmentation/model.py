@@ -27,7 +27,7 @@ from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
 from peco.core.progress import tracked
 from peco.evaluate.segmentation.crop import resized
-from peco.networks.backbones import Backbone, evenly_spaced, keep_levels, levels
+from peco.networks.backbones import Backbone, chosen_levels, keep_levels, levels
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, in pixels
 DROPOUT = 0.1  # probability, of whole channels before the last layer
@@ -93,7 +93,7 @@ def build_segmenter(
         classes: outputs K.
         cfg: crop size, blocks, channels, drop path rate.
         seed: seed of the decoder and the head, which start with the same weights on pre-trained and random weights.
-        any_network: the blocks of `cfg` aren't meant for it; four evenly spaced ones are used.
+        any_network: the blocks of `cfg` aren't meant for it; four others are chosen.
 
     Raises:
         PecoError: as `make`, or the backbone has too few blocks.
@@ -102,7 +102,7 @@ def build_segmenter(
         warnings.filterwarnings("ignore", module="timm.layers.interpolate")  # about the speed of resampling
         backbone = make(num_classes=0, img_size=cfg.image_size, drop_path_rate=cfg.drop_path)
     depth = len(levels(backbone))
-    blocks = [i + 1 for i in evenly_spaced(depth, len(STRIDES))] if any_network else cfg.blocks
+    blocks = [i + 1 for i in chosen_levels(backbone, len(STRIDES))] if any_network else cfg.blocks
     if max(blocks) > depth:
         raise PecoError(
             f"evaluate.segmentation.blocks: {max(cfg.blocks)} is not allowed; the backbone has blocks 1 to {depth}"

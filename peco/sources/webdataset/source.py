@@ -60,6 +60,7 @@ class WebDatasetSource:
         self._labels, self._mode, self._field = labels, class_numbers, LabelField(label_field)
         self.ignored, self.notes = Ignored(), list[str]()
         self.total: int | None = None
+        self.counts = dict[str, int]()
         self._tars = find_tars(path)
         self._splits = self._named_splits()
         self._urls = [url for url in self._tars.urls if self._splits is None or url in self._splits]
@@ -126,7 +127,8 @@ class WebDatasetSource:
         index: dict[str, list[tuple[str, Entry]]] = {split: [] for split in SPLITS}
         for split, url, entry in self._divide(entries):
             index[split].append((url, entry))
-        self.total = sum(map(len, index.values()))
+        self.counts = {split: len(part) for split, part in index.items()}
+        self.total = sum(self.counts.values())
         if self.total == 0:
             raise self._no_image()
         found = {entry.label for part in index.values() for _, entry in part if entry.label is not None}
