@@ -444,7 +444,8 @@ def test_weights_from_the_hub_are_pinned_when_the_parameters_are_written(
     def written(*overrides: str) -> Any:
         assert params.main([*overrides]) == 0
         values = yaml.safe_load((project / "params.yaml").read_text())
-        return values["perceptual_net"]["timm"]["revision"] or values["pretrain"]["init"]["revision"]
+        given = values["perceptual_net"]["timm"], values["pretrain"]["init"], values["evaluate"]["reference"]
+        return next((group["revision"] for group in given if group["revision"]), None)
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
     assert written("perceptual_net=dino_vit_b") == "0123abc"
@@ -453,9 +454,11 @@ def test_weights_from_the_hub_are_pinned_when_the_parameters_are_written(
     assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.revision=mine") == "mine"
     assert written("perceptual_net=dino_vit_b", "perceptual_net.timm.pretrained=false") is None
     assert written("pretrain.init.source=timm", "pretrain.init.model=hf-hub:some/beit") == "0123abc"
+    assert written("evaluate.reference.source=timm", "evaluate.reference.model=resnet18.a1_in1k") == "0123abc"
     assert len(str(written("perceptual_net=resnet50"))) == 40
     assert written() is None  # trained here
-    assert asked[2:] == ["some/beit"] and "revision: 0123abc, the newest of some/net" in capsys.readouterr().out
+    assert asked[2:] == ["some/beit", "timm/resnet18.a1_in1k"]
+    assert "revision: 0123abc, the newest of some/net" in capsys.readouterr().out
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("no route")

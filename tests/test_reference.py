@@ -130,6 +130,10 @@ def test_the_weights_of_a_file_need_the_name_of_their_network(tmp_path: Path) ->
             r"^evaluate\.reference\.path: data/none: no such file",
         ),
         (
+            config.Reference("path", __file__, None, None),
+            r"^evaluate\.reference\.path: .*test_reference\.py: not a \.safetensors file; `python -m peco\.convert`",
+        ),
+        (
             config.Reference("timm", "", "inception_v3", None),
             r"^evaluate\.reference: inception_v3: doesn't work on images of 64",
         ),

@@ -78,6 +78,7 @@ def by_path(
         except PecoError as error:
             raise PecoError(f"{key}.path: {error}") from None
     else:
+        _require_file(path, where)
         skeleton = _skeleton(arch, arch_key)
         _require_weights(path, skeleton, where, arch)
         overlay = {"file": str(path), "custom_load": False, "source": None}
@@ -190,12 +191,15 @@ def _hub_source(skeleton: nn.Module, net: TimmNet, key: str, local: str) -> dict
     }
 
 
-def _require_weights(path: Path, skeleton: nn.Module, where: str, name: str) -> None:
-    """Check that the file has every weight of the model: timm would silently leave missing ones random."""
+def _require_file(path: Path, where: str) -> None:
     if not path.is_file():
         raise PecoError(f"{where}: no such file; give a timm folder or a .safetensors file")
     if path.suffix != ".safetensors":
         raise PecoError(f"{where}: not a .safetensors file; `python -m peco.convert` converts checkpoints")
+
+
+def _require_weights(path: Path, skeleton: nn.Module, where: str, name: str) -> None:
+    """Check that the file has every weight of the model: timm would silently leave missing ones random."""
     found = set(artifacts.load_tensors(path))
     missing = [k for k in skeleton.state_dict() if k not in found and not k.endswith("num_batches_tracked")]
     if missing:

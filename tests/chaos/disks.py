@@ -34,7 +34,7 @@ class DiskOutcome:
     Attributes:
         place: one of `PLACES`.
         fault: "full" or "read-only".
-        ends: how the run ended: in one line, or done where it needed no more space.
+        ends: how the run ended: in one line, or done, with the same bytes, where it needed no more space.
         faults: one line each.
     """
 
@@ -74,6 +74,8 @@ def spoil_disks(
                 outcome = judge(project, place, path, fault, ended)
                 outcome.faults += [f"process left: {command}" for command in left]
                 outcomes.append(outcome)
+                if ended.status == 0:
+                    outcome.faults += project.differences()
                 if outcome.faults:
                     say("\n".join([f"{stage}: {place} {fault}", *outcome.faults, *ended.output.splitlines()[-30:]]))
                 if ended.status == 0:
