@@ -104,6 +104,7 @@ def test_a_reason_has_neither_the_file_nor_the_parser_in_it(tmp_path: Path) -> N
         ("seed: 0", f"seed: {'[' * 3000}{']' * 3000}", "params.yaml: not valid YAML: maximum recursion depth"),
         ("seed: 0", "seed: .inf", "seed: inf is not allowed; expected an integer"),
         ("seed: 0", f"seed: {2**63}", f"seed: {2**63} is not allowed; expected an integer below 2**63"),
+        ("seed: 0", f"seed: 0\n{'n' * 1000}: 1", f"{'n' * 100}…: unknown parameter; allowed: preset, "),
         ("seed: 0", "seed: 0\n? [1, 2]\n: 3", "params.yaml: not valid YAML: line "),
         ("path: data/scenes.yaml", 'path: "data/\\0"', "dataset.path: 'data/\\x00' is not allowed; expected a relative path"),
         ("path: data/scenes.yaml", f"path: data/{'n' * 300}", "dataset.path: 'data/nnn"),

@@ -21,6 +21,7 @@ from peco.core.errors import PecoError
 from peco.core.parsing import shown
 
 Group = TypeVar("Group")
+_LONGEST_KEY = 100  # characters of an unknown key in a message
 COMPLETE = "`make params` writes a complete params.yaml"
 
 
@@ -112,7 +113,8 @@ def _build_dataclass(kind: type, value: object, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in hints:
-            raise PecoError(f"{prefix}{name}: unknown parameter; allowed: {', '.join(hints)}")
+            short = name if len(str(name)) <= _LONGEST_KEY else f"{str(name)[:_LONGEST_KEY]}…"
+            raise PecoError(f"{prefix}{short}: unknown parameter; allowed: {', '.join(hints)}")
     for name in hints:
         if name not in value:
             raise PecoError(f"{prefix}{name}: missing; {COMPLETE}")
