@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     reported = False
     try:
         variables.require_known()
-        trackers(installed=SCHEDULER.text() == "local_cwd")
+        trackers(here=SCHEDULER.text() == "local_cwd")
         require_repository()
         require_timm()
         parameters = load_params()

@@ -151,10 +151,11 @@ def test_a_wrong_setting_is_refused_before_the_first_stage(
     assert capsys.readouterr().err == error
 
 
-def test_a_package_of_the_image_need_not_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PECO_TRACKING", "tensorboard")
+def test_what_jobs_of_a_cluster_have_need_not_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_TRACKING", "tensorboard,mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert trackers(installed=False) == ["tensorboard"]
+    assert trackers(here=False) == ["tensorboard", "mlflow"]
     with pytest.raises(PecoError, match="PECO_TRACKING: tensorboard is not installed"):
         trackers()
 

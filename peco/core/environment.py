@@ -95,11 +95,11 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 _TRACKERS = ("tensorboard", "mlflow")  # and their packages
 
 
-def trackers(*, installed: bool = True) -> list[str]:
+def trackers(*, here: bool = True) -> list[str]:
     """The trackers that PECO_TRACKING names.
 
     Args:
-        installed: their packages must be installed here.
+        here: trainings run in this environment, so what the trackers need must be in it.
 
     Raises:
         PecoError: an unknown tracker, a missing package or address.
@@ -110,10 +110,10 @@ def trackers(*, installed: bool = True) -> list[str]:
             raise PecoError(
                 f"{TRACKING.name}: {name!r} is not allowed; expected tensorboard, mlflow, or both with a comma"
             )
-        if installed and importlib.util.find_spec(name) is None:
+        if here and importlib.util.find_spec(name) is None:
             raise PecoError(
                 f"{TRACKING.name}: {name} is not installed; `pip install 'peco[tracking]'`, or unset the variable"
             )
-        if name == "mlflow" and not os.environ.get(MLFLOW_URI):
+        if here and name == "mlflow" and not os.environ.get(MLFLOW_URI):
             raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
     return found
