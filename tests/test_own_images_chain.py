@@ -86,8 +86,7 @@ def test_the_tutorial_leads_to_predictions_and_a_search(tutorial: tuple[Checkout
     assert len(list((checkout.path / "predictions/pictures").rglob("*.png"))) == 4
     assert len(np.load(checkout.path / "embeddings/embeddings.npy")) == 60
     assert (checkout.path / "similar.html").read_text(encoding="utf-8").count("<img ") == 1 + 12
-    difference = outputs["dvc exp diff HEAD longer"]
-    assert "evaluate.finetune.optim.epochs" in difference and "tuned" in difference
+    assert "evaluate.finetune.optim.epochs" in outputs["dvc exp diff HEAD longer"]
     assert (checkout.path / "classifier.onnx").is_file()
     assert checkout.run("git", "status", "--short", "params.yaml", "dvc.lock") == ""
 
