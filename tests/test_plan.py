@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from image_sets import dataset
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -96,6 +97,26 @@ def test_images_and_steps_are_those_of_the_trainings() -> None:
     assert found["tokens"].parts == (work.Part("tokenize", 8000, "tokens"),)
     assert found["tokens"].disk == 8000 * (2 * 64 + views.VIEW_DTYPE.itemsize)
     assert found["shards"].disk == pytest.approx(5000 * 3000, rel=0.05)
+
+
+def test_a_reference_is_one_training_more() -> None:
+    reference = dataclasses.replace(TINY.evaluate.reference, source="timm", model="resnet18")
+    cfg = dataclasses.replace(TINY, evaluate=dataclasses.replace(TINY.evaluate, reference=reference))
+    without, found = ({entry.stage: entry for entry in work.works(c, PHOTOS, {})} for c in (TINY, cfg))
+    for task in ("knn", "linear", "finetune", "segmentation", "detection"):
+        stage = f"evaluate@{task}"
+        assert found[stage].parts[0].images == pytest.approx(1.5 * without[stage].parts[0].images)
+    assert found["evaluate@finetune"].steps == 3 * TINY.evaluate.finetune.optim.steps(PHOTOS.train)
+    assert found["pretrain"] == without["pretrain"]
+
+
+def test_splits_of_the_input_itself_are_counted(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 6)):
+        (tmp_path / "photos" / split / "a").mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "photos" / split / "a" / f"{number}.png")
+    found = work.read_data(dataset("images", tmp_path / "photos"), tmp_path / "work")
+    assert (found.train, found.val, found.estimated) == (4, 6, True)
 
 
 def test_an_evaluation_that_does_not_run_costs_nothing() -> None:
