@@ -66,7 +66,15 @@ def _outs() -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check and run; arguments are passed on to `dvc repro`.
+    """Check and run; arguments are passed on to `dvc repro`. Returns as `_run`."""
+    try:
+        return _run(argv)
+    finally:
+        os.environ.pop(PLAN.name, None)  # it is for the stages of this run
+
+
+def _run(argv: list[str] | None) -> int:
+    """Check and run.
 
     Returns:
         2 if it couldn't be started, 128 + the signal if it was stopped, else DVC's exit status.

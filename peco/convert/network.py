@@ -70,7 +70,7 @@ def build(
     tensors = dict(found.tensors)
     timm_nets.require_finite(tensors, origin)
     if name is not None:
-        arch, model_args = name, _named_args(tensors)
+        arch, model_args = name, {} if by_order else _named_args(tensors)
     else:
         arch, model_args = _recognized(found, origin, heads)
     try:

@@ -113,7 +113,7 @@ def _find_split(root: Path, split: str, hint: list[str]) -> tuple[Path, Path] | 
     if images and masks:
         return images[0], masks[0]
     if masks:
-        hint.append(f"{masks[0]} has masks, but there is no {root / 'images' / masks[0].name}; ")
+        hint.append(f"{masks[0].relative_to(root)} has masks, but there is no images/{masks[0].name}; ")
     folder = split_folder(root, split)
     if folder is None:
         return None
