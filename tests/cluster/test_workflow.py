@@ -9,7 +9,7 @@ from project import LONG_SECONDS
 
 @pytest.mark.core
 def test_smoke_gives_the_dvc_lock_of_one_machine(client: Client) -> None:
-    """Both run at the same time; afterwards no job is left."""
+    """Both run at the same time. Afterwards at most one job is left: one whose log was read late, which Kubernetes removes."""
     processes = {}
     for scheduler in ("local_cwd", "kubernetes"):
         folder = f"{FOLDER}/smoke-{scheduler}"
@@ -20,4 +20,6 @@ def test_smoke_gives_the_dvc_lock_of_one_machine(client: Client) -> None:
         assert status == 0, lines
     here, cluster = (client.sh(f"cat {folder}/dvc.lock") for folder in processes)
     assert cluster == here
-    assert client.cluster.find_all("jobs.batch.volcano.sh") == []
+    left = client.cluster.find_all("jobs.batch.volcano.sh")
+    assert len(left) <= 1, [(job["metadata"], job.get("status")) for job in left]
+    assert all(job["spec"]["ttlSecondsAfterFinished"] for job in left)
