@@ -14,11 +14,10 @@ peco reconstruct photo.jpg -o reconstructions
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
-from peco.core.errors import PecoError
+from peco.core.errors import PecoError, exit_status
 
 TOKENIZER, BACKBONE = "artifacts/tokenizer", "artifacts/backbone"
 FORMATS = ("onnx", "torch-export", "transformers")
@@ -167,21 +166,8 @@ def fraction(text: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line: status 0, 2 for an error the user can fix, 130 if interrupted."""
     args = parser().parse_args(argv)
-    try:
-        args.run(args)
-    except PecoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing remains to flush
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; a folder of results (-o) is continued by the same command", file=sys.stderr)
-        return 130
-    return 0
+    note = "interrupted; a folder of results (-o) is continued by the same command"
+    return exit_status(lambda: args.run(args), interrupted=note)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_an_evaluation_that_does_not_run_costs_nothing() -> None:
 
 def test_trainings_that_see_too_few_images_are_named_with_what_is_enough() -> None:
     """The preset `tiny` on 367 photographs: 42 steps of the tokenizer."""
-    lines = work.few_steps(TINY, work.works(TINY, PHOTOS, {}), PHOTOS.train)
+    lines = work.few_steps(work.works(TINY, PHOTOS, {}), PHOTOS.train)
     assert [line.split(":")[0] for line in lines] == ["perceptual_net", "tokenizer", "pretrain"]
     assert "42 steps of 32 images are too few to learn from; set tokenizer.optim.epochs to 20 or more" in lines[1]
     assert TINY.tokenizer.optim.steps(PHOTOS.train) == 42

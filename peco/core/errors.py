@@ -1,5 +1,11 @@
 """Errors that a user can fix. Every command prints them as one line, without a traceback."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
 # Characters that are kept of a longer message: where the fault is, and what to do. With the name of a stage a line has at most 500.
 _BEGINNING, _END = 290, 170
 
@@ -19,3 +25,28 @@ class PecoError(Exception):
 
 class Interrupted(PecoError):
     """The run was stopped (SIGTERM, Ctrl-C) after saving its state; the next run resumes from it."""
+
+
+def exit_status(action: Callable[[], None], interrupted: str = "") -> int:
+    """Run a command: status 0, 2 for an error the user can fix, 1 if nothing reads its output, 130 if interrupted.
+
+    Args:
+        action: the command.
+        interrupted: line to print after Ctrl-C.
+    """
+    try:
+        action()
+    except PecoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing remains to flush
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if interrupted:
+            print(interrupted, file=sys.stderr)
+        return 130
+    return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import torch
 from peco.core import config
 from peco.core.device import select_device, uses_cuda
 from peco.core.environment import THREADS
-from peco.core.errors import PecoError
+from peco.core.errors import exit_status
 from peco.core.params import load_params
 from peco.core.parsing import JSON_ERRORS
 from peco.plan import measure
@@ -153,7 +152,7 @@ def _loading(cfg: config.Config, data: Data) -> dict[str, float]:
 
 def warnings(cfg: config.Config, data: Data, stages: list[Work], rows: list[Row]) -> list[str]:
     """Reasons to change something first: too few images, too little disk, too much time for one machine."""
-    lines = few_steps(cfg, stages, data.train)
+    lines = few_steps(stages, data.train)
     need, free = _disk(rows), shutil.disk_usage(".").free
     if need > free:
         lines.append(
@@ -245,20 +244,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line: status 0, 2 for an error the user can fix, 130 if interrupted."""
     arguments = parser().parse_args(argv)
-    try:
-        _print_plan(arguments)
-    except PecoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; nothing remains to flush
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: _print_plan(arguments))
 
 
 def _print_plan(arguments: argparse.Namespace) -> None:

@@ -139,7 +139,7 @@ def works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) 
         data: the images.
         annotated: `metrics/annotations/TASK.json` by task, where they are; else the numbers of scenes are taken.
     """
-    return [work for work in _works(cfg, data, annotated) if work is not None]
+    return list(_works(cfg, data, annotated))
 
 
 def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]]) -> Iterator[Work]:
@@ -206,7 +206,7 @@ def _trained(task: str, optim: config.Optim, network: str, train: int, val: int,
     return Work(f"evaluate@{task}", parts, starts * optim.steps(train), optim, trainings=starts)
 
 
-def few_steps(cfg: config.Config, work: list[Work], train: int) -> list[str]:
+def few_steps(work: list[Work], train: int) -> list[str]:
     """Warnings of trainings that see too few images to learn, each with the parameter and a value that is enough."""
     lines = []
     for entry in work:
