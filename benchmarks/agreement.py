@@ -23,7 +23,7 @@ import torch
 from peco.core import artifacts, device
 from peco.core.errors import PecoError
 from peco.data import views
-from peco.data.images import decode
+from peco.data.images import open_picture
 from peco.evaluate.agreement import scores as agreement
 from peco.evaluate.agreement.triplets import PAIRS, Triplets, generate
 from peco.files.archives import open_archive
@@ -51,10 +51,10 @@ def generate_triplets(path: Path, size: int, count: int | None) -> Iterator[Trip
             raise PecoError(f"{path}: no images found")
         for index, name in enumerate(sorted(names, key=lambda name: hashed(name, 0))[:count]):
             try:
-                image = decode(archive.read(name))
+                image = open_picture(archive.read(name))
+                pixels = views.apply(image, views.center(*image.size), size)
             except PecoError as error:
                 raise PecoError(f"{path}: {name}: {error}") from None
-            pixels = views.apply(image, views.center(*image.size), size)
             yield generate(pixels.transpose(2, 0, 1) / 255, index)
 
 

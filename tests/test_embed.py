@@ -22,6 +22,7 @@ from PIL import Image
 import peco
 from peco import cli
 from peco.data import views
+from peco.data.images import Picture
 from peco.use.npy_rows import NpyRows
 
 COUNT = 7
@@ -53,7 +54,7 @@ def embed(*arguments: str) -> np.ndarray:
 def tokens_of(name: str, block: int | None) -> torch.Tensor:
     """Patch tokens (L, D) of a block, or after the final norm, by timm alone."""
     model = peco.load_backbone("artifacts/backbone")
-    image = Image.open(name).convert("RGB")
+    image = Picture(np.asarray(Image.open(name).convert("RGB")))
     pixels_HWC = torch.tensor(views.apply(image, views.center(*image.size), tiny_models.CFG.loader.image_size))
     x_BCHW = 2 * pixels_HWC.permute(2, 0, 1)[None].float() / 255 - 1
     with torch.no_grad():

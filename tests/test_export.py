@@ -21,6 +21,7 @@ from torch import Tensor
 import peco
 from peco import cli
 from peco.data import views
+from peco.data.images import Picture
 
 SIZE = tiny_models.CFG.loader.image_size
 
@@ -108,7 +109,7 @@ def test_the_preprocessing_in_transformers_is_that_of_the_evaluations(models: Pa
     image = Image.fromarray(ramp.astype(np.uint8))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "beit")
     found = processor(image, return_tensors="pt")["pixel_values"][0]
-    pixels_HWC = torch.tensor(views.apply(image, views.center(*image.size), SIZE))
+    pixels_HWC = torch.tensor(views.apply(Picture(np.asarray(image)), views.center(*image.size), SIZE))
     torch.testing.assert_close(found, 2 * pixels_HWC.permute(2, 0, 1).float() / 255 - 1, atol=0.05, rtol=0)
 
 

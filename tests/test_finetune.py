@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
+from peco.data.images import Picture
 from peco.evaluate.finetune import model as finetune
 from peco.evaluate.finetune.task import FinetuneTask
 from peco.mim.model import build_backbone
@@ -38,8 +38,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "m"
 
 
-def photo(width: int = 60, height: int = 40) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def photo(width: int = 60, height: int = 40) -> Picture:
+    return Picture(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @given(st.integers(1, 80), st.integers(1, 80), st.integers(0, 1000))
@@ -60,7 +60,7 @@ def test_augmentations_vary_with_epoch_and_can_be_switched_off() -> None:
     views = [finetune.augment(photo(), (0, epoch, 7, 3), 32, FINETUNE).tobytes() for epoch in range(8)]
     assert len(set(views)) == 8
     plain = dataclasses.replace(FINETUNE, rand_augment=None, random_erase=0.0, crop_scale=(1.0, 1.0))
-    flat = Image.new("RGB", (50, 40), (10, 200, 30))
+    flat = Picture(np.full((40, 50, 3), (10, 200, 30), np.uint8))
     assert (finetune.augment(flat, (0, 1, 7, 3), 32, plain) == np.array([10, 200, 30])).all()
     assert (
         len({finetune.augment(photo(), (0, epoch, 7, 3), 32, plain).tobytes() for epoch in range(8)}) > 1
@@ -72,7 +72,7 @@ def test_every_operation_of_rand_augment_runs_at_every_strength() -> None:
         for op in finetune.rand_augment(strength, 32).ops:  # type: ignore[attr-defined]
             op.prob = 1.0
             for _ in range(5):
-                assert op(photo(32, 32)).size == (32, 32)
+                assert op(photo(32, 32).to_pil()).size == (32, 32)
     finetune.rand_augment.cache_clear()
 
 

@@ -219,7 +219,7 @@ def test_formats_of_phones_and_cameras_are_stored_as_webdataset_reads_them(endin
         assert member is not None
         kept = member.read()
     assert (kept == data) == (ending in ("jfif", "png"))
-    sample = next(open_shards(shards, "train").read(0, 1)).decode()
+    sample = next(open_shards(shards, "train").read(0, 1)).open().to_pil()
     error = np.abs(np.asarray(sample).astype(int) - np.asarray(smooth).astype(int)).mean()
     assert error < (6 if stored == "jpg" else 0.1)
 
@@ -274,10 +274,10 @@ def test_twelve_bits_of_sixteen_are_reported_and_can_be_stretched(tmp_path: Path
         "warning: 4 16-bit images have values from 100 to 4000; dataset.range_16bit is 0 to 65535, so they come out nearly black; "
         "set it to [100, 4000], or to the range of the camera"
     )
-    assert np.asarray(next(open_shards(shards, "train").read(0, 1)).decode()).max() == 16
+    assert np.asarray(next(open_shards(shards, "train").read(0, 1)).open().to_pil()).max() == 16
     index, shards = packed(tmp_path / "bright", root, range_16bit=(100, 4000))
     assert index["notes"][-1] == "4 16-bit images have values from 100 to 4000; dataset.range_16bit is 100 to 4000"
-    pixels = np.asarray(next(open_shards(shards, "train").read(0, 1)).decode())
+    pixels = np.asarray(next(open_shards(shards, "train").read(0, 1)).open().to_pil())
     assert (pixels.min(), pixels.max()) == (0, 255)
     index, _ = packed(tmp_path / "clipped", root, range_16bit=(0, 2000))
     assert index["notes"][-1].endswith("so values outside are clipped")

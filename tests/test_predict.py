@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 from peco import cli
 from peco.core import artifacts
 from peco.data import views
+from peco.data.images import Picture
 from peco.evaluate.detection import model as detection
 from peco.evaluate.detection import storage as detectors
 from peco.evaluate.segmentation import model as segmentation
@@ -85,7 +86,7 @@ def test_classes_and_scores_are_those_of_plain_timm(models: Path) -> None:
         "photos/sub/5.jpg", "photos/sub/6.png",
     ]  # fmt: skip
     for record in found:
-        image = rgb(record["image"])
+        image = Picture(np.asarray(rgb(record["image"])))
         pixels_HWC = torch.tensor(views.apply(image, views.center(*image.size), model.pretrained_cfg["input_size"][1]))
         with torch.no_grad():
             probability_K = model(2 * pixels_HWC.permute(2, 0, 1)[None].float() / 255 - 1).softmax(1)[0]

@@ -122,7 +122,7 @@ def test_plain_webdataset_reads_them(written: Path) -> None:
     assert [s["__key__"] for s in samples] == [s.key for s in ours]
     assert [s["cls"] for s in samples] == [s.label for s in ours]
     for i, (theirs, our) in enumerate(zip(samples, ours, strict=True)):
-        assert (np.asarray(theirs[kinds[i % 4]]) == np.asarray(our.decode())).all()
+        assert (np.asarray(theirs[kinds[i % 4]]) == np.asarray(our.open().to_pil())).all()
 
 
 @pytest.mark.parametrize("workers", [1, 5])
@@ -382,7 +382,7 @@ def test_truncated_images_are_never_filled_up() -> None:
 
 def test_an_error_names_the_sample() -> None:
     with pytest.raises(PecoError, match="sample 0001-x: empty file; run `dvc checkout`"):
-        Sample(1, "0001-x", b"", 0).decode()
+        Sample(1, "0001-x", b"", 0).open()
 
 
 # --- reading
@@ -468,5 +468,5 @@ def test_cifar10_is_packed_whole_and_shuffled(tmp_path: Path) -> None:
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert np.bincount(train.labels[:1000]).min() > 60  # well shuffled
     for sample in train.read(24_990, 25_010):
-        assert sample.decode().size == (32, 32)
+        assert sample.open().size == (32, 32)
         assert sample.key.split("-")[1].startswith(f"train_{index['classes'][sample.label]}_")

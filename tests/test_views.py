@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from peco.core import config
 from peco.data import views
+from peco.data.images import Picture
 
 DISTRIBUTION = config.ViewDistribution(
     scale=(0.1, 1.0),
@@ -26,8 +32,12 @@ PLAIN = config.ViewDistribution(
 )
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+def noise(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def picture(width: int, height: int) -> Picture:
+    return Picture(noise(width, height))
 
 
 @settings(max_examples=100, deadline=None)
@@ -55,15 +65,13 @@ def test_crops_lie_inside_and_follow_the_distribution(seed: int, width: int, hei
 
 
 def test_the_plain_distribution_changes_nothing() -> None:
-    image = picture(32, 32)
     view = views.draw(np.random.default_rng(0), PLAIN, 32, 32)
-    assert np.array_equal(views.apply(image, view, 32), np.asarray(image))
+    assert np.array_equal(views.apply(picture(32, 32), view, 32), noise(32, 32))
 
 
 def test_flip_mirrors_left_and_right() -> None:
-    image = picture(16, 16)
-    flipped = views.apply(image, views.View(0, 0, 16, 16, flip=True), 16)
-    assert np.array_equal(flipped, np.asarray(image)[:, ::-1])
+    flipped = views.apply(picture(16, 16), views.View(0, 0, 16, 16, flip=True), 16)
+    assert np.array_equal(flipped, noise(16, 16)[:, ::-1])
 
 
 def test_grayscale_has_no_color_and_a_full_turn_of_hue_changes_nothing() -> None:
@@ -71,16 +79,12 @@ def test_grayscale_has_no_color_and_a_full_turn_of_hue_changes_nothing() -> None
     gray = views.apply(image, views.View(0, 0, 16, 16, grayscale=True), 16)
     assert (gray[..., 0] == gray[..., 1]).all()
     turned = views.apply(image, views.View(0, 0, 16, 16, hue=0.5), 16).astype(int)
-    back = views.apply(Image.fromarray(turned.astype(np.uint8)), views.View(0, 0, 16, 16, hue=-0.5), 16).astype(int)
-    assert abs(back - np.asarray(image).astype(int)).mean() < 4
+    back = views.apply(Picture(turned.astype(np.uint8)), views.View(0, 0, 16, 16, hue=-0.5), 16).astype(int)
+    assert abs(back - noise(16, 16).astype(int)).mean() < 4
 
 
 def test_solarize_inverts_only_bright_pixels() -> None:
-    image = picture(16, 16)
-    before, after = (
-        np.asarray(image).astype(int),
-        views.apply(image, views.View(0, 0, 16, 16, solarize=True), 16),
-    )
+    before, after = noise(16, 16).astype(int), views.apply(picture(16, 16), views.View(0, 0, 16, 16, solarize=True), 16)
     assert np.array_equal(after, np.where(before < views.SOLARIZE_THRESHOLD, before, 255 - before))
 
 
@@ -94,3 +98,51 @@ def test_draws_follow_the_probabilities() -> None:
     for name, expected in (("flip", 0.5), ("grayscale", 0.2), ("blur", 0.5), ("solarize", 0.2)):
         assert abs(np.mean([bool(getattr(v, name)) for v in drawn]) - expected) < 0.04
     assert abs(np.mean([v.brightness != 1.0 for v in drawn]) - 0.8) < 0.04
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([8, 32, 64, 224]))
+def test_crops_are_those_of_pillow_to_two_levels_and_colors_are_exact(seed: int, size: int) -> None:
+    colors = dataclasses.replace(
+        DISTRIBUTION, jitter=(0.4, 0.4, 0.4, 0), jitter_prob=1, grayscale=0, blur=0, solarize=0
+    )
+    view = views.draw(np.random.default_rng(seed), colors, 300, 200)
+    image, box = picture(300, 200), (view.left, view.top, view.left + view.width, view.top + view.height)
+    plain = views.apply(image, dataclasses.replace(view, brightness=1.0, contrast=1.0, saturation=1.0), size)
+    expected = image.to_pil().crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    flipped = np.asarray(expected)[:, ::-1] if view.flip else np.asarray(expected)
+    assert abs(plain.astype(int) - flipped.astype(int)).max() <= 2
+    changed = Image.fromarray(plain)
+    for enhance, factor in (
+        (ImageEnhance.Brightness, view.brightness),
+        (ImageEnhance.Contrast, view.contrast),
+        (ImageEnhance.Color, view.saturation),
+    ):
+        changed = enhance(changed).enhance(factor)
+    assert np.array_equal(views.apply(image, view, size), np.asarray(changed))
+
+
+VIEWS_OF_NOISE = """
+import dataclasses, hashlib, sys
+import numpy as np
+from peco.core import config
+from peco.data import views
+from peco.data.images import Picture
+
+rng, digest = np.random.default_rng(0), hashlib.sha256()
+distribution = config.ViewDistribution((0.02, 1.0), (0.5, 2.0), 0.5, (0.4, 0.4, 0.4, 0), 0.5, 0, 0, 0)
+image = Picture(rng.integers(0, 256, (375, 500, 3), dtype=np.uint8))
+for _ in range(300):
+    view = views.draw(rng, distribution, 500, 375)
+    digest.update(np.ascontiguousarray(views.apply(image, view, int(rng.choice([16, 33, 64, 224])))))
+print(digest.hexdigest())
+"""
+SHA256 = "df22adc22187e0ce627ae8eed30e5595c819d7b8fd0baf2c15a052e1faa61d15"
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_pixels_are_the_same_with_any_instructions_of_the_cpu(capability: str) -> None:
+    """torch falls back to what the CPU has. The digest makes a change of bytes by a new version of a library visible."""
+    env = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run([sys.executable, "-c", VIEWS_OF_NOISE], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == SHA256

@@ -3,7 +3,7 @@
 The global order is defined in `peco/data/order.py`. Here each lane reads runs of samples from the shards and holds one shuffle
 window of them; worker processes decode, transform and collate the samples of a step for the rank that owns them.
 
-An image has four types on its way: encoded bytes (`Sample.encoded`), a decoded PIL image (`Sample.decode`), uint8 pixels (H, W, 3)
+An image has four types on its way: encoded bytes (`Sample.encoded`), an upright `Picture` (`Sample.open`), uint8 pixels (H, W, 3)
 in the fields of a transform, and float32 (B, 3, H, W) in [0, 1] in a batch on its device.
 """
 
@@ -223,6 +223,24 @@ def to_device(parts: list[Batch], device: torch.device) -> Batch:
     for name in parts[0]:
         # Pixels are moved as uint8, a quarter of the traffic, from pinned memory, and concatenated on the device.
         moved = [part[name].to(device, non_blocking=True) for part in parts]
-        values = moved[0] if len(moved) == 1 else torch.cat(moved)
-        batch[name] = values.permute(0, 3, 1, 2).contiguous().float().div_(255) if name.startswith("image") else values
+        if name.startswith("image"):
+            batch[name] = _to_float(moved)
+        else:
+            batch[name] = moved[0] if len(moved) == 1 else torch.cat(moved)
     return batch
+
+
+def _to_float(parts_BHWC: list[Tensor]) -> Tensor:
+    """From uint8 pixels to one float32 (B, 3, H, W) in [0, 1]."""
+    height, width, channels = parts_BHWC[0].shape[1:]
+    shape = (sum(len(part) for part in parts_BHWC), channels, height, width)
+    if parts_BHWC[0].is_cuda:
+        x_BCHW = torch.empty(shape, device=parts_BHWC[0].device)
+    else:
+        # NumPy asks for huge pages, torch doesn't: fresh pages of 4 KiB take longer than the conversion.
+        x_BCHW = torch.from_numpy(np.empty(shape, np.float32))
+    start = 0
+    for part in parts_BHWC:
+        x_BCHW[start : start + len(part)].copy_(part.permute(0, 3, 1, 2))
+        start += len(part)
+    return x_BCHW.div_(255)

@@ -20,7 +20,7 @@ class RandomView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = sample.decode()
+        image = sample.open()
         view = views.draw(
             sample_rng(self.seed, epoch, sample.index, VIEW), self.distribution, image.width, image.height
         )
@@ -34,6 +34,6 @@ class CenterView:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = sample.decode()
+        image = sample.open()
         pixels = views.apply(image, views.center(image.width, image.height), self.size)
         return {"index": sample.index, "label": sample.label, "image": pixels}

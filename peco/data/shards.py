@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from peco.core.errors import PecoError
 from peco.core.parsing import JSON_ERRORS, NPY_ERRORS
-from peco.data.images import MAX_PIXELS, decode
+from peco.data.images import MAX_PIXELS, Picture, open_picture
 from peco.data.shard_index import check_index
 
 VERSION = 1  # of the layout described above
@@ -47,16 +46,16 @@ class Sample:
     max_pixels: int = MAX_PIXELS  # that the shards were written with
     shard: str = ""  # path of its tar, for messages
 
-    def decode(self) -> Image.Image:
-        """The decoded image (see `peco.data.images.decode`).
+    def open(self) -> Picture:
+        """The image (see `peco.data.images.open_picture`).
 
         Raises:
             PecoError: the image is damaged.
         """
-        try:
-            return decode(self.encoded, max_pixels=self.max_pixels)
-        except PecoError as error:
-            raise PecoError(f"{self.shard}: sample {self.key}: {error}; {_REMEDY}") from None
+        return open_picture(self.encoded, max_pixels=self.max_pixels, explain=self._explain)
+
+    def _explain(self, reason: str) -> str:
+        return f"{self.shard}: sample {self.key}: {reason}; {_REMEDY}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,12 @@
 A view is every random decision of the augmentation of one image: crop, flip, colour. `draw` draws it once, `to_record` stores it
 next to a token grid, and `apply` makes the same pixels from it each time. So token targets can be computed once, by a stage of
 their own, and still belong to exactly the crop that pre-training reads.
+
+The crop is resized by torch's bicubic filter with antialiasing in 8 bits (that of Pillow, to one level, in a third of the time).
+Its arithmetic is in integers, and its pixels are the same with AVX-512, AVX2 and without (`tests/test_views.py`). Changes of colour
+are single multiplications and additions in float32, which are the same on any CPU, too.
+
+Legend: C colour, H W pixels.
 """
 
 from __future__ import annotations
@@ -12,13 +18,18 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
 
 from peco.core import config
+from peco.data.images import Picture
 
 CROP_ATTEMPTS = 10
 BLUR_SIGMA = (0.1, 2.0)  # pixels at 224; scaled with the size of the view
 SOLARIZE_THRESHOLD = 128
+ENOUGH = 2  # pixels of a crop along each side, in units of the view's; a larger JPEG may be decoded at a reduced size
 
 
 @dataclass(frozen=True)
@@ -88,39 +99,73 @@ def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width:
     )
 
 
-def apply(image: Image.Image, view: View, size: int) -> np.ndarray:
-    """Pixels of a view: uint8 of shape (size, size, 3).
+def apply(image: Picture, view: View, size: int) -> np.ndarray:
+    """Pixels of a view: uint8 of shape (size, size, 3), in memory colour by colour as in a batch of (B, 3, size, size).
 
     Args:
-        image: upright RGB image of the size that the view was drawn for.
+        image: has the size that the view was drawn for.
         view: the view.
         size: side in pixels.
 
     Raises:
         ValueError: the crop isn't inside the image: the view was drawn for another one.
+        PecoError: the image is damaged.
     """
+    x_CHW = _crop(image, view, size)
+    if view.flip:
+        x_CHW = x_CHW.flip(2)
+    if (view.brightness, view.contrast, view.saturation) != (1.0, 1.0, 1.0):
+        x_CHW = _jitter(x_CHW, view)
+    pixels: np.ndarray = x_CHW.permute(1, 2, 0).numpy()
+    if view.hue == 0.0 and not view.grayscale and view.blur == 0.0 and not view.solarize:
+        return pixels
+    picture = Image.fromarray(pixels)
+    if view.hue != 0.0:
+        picture = _shift_hue(picture, view.hue)
+    if view.grayscale:
+        picture = picture.convert("L").convert("RGB")
+    if view.blur > 0.0:
+        picture = picture.filter(ImageFilter.GaussianBlur(view.blur * size / 224))
+    if view.solarize:
+        picture = ImageOps.solarize(picture, SOLARIZE_THRESHOLD)
+    return np.asarray(picture)
+
+
+def _crop(image: Picture, view: View, size: int) -> Tensor:
+    """The crop, resized: uint8 (3, size, size)."""
     box = (view.left, view.top, view.left + view.width, view.top + view.height)
     if view.left < 0 or view.top < 0 or box[2] > image.width or box[3] > image.height:
         raise ValueError(f"view {box} lies outside an image of {image.width}x{image.height}")
-    pixels = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if view.flip:
-        pixels = ImageOps.mirror(pixels)
-    for enhance, factor in (
-        (ImageEnhance.Brightness, view.brightness),
-        (ImageEnhance.Contrast, view.contrast),
-        (ImageEnhance.Color, view.saturation),
-    ):
-        if factor != 1.0:
-            pixels = enhance(pixels).enhance(factor)
-    if view.hue != 0.0:
-        pixels = _shift_hue(pixels, view.hue)
-    if view.grayscale:
-        pixels = pixels.convert("L").convert("RGB")
-    if view.blur > 0.0:
-        pixels = pixels.filter(ImageFilter.GaussianBlur(view.blur * size / 224))
-    if view.solarize:
-        pixels = ImageOps.solarize(pixels, SOLARIZE_THRESHOLD)
-    return np.asarray(pixels)
+    crop_HWC = torch.from_numpy(image.crop(box, ENOUGH * size).copy())
+    x_1CHW = crop_HWC.permute(2, 0, 1)[None]
+    x_CHW: Tensor = F.interpolate(x_1CHW, (size, size), mode="bicubic", antialias=True)[0]
+    return x_CHW
+
+
+def _jitter(pixels_CHW: Tensor, view: View) -> Tensor:
+    """Change brightness, contrast and saturation, in this order, to the values of Pillow's ImageEnhance."""
+    x_CHW = pixels_CHW.float()
+    if view.brightness != 1.0:
+        x_CHW.mul_(view.brightness).clamp_(0, 255).floor_()
+    if view.contrast != 1.0:
+        mean = float(_luma(x_CHW).sum(dtype=torch.float64)) / x_CHW[0].numel()
+        _extrapolate(x_CHW, math.floor(mean + 0.5), view.contrast)
+    if view.saturation != 1.0:
+        _extrapolate(x_CHW, _luma(x_CHW), view.saturation)
+    return x_CHW.byte()
+
+
+def _extrapolate(x_CHW: Tensor, start: Tensor | float, factor: float) -> None:
+    """Move values away from `start` by a factor, in place, clip them to 0 to 255 and round them down."""
+    x_CHW.sub_(start).mul_(factor).add_(start).clamp_(0, 255).floor_()
+
+
+def _luma(x_CHW: Tensor) -> Tensor:
+    """Grey levels (H, W) of whole levels of RGB, by Pillow's weights; all sums are whole and below 2^24, so exact in float32."""
+    red_HW, green_HW, blue_HW = x_CHW
+    sum_HW = red_HW.mul(19595).add_(green_HW, alpha=38470).add_(blue_HW, alpha=7471).add_(32768)
+    grey_HW: Tensor = sum_HW.mul_(1 / 65536).floor_()
+    return grey_HW
 
 
 def _draw_crop(

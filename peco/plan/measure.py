@@ -5,6 +5,7 @@ Legend: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from peco.core import config
 from peco.core.errors import PecoError
 from peco.data import views
-from peco.data.images import decode
+from peco.data.images import open_picture
 from peco.plan.networks import Network
 
 COUNTED = 2  # images
@@ -134,13 +135,11 @@ def seconds_of_view(encoded: tuple[bytes, ...], distribution: config.ViewDistrib
     rng = np.random.default_rng(0)
     began = time.perf_counter()
     for data in encoded:
-        try:
-            image = decode(data)
-        except PecoError:  # the stage `shards` counts it
-            continue
-        if distribution is None:
-            view = views.center(image.width, image.height)
-        else:
-            view = views.draw(rng, distribution, image.width, image.height)
-        views.apply(image, view, size)
+        with contextlib.suppress(PecoError):  # the stage `shards` counts it
+            image = open_picture(data)
+            if distribution is None:
+                view = views.center(image.width, image.height)
+            else:
+                view = views.draw(rng, distribution, image.width, image.height)
+            views.apply(image, view, size)
     return (time.perf_counter() - began) / max(1, len(encoded))

@@ -57,7 +57,7 @@ class TwoViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = sample.decode()
+        image = sample.open()
         fields: Fields = {"index": sample.index}
         for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
             rng = sample_rng(self.seed, epoch, sample.index, purpose)

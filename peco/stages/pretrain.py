@@ -49,7 +49,7 @@ class MaskedView:
     tokenizer_size: int | None
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = sample.decode()
+        image = sample.open()
         mask = block_mask(sample_rng(self.seed, epoch, sample.index, MASK), self.grid, self.grid, self.masking)
         fields: Fields = {"index": sample.index, "mask": mask.ravel()}
         if self.store.views:

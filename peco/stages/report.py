@@ -41,7 +41,7 @@ CODE_IMAGES = 512  # for the counts of codes
 GALLERY_CODES, GALLERY_PATCHES = 9, 8
 # Contact sheets have at most this number of classes, of images per class, and of pixels per side.
 SHEET_CLASSES, SHEET_IMAGES, SHEET_SIZE = 24, 6, 96
-PACKAGES = ("peco", "torch", "timm", "numpy", "pillow")
+PACKAGES = ("peco", "torch", "timm", "numpy", "pillow", "simplejpeg")
 
 
 def main(run: StageRun) -> None:
@@ -193,7 +193,7 @@ def data(index: dict[str, Any]) -> dict[str, Any]:
 
 def thumbnails(shards: ShardSet, indices: np.ndarray) -> list[np.ndarray]:
     """Small evaluation views of some samples, all of the same size."""
-    images = [sample.decode() for i in indices.tolist() for sample in shards.read(i, i + 1)]
+    images = [sample.open() for i in indices.tolist() for sample in shards.read(i, i + 1)]
     size = min(SHEET_SIZE, *(min(image.size) for image in images))
     return [views.apply(image, views.center(image.width, image.height), size) for image in images]
 

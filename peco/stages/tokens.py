@@ -45,7 +45,7 @@ class StoredViews:
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
-        image = sample.decode()
+        image = sample.open()
         drawn = [
             views.draw(sample_rng(self.seed, v, sample.index, VIEW), self.distribution, image.width, image.height)
             for v in range(self.count)

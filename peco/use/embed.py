@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import nn
 
 from peco.core import artifacts
 from peco.core.device import select_device
 from peco.core.errors import PecoError
 from peco.data import views
+from peco.data.images import Picture
 from peco.networks.backbones import block_count
 from peco.probes.features import NORM, patch_tokens
 from peco.use.images import Loaded, Unreadable, find, load, one_line, printable
@@ -77,7 +77,7 @@ class Embedder:
             )
         return cls(model, _block(block, depth), patches, artifacts.input_size(folder))
 
-    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+    def prepare(self, image: Picture) -> NDArray[np.uint8]:
         """The centre square of an image, uint8 (size, size, 3)."""
         return views.apply(image, views.center(image.width, image.height), self.size)
 

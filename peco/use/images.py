@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from PIL import Image
-
 from peco.annotations.photos import files_below
 from peco.core.errors import PecoError
-from peco.data.images import decode
+from peco.data.images import Picture, open_picture
 from peco.files.archives import Archive, open_archive
 from peco.files.names import IMAGE_EXTENSIONS, extension, is_mac_metadata
 from peco.files.tar_archive import TarArchive
@@ -111,13 +109,13 @@ def locate(name: str) -> Found | None:
 
 
 def load(
-    items: Iterable[Found], prepare: Callable[[Image.Image], T], batch_size: int
+    items: Iterable[Found], prepare: Callable[[Picture], T], batch_size: int
 ) -> Iterator[list[Loaded[T] | Unreadable]]:
     """Read, decode and prepare images, in their order, in lists of `batch_size`, ahead of their use in threads.
 
     Args:
         items: from `find`.
-        prepare: called in a thread with the upright RGB image.
+        prepare: called in a thread with the image.
         batch_size: images in a list; the last one may be shorter.
     """
     with _Archives() as archives, ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
@@ -133,11 +131,11 @@ def load(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _prepared(name: str, encoded: bytes | Unreadable, prepare: Callable[[Image.Image], T]) -> Loaded[T] | Unreadable:
+def _prepared(name: str, encoded: bytes | Unreadable, prepare: Callable[[Picture], T]) -> Loaded[T] | Unreadable:
     if isinstance(encoded, Unreadable):
         return encoded
     try:
-        return Loaded(name, prepare(decode(encoded)))
+        return Loaded(name, prepare(open_picture(encoded)))
     except PecoError as error:
         return Unreadable(name, str(error))
 

@@ -19,6 +19,7 @@ from peco.core import artifacts
 from peco.core.device import select_device
 from peco.core.errors import PecoError
 from peco.data import views
+from peco.data.images import Picture
 from peco.use import coco
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Predictor(Protocol):
     classes: tuple[str, ...]
     batch_size: int
 
-    def prepare(self, image: Image.Image) -> Any:
-        """The model's input of an image, which is upright and RGB; called in a thread."""
+    def prepare(self, image: Picture) -> Any:
+        """The model's input of an image; called in a thread."""
 
     def predict(self, prepared: Sequence[Any]) -> list[Prediction]: ...
 
@@ -117,9 +118,9 @@ class Classifier:
         self._mean_C11, self._std_C11 = (t.to(self._device) for t in artifacts.normalization(self._model))
         self._top_k, self._pictures = min(options.top_k, len(self.classes)), options.pictures
 
-    def prepare(self, image: Image.Image) -> tuple[NDArray[np.uint8], Image.Image | None]:
+    def prepare(self, image: Picture) -> tuple[NDArray[np.uint8], Image.Image | None]:
         pixels = views.apply(image, views.center(image.width, image.height), self._size)
-        return pixels, _resized(image) if self._pictures else None
+        return pixels, _resized(image.to_pil()) if self._pictures else None
 
     @torch.no_grad()
     def predict(self, prepared: Sequence[tuple[NDArray[np.uint8], Image.Image | None]]) -> list[Prediction]:
@@ -154,8 +155,8 @@ class Segmenter:
         self._model = segmenter.to(select_device())
         self._pictures = options.pictures
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        return image
+    def prepare(self, image: Picture) -> Image.Image:
+        return image.to_pil()
 
     def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
         masks = self._predict(self._model, images)
@@ -191,8 +192,8 @@ class Detector:
         self._model = loaded.model.to(select_device())
         self._min_score, self._pictures = options.min_score, options.pictures
 
-    def prepare(self, image: Image.Image) -> Image.Image:
-        return image
+    def prepare(self, image: Picture) -> Image.Image:
+        return image.to_pil()
 
     def predict(self, images: Sequence[Image.Image]) -> list[Prediction]:
         found = self._detect(self._model, images, self._size)

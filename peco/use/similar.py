@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from peco.core.errors import PecoError
 from peco.core.parsing import NPY_ERRORS, reason
 from peco.core.publishing import write_file
+from peco.data.images import Picture
 from peco.use.embed import VECTORS, Embedder, read_names
 from peco.use.images import Found, Loaded, load, locate, one_line, printable
 from peco.use.output import read_settings
@@ -126,8 +126,9 @@ def _figure(name: str, note: str) -> str:
     return f"<figure>{picture}<figcaption>{note}<br>{text}</figcaption></figure>"
 
 
-def _thumbnail(image: Image.Image) -> str:
+def _thumbnail(picture: Picture) -> str:
     """A small JPEG as a data URI."""
+    image = picture.to_pil()
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)

@@ -13,7 +13,7 @@ from torch import Tensor
 from peco.core import artifacts
 from peco.core.errors import PecoError
 from peco.data import views
-from peco.data.images import decode
+from peco.data.images import open_picture
 from peco.tokenizer import storage
 from peco.tokenizer.image_metrics import psnr
 from peco.tokenizer.model import PerceptualTokenizer
@@ -82,11 +82,11 @@ def load_images(paths: Sequence[str], size: int) -> Iterator[tuple[str, Tensor]]
     """
     for path in paths:
         try:
-            image = decode(Path(path).read_bytes())
+            image = open_picture(Path(path).read_bytes())
+            pixels = views.apply(image, views.center(image.width, image.height), size)
         except (OSError, PecoError) as error:
             reason = (error.strerror or error) if isinstance(error, OSError) else error
             raise PecoError(f"{path}: can't be read as an image: {reason}") from None
-        pixels = views.apply(image, views.center(image.width, image.height), size)
         yield path, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div_(255)
 
 

@@ -13,6 +13,7 @@ Legend: C = 3 channels, S pixels a side.
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ import numpy as np
 from peco.core.errors import PecoError
 from peco.core.parsing import NPY_ERRORS
 from peco.data import views
-from peco.data.images import decode
+from peco.data.images import open_picture
 from peco.data.loader import eval_batches
 from peco.data.samples import CenterView
 from peco.data.shards import ShardSet
@@ -134,11 +135,7 @@ class TwoAfc:
         names = self.items[index].images
         pictures = []
         for name in names:
-            encoded = self._archive.read(name)
-            try:
-                pictures.append(decode(encoded))
-            except PecoError as error:
-                raise PecoError(f"{self.path}: {name}: {error}; fix or remove the triplet") from None
+            pictures.append(open_picture(self._archive.read(name), explain=functools.partial(self._explain, name)))
             if pictures[-1].size != pictures[0].size:
                 sizes = [f"{picture.width}x{picture.height}" for picture in (pictures[0], pictures[-1])]
                 raise PecoError(
@@ -147,6 +144,9 @@ class TwoAfc:
         square = views.center(*pictures[0].size)
         reference, p0, p1 = (views.apply(p, square, size).transpose(2, 0, 1) / 255 for p in pictures)
         return reference, p0, p1
+
+    def _explain(self, name: str, reason: str) -> str:
+        return f"{self.path}: {name}: {reason}; fix or remove the triplet"
 
     def _item(self, category: str, name: str, members: dict[str, str], judged: bool) -> Item:
         for member in MEMBERS if judged else MEMBERS[:3]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.data import views
+from peco.data.images import Picture
 from peco.networks.backbones import Backbone
 
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -99,11 +100,11 @@ def seeded(key: Sequence[int]) -> Iterator[None]:
         np.random.set_state(before[1])
 
 
-def augment(image: Image.Image, key: Sequence[int], size: int, cfg: config.Finetune) -> np.ndarray:
+def augment(image: Picture, key: Sequence[int], size: int, cfg: config.Finetune) -> np.ndarray:
     """Draw a training view of an image.
 
     Args:
-        image: upright RGB.
+        image: the whole image.
         key: non-negative integers from which all random numbers follow, such as (seed, epoch, sample, purpose).
         size: side in pixels.
         cfg: `crop_scale`, `rand_augment` (timm's notation; None to disable) and `random_erase` (probability).

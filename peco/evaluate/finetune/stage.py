@@ -44,7 +44,7 @@ class AugmentedView:
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         key = (self.seed, epoch, sample.index, AUGMENT)
-        pixels = augment(sample.decode(), key, self.size, self.cfg)
+        pixels = augment(sample.open(), key, self.size, self.cfg)
         return {"index": sample.index, "label": sample.label, "image": pixels}
 
 
