@@ -9,8 +9,8 @@ rows in turn, and a ratio is that of two rows of one round. CPU time is that of 
 counts little; on an idle machine it is the time of a core.
 
 * Pillow; simplejpeg and torch: decode, crop, resize alone, the images in memory and the views drawn before;
-* training loader: `TrainLoader` from shards to float32 batches, with the views of the tokenizer (crop and flip) and of pre-training
-  (also colours and a mask, views and tokens from a token store);
+* training loader: `TrainLoader` from shards to float32 batches, or to uint8 batches that a GPU converts (the device "meta" stands
+  for it), with the views of the tokenizer (crop and flip) and of pre-training (also colours and a mask, from a token store);
 * torchvision, webdataset: ImageFolder, or the same shards, with torchvision's transforms on uint8 tensors, to float32 batches.
 """
 
@@ -173,8 +173,10 @@ class Data:
             LIBRARY: lambda: sum(library(*pair) for pair in pairs),
         }
         for view, transform in (("tokenizer", self.tokenizer_view), ("pre-training", self.pretrain_view)):
-            for workers in WORKERS:
-                rows[f"training loader, {view}, {workers} workers"] = self._training(transform, workers)
+            for target, device in (("float32", CPU), ("for a GPU", torch.device("meta"))):
+                for workers in WORKERS:
+                    name = f"training loader, {view}, {target}, {workers} workers"
+                    rows[name] = self._training(transform, workers, device)
         for workers in WORKERS:
             if importlib.util.find_spec("torchvision"):
                 rows[f"torchvision, {workers} workers"] = self._torchvision(workers)
@@ -182,7 +184,7 @@ class Data:
                     rows[f"webdataset, {workers} workers"] = self._webdataset(workers)
         return rows
 
-    def _training(self, transform: Transform, workers: int) -> Row:
+    def _training(self, transform: Transform, workers: int, device: torch.device) -> Row:
         loader = TrainLoader(
             self.shards,
             transform,
@@ -191,6 +193,7 @@ class Data:
             lanes=CFG.loader.lanes,
             buffer=CFG.loader.shuffle_buffer,
             workers=workers,
+            device=device,
         )
         return lambda: sum(len(batch["image"]) for batch in loader.batches(0, len(self.shards) // BATCH))
 

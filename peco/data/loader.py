@@ -232,13 +232,11 @@ def to_device(parts: list[Batch], device: torch.device) -> Batch:
 
 def _to_float(parts_BHWC: list[Tensor]) -> Tensor:
     """From uint8 pixels to one float32 (B, 3, H, W) in [0, 1]."""
-    height, width, channels = parts_BHWC[0].shape[1:]
+    (height, width, channels), device = parts_BHWC[0].shape[1:], parts_BHWC[0].device
     shape = (sum(len(part) for part in parts_BHWC), channels, height, width)
-    if parts_BHWC[0].is_cuda:
-        x_BCHW = torch.empty(shape, device=parts_BHWC[0].device)
-    else:
-        # NumPy asks for huge pages, torch doesn't: fresh pages of 4 KiB take longer than the conversion.
-        x_BCHW = torch.from_numpy(np.empty(shape, np.float32))
+    # NumPy asks for huge pages, torch doesn't: the first use of pages of 4 KiB takes longer than the conversion.
+    on_cpu = device.type == "cpu"
+    x_BCHW = torch.from_numpy(np.empty(shape, np.float32)) if on_cpu else torch.empty(shape, device=device)
     start = 0
     for part in parts_BHWC:
         x_BCHW[start : start + len(part)].copy_(part.permute(0, 3, 1, 2))

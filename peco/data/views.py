@@ -79,23 +79,24 @@ def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width:
     and after `CROP_ATTEMPTS` the centre. The number of random numbers drawn does not depend on the decisions.
     """
     left, top, crop_width, crop_height = _draw_crop(rng, distribution, width, height)
-    flip, jitter, gray, blur, solarize = rng.random(5)
-    factors = rng.uniform(-1, 1, 4) * (jitter < distribution.jitter_prob) * np.array(distribution.jitter)
-    brightness, contrast, saturation = (max(0.0, 1.0 + float(f)) for f in factors[:3])
+    flip, jitter, gray, blur, solarize = rng.random(5).tolist()
+    strength = [float(jitter < distribution.jitter_prob) * largest for largest in distribution.jitter]
+    factors = [share * largest for share, largest in zip(rng.uniform(-1, 1, 4).tolist(), strength, strict=True)]
+    brightness, contrast, saturation = (max(0.0, 1.0 + factor) for factor in factors[:3])
     sigma = rng.uniform(*BLUR_SIGMA)
     return View(
         left=left,
         top=top,
         width=crop_width,
         height=crop_height,
-        flip=bool(flip < distribution.flip),
+        flip=flip < distribution.flip,
         brightness=_float32(brightness),
         contrast=_float32(contrast),
         saturation=_float32(saturation),
         hue=_float32(factors[3]),
-        grayscale=bool(gray < distribution.grayscale),
+        grayscale=gray < distribution.grayscale,
         blur=_float32(sigma) if blur < distribution.blur else 0.0,
-        solarize=bool(solarize < distribution.solarize),
+        solarize=solarize < distribution.solarize,
     )
 
 
@@ -171,17 +172,16 @@ def _luma(x_CHW: Tensor) -> Tensor:
 def _draw_crop(
     rng: np.random.Generator, distribution: config.ViewDistribution, width: int, height: int
 ) -> tuple[int, int, int, int]:
-    areas = rng.uniform(*distribution.scale, CROP_ATTEMPTS) * width * height
-    aspects = np.exp(rng.uniform(math.log(distribution.ratio[0]), math.log(distribution.ratio[1]), CROP_ATTEMPTS))
-    offsets = rng.random(2)
-    widths = np.rint(np.sqrt(areas * aspects)).astype(int)
-    heights = np.rint(np.sqrt(areas / aspects)).astype(int)
-    fits = (widths >= 1) & (heights >= 1) & (widths <= width) & (heights <= height)
-    if not fits.any():
-        middle = center(width, height)
-        return middle.left, middle.top, middle.width, middle.height
-    w, h = int(widths[fits.argmax()]), int(heights[fits.argmax()])
-    return int(offsets[0] * (width - w + 1)), int(offsets[1] * (height - h + 1)), w, h
+    shares = rng.uniform(*distribution.scale, CROP_ATTEMPTS).tolist()
+    aspects = rng.uniform(math.log(distribution.ratio[0]), math.log(distribution.ratio[1]), CROP_ATTEMPTS).tolist()
+    x, y = rng.random(2).tolist()
+    for share, log_aspect in zip(shares, aspects, strict=True):
+        area, aspect = share * width * height, math.exp(log_aspect)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 1 <= w <= width and 1 <= h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    middle = center(width, height)
+    return middle.left, middle.top, middle.width, middle.height
 
 
 def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
