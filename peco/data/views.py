@@ -101,7 +101,7 @@ def draw(rng: np.random.Generator, distribution: config.ViewDistribution, width:
 
 
 def apply(image: Picture, view: View, size: int) -> np.ndarray:
-    """Pixels of a view: uint8 of shape (size, size, 3), in memory colour by colour as in a batch of (B, 3, size, size).
+    """Pixels of a view: uint8 of shape (size, size, 3).
 
     Args:
         image: has the size that the view was drawn for.
@@ -138,14 +138,14 @@ def _crop(image: Picture, view: View, size: int) -> Tensor:
     if view.left < 0 or view.top < 0 or box[2] > image.width or box[3] > image.height:
         raise ValueError(f"view {box} lies outside an image of {image.width}x{image.height}")
     crop_HWC = torch.from_numpy(image.crop(box, ENOUGH * size).copy())
-    x_1CHW = crop_HWC.permute(2, 0, 1)[None]
+    x_1CHW = crop_HWC[None].permute(0, 3, 1, 2)
     x_CHW: Tensor = F.interpolate(x_1CHW, (size, size), mode="bicubic", antialias=True)[0]
     return x_CHW
 
 
 def _jitter(pixels_CHW: Tensor, view: View) -> Tensor:
     """Change brightness, contrast and saturation, in this order, to the values of Pillow's ImageEnhance."""
-    x_CHW = pixels_CHW.float()
+    x_CHW = pixels_CHW.contiguous().float()
     if view.brightness != 1.0:
         x_CHW.mul_(view.brightness).clamp_(0, 255).floor_()
     if view.contrast != 1.0:
