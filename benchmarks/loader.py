@@ -224,18 +224,20 @@ class Data:
         for start in range(0, len(self.shards), BATCH):
             with timed("read"):
                 samples = list(self.shards.read(start, start + BATCH))
+            with timed("open"):
+                opened = [sample.open() for sample in samples]
+            with timed("draw"):
+                random = [sample_rng(CFG.seed, 0, sample.index, VIEW) for sample in samples]
+                drawn = [
+                    views.draw(rng, CFG.tokenizer.view, *image.size) for rng, image in zip(random, opened, strict=True)
+                ]
             fields = []
-            for sample in samples:
-                with timed("open"):
-                    image = sample.open()
-                with timed("draw"):
-                    rng = sample_rng(CFG.seed, 0, sample.index, VIEW)
-                    view = views.draw(rng, CFG.tokenizer.view, *image.size)
+            for image, view in zip(opened, drawn, strict=True):
                 with timed("decode"):
                     image.crop((0, 0, *image.size), max(image.size))
                 with timed("resize, flip"):
                     fields.append({"image": views.apply(image, view, SIZE)})
-            with timed("collate"):
+            with timed("stack"):
                 batch = collate(fields)
             with timed("to float32"):
                 to_device([batch], CPU)

@@ -28,7 +28,7 @@ from peco.core import artifacts, config, device, schema, workfiles
 from peco.core.errors import Interrupted, PecoError
 from peco.core.params import parse_params
 from peco.core.publishing import staging
-from peco.data.loader import Fields, TrainLoader, eval_batches
+from peco.data.loader import Fields, TrainLoader, collate, eval_batches, to_device
 from peco.data.samples import CenterView
 from peco.data.shards import Sample, open_shards
 from peco.data.tokens import TokenStore, write_index
@@ -176,13 +176,12 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     task = pretrain.TokenTask(model, tokenizer_storage.load(paths.TOKENIZER))
     for epoch in range(views):
         for sample in train.read(0, len(train)):
-            computed, expected = online(sample, epoch), stored(sample, epoch)
+            computed, expected = (to_device([collate([view(sample, epoch)])], device.CPU) for view in (online, stored))
             for name in ("image", "mask"):
                 np.testing.assert_array_equal(computed[name], expected[name])
-            x_BCHW = torch.tensor(computed["image_tokenizer"]).permute(2, 0, 1)[None].float().div_(255)
             with torch.autocast("cpu", torch.bfloat16):
-                targets_BL = task.targets({"image_tokenizer": x_BCHW})
-            np.testing.assert_array_equal(targets_BL[0], expected["tokens"])
+                targets_BL = task.targets(computed)
+            np.testing.assert_array_equal(targets_BL, expected["tokens"])
 
 
 # Pre-training

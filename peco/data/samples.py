@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from peco.core import config
 from peco.data import views
@@ -13,7 +14,7 @@ from peco.data.shards import Sample
 
 @dataclass(frozen=True)
 class RandomView:
-    """The random view of a sample in an epoch: "image", uint8 pixels (size, size, 3), and the "index" of the sample."""
+    """The random view of a sample in an epoch: "image" makes uint8 pixels (size, size, 3); "index" is that of the sample."""
 
     seed: int
     distribution: config.ViewDistribution
@@ -24,16 +25,16 @@ class RandomView:
         view = views.draw(
             sample_rng(self.seed, epoch, sample.index, VIEW), self.distribution, image.width, image.height
         )
-        return {"index": sample.index, "image": views.apply(image, view, self.size)}
+        return {"index": sample.index, "image": partial(views.apply, image, view, self.size)}
 
 
 @dataclass(frozen=True)
 class CenterView:
-    """The evaluation view of a sample: "image", uint8 pixels (size, size, 3), its "label" (-1: none) and its "index"."""
+    """The evaluation view of a sample: "image" makes uint8 pixels (size, size, 3); its "label" (-1: none) and "index"."""
 
     size: int
 
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         image = sample.open()
-        pixels = views.apply(image, views.center(image.width, image.height), self.size)
-        return {"index": sample.index, "label": sample.label, "image": pixels}
+        view = views.center(image.width, image.height)
+        return {"index": sample.index, "label": sample.label, "image": partial(views.apply, image, view, self.size)}

@@ -147,18 +147,22 @@ def _jitter(pixels_CHW: Tensor, view: View) -> Tensor:
     """Change brightness, contrast and saturation, in this order, to the values of Pillow's ImageEnhance."""
     x_CHW = pixels_CHW.contiguous().float()
     if view.brightness != 1.0:
-        x_CHW.mul_(view.brightness).clamp_(0, 255).floor_()
+        _to_levels(x_CHW.mul_(view.brightness), view.brightness)
     if view.contrast != 1.0:
         mean = float(_luma(x_CHW).sum(dtype=torch.float64)) / x_CHW[0].numel()
-        _extrapolate(x_CHW, math.floor(mean + 0.5), view.contrast)
+        start = math.floor(mean + 0.5)
+        _to_levels(x_CHW.sub_(start).mul_(view.contrast).add_(start), view.contrast)
     if view.saturation != 1.0:
-        _extrapolate(x_CHW, _luma(x_CHW), view.saturation)
+        luma_HW = _luma(x_CHW)
+        _to_levels(x_CHW.sub_(luma_HW).mul_(view.saturation).add_(luma_HW), view.saturation)
     return x_CHW.byte()
 
 
-def _extrapolate(x_CHW: Tensor, start: Tensor | float, factor: float) -> None:
-    """Move values away from `start` by a factor, in place, clip them to 0 to 255 and round them down."""
-    x_CHW.sub_(start).mul_(factor).add_(start).clamp_(0, 255).floor_()
+def _to_levels(x_CHW: Tensor, factor: float) -> None:
+    """Round values down, in place, and clip them to 0 to 255, which only a factor over 1 leaves."""
+    if factor > 1.0:
+        x_CHW.clamp_(0, 255)
+    x_CHW.floor_()
 
 
 def _luma(x_CHW: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +63,7 @@ class TwoViews:
         for name, purpose in (("image_1", VIEW), ("image_2", SECOND_VIEW)):
             rng = sample_rng(self.seed, epoch, sample.index, purpose)
             view = views.draw(rng, self.distribution, image.width, image.height)
-            fields[name] = views.apply(image, view, self.size)
+            fields[name] = partial(views.apply, image, view, self.size)
         return fields
 
 

@@ -7,6 +7,7 @@ starts from given weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,8 +59,8 @@ class MaskedView:
             rng = sample_rng(self.seed, epoch, sample.index, VIEW)
             view = views.draw(rng, self.distribution, image.width, image.height)
             if self.tokenizer_size is not None:
-                fields["image_tokenizer"] = views.apply(image, view, self.tokenizer_size)
-        fields["image"] = views.apply(image, view, self.size)
+                fields["image_tokenizer"] = partial(views.apply, image, view, self.tokenizer_size)
+        fields["image"] = partial(views.apply, image, view, self.size)
         return fields
 
 

@@ -86,7 +86,7 @@ class Images:
     def pixels(self, index: int) -> np.ndarray:
         """Read one image as uint8 (H, W, 3)."""
         (sample,) = self.split.read(index, index + 1)
-        image: np.ndarray = CenterView(self.size)(sample, 0)["image"]
+        image: np.ndarray = CenterView(self.size)(sample, 0)["image"]()
         return image
 
 
