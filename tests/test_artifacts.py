@@ -206,9 +206,9 @@ def test_a_tokenizer_refuses_a_first_batch_of_another_range(change: Callable[[to
 def test_backbone_with_its_prediction_head_comes_back(folder: Path) -> None:
     model = make_backbone(folder)
     loaded = mim_storage.load(folder)
-    mask = torch.arange(32).reshape(2, 16) % 3 == 0
+    masked = torch.tensor([[0, 3, 6, 9], [1, 4, 7, 15]])
     x = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(loaded(x, mask), model(x, mask), rtol=0, atol=0)
+    torch.testing.assert_close(loaded(x, masked), model(x, masked), rtol=0, atol=0)
     assert not loaded.training
 
 

@@ -30,12 +30,7 @@ def test_an_architecture_that_is_not_a_beit_is_refused(arch: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def half_masked() -> torch.Tensor:
-    """(2, 16): different patches of the two images, 5 of each."""
-    mask = torch.zeros(2, 16, dtype=torch.bool)
-    mask[0, [0, 3, 5, 6, 15]] = True
-    mask[1, [1, 2, 9, 10, 14]] = True
-    return mask
+MASKED = torch.tensor([[0, 3, 5, 6, 15], [1, 2, 9, 10, 14]])  # of the 16 patches of two images
 
 
 @pytest.mark.parametrize(
@@ -84,63 +79,91 @@ def test_initialization_is_that_of_beit() -> None:
 
 
 def test_logits_do_not_depend_on_pixels_under_the_mask() -> None:
-    model, mask = tiny().eval(), half_masked()
-    x = torch.rand(2, 3, 32, 32)
-    hidden = mask.reshape(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    other = torch.where(hidden, torch.rand_like(x), x)
-    torch.testing.assert_close(model(x, mask), model(other, mask), rtol=0, atol=0)
-    seen = torch.where(hidden, x, torch.rand_like(x))
-    assert not torch.allclose(model(x, mask), model(seen, mask))
-
-
-def test_logits_come_image_by_image_and_row_by_row() -> None:
-    model, mask = tiny().eval(), half_masked()
-    x = torch.rand(2, 3, 32, 32)
-    logits = model(x, mask)
-    assert logits.shape == (10, 10)
-    torch.testing.assert_close(logits[:5], model(x[:1], mask[:1]))
-    torch.testing.assert_close(logits[5:], model(x[1:], mask[1:]))
-    torch.testing.assert_close(model.predict(x, mask), model(x, mask).argmax(1))
-
-
-def test_without_a_mask_the_backbone_computes_what_plain_timm_does() -> None:
     model = tiny().eval()
     x = torch.rand(2, 3, 32, 32)
-    captured = []
-    hook = model.backbone.norm.register_forward_hook(lambda module, args, out: captured.append(out))
-    model(x, torch.zeros(2, 16, dtype=torch.bool))
-    hook.remove()
-    torch.testing.assert_close(captured[0], model.backbone.forward_features((x - 0.5) / 0.5))
+    mask = torch.zeros(2, 16, dtype=torch.bool).scatter_(1, MASKED, True)
+    hidden = mask.reshape(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    other = torch.where(hidden, torch.rand_like(x), x)
+    torch.testing.assert_close(model(x, MASKED), model(other, MASKED), rtol=0, atol=0)
+    seen = torch.where(hidden, x, torch.rand_like(x))
+    assert not torch.allclose(model(x, MASKED), model(seen, MASKED))
+
+
+def test_logits_come_image_by_image_in_the_order_of_the_masked_patches() -> None:
+    model = tiny().eval()
+    x = torch.rand(2, 3, 32, 32)
+    logits = model(x, MASKED)
+    assert logits.shape == (2, 5, 10)
+    for i in range(2):
+        torch.testing.assert_close(logits[i : i + 1], model(x[i : i + 1], MASKED[i : i + 1]))
+    torch.testing.assert_close(logits.flip(1), model(x, MASKED.flip(1)))
+    torch.testing.assert_close(model.predict(x, MASKED), logits.argmax(2))
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_and_gradients_are_those_of_whole_blocks(layer_scale: float | None, training: bool) -> None:
+    """The last block is computed at the masked patches alone; plain timm computes it everywhere."""
+    model = tiny(layer_scale=layer_scale, drop_path=0.3 if training else 0.0).train(training)
+    for p in model.parameters():  # so that biases take part too
+        torch.nn.init.normal_(p, std=0.2)
+    x = torch.rand(2, 3, 32, 32)
+
+    def by_timm() -> torch.Tensor:
+        beit = model.backbone
+        hidden = beit.patch_embed((x - 0.5) / 0.5)
+        for i in range(2):
+            hidden[i, MASKED[i]] = model.mask_token[0]
+        hidden = torch.cat([beit.cls_token.expand(2, -1, -1), hidden], dim=1)
+        for block in beit.blocks:
+            hidden = block(hidden)
+        hidden = beit.norm(hidden)[:, 1:]
+        return torch.stack([model.head(hidden[i, MASKED[i]]) for i in range(2)])
+
+    found = []
+    for forward in (lambda: model(x, MASKED), by_timm):
+        torch.manual_seed(1)  # of drop path
+        logits = forward()
+        found.append([logits, *torch.autograd.grad(logits.square().sum(), list(model.parameters()))])
+    for value, expected in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+def test_plain_attention_computes_the_same() -> None:
+    model, x = tiny().eval(), torch.rand(2, 3, 32, 32)
+    fused = model(x, MASKED)
+    model.plain_attention()
+    torch.testing.assert_close(model(x, MASKED), fused)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
     """Distributed training does not search for unused parameters."""
     model = tiny(drop_path=0.1).train()
-    model(torch.rand(2, 3, 32, 32), half_masked()).square().sum().backward()
+    model(torch.rand(2, 3, 32, 32), MASKED).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
 def test_loss_is_the_mean_over_masked_patches() -> None:
     torch.manual_seed(0)
-    mask, tokens, logits = half_masked(), torch.randint(0, 10, (2, 16)), torch.randn(10, 10)
-    loss, accuracy = mim_loss(logits, tokens, mask)
-    targets = [int(tokens[b, i]) for b in range(2) for i in range(16) if mask[b, i]]
-    rows = list(zip(logits.tolist(), targets, strict=True))
+    tokens, logits = torch.randint(0, 10, (2, 16)), torch.randn(2, 5, 10)
+    loss, accuracy = mim_loss(logits, tokens, MASKED)
+    targets = [int(tokens[b, i]) for b in range(2) for i in MASKED[b]]
+    rows = list(zip(logits.flatten(0, 1).tolist(), targets, strict=True))
     by_hand = [math.log(sum(math.exp(v) for v in row)) - row[t] for row, t in rows]
     assert loss.item() == pytest.approx(sum(by_hand) / 10, rel=1e-5)
     assert accuracy.item() == pytest.approx(sum(row[t] == max(row) for row, t in rows) / 10)
-    assert mim_loss(torch.full((10, 10), 0.0), tokens, mask)[0].item() == pytest.approx(math.log(10))
+    assert mim_loss(torch.zeros(2, 5, 10), tokens, MASKED)[0].item() == pytest.approx(math.log(10))
 
 
 def test_masked_patches_are_learned_from_visible_ones() -> None:
     """The colour of an image is the code of all its patches, so visible patches determine the masked ones."""
-    model, mask = tiny(codes=4, layer_scale=None), half_masked()[:1].expand(8, 16)
+    model, masked = tiny(codes=4, layer_scale=None), MASKED[:1].expand(8, 5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     levels = torch.tensor([0.1, 0.4, 0.6, 0.9])
     for _ in range(60):
         code = torch.randint(0, 4, (8,))
         x = levels[code].reshape(8, 1, 1, 1).expand(8, 3, 32, 32)
-        loss, accuracy = mim_loss(model(x, mask), code[:, None].expand(8, 16), mask)
+        loss, accuracy = mim_loss(model(x, masked), code[:, None].expand(8, 16), masked)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -159,14 +182,14 @@ def test_patches_are_rows_of_pixels_row_by_row() -> None:
 
 def test_pixel_loss_is_the_squared_error_of_normalized_patches() -> None:
     torch.manual_seed(0)
-    x, mask = torch.rand(2, 3, 32, 32), half_masked()
-    predicted = torch.randn(10, 192)
+    x, predicted = torch.rand(2, 3, 32, 32), torch.randn(2, 5, 192)
     targets = []
-    for b, patch in mask.nonzero().tolist():
-        i, j = divmod(patch, 4)
-        pixels = x[b, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].permute(1, 2, 0).reshape(-1).double().numpy()
-        targets.append((pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6))
-    expected = np.square(predicted.double().numpy() - np.stack(targets)).mean()
-    assert pixel_loss(predicted, x, mask, 8).item() == pytest.approx(expected, rel=1e-5)
-    brighter = pixel_loss(predicted, 0.5 * x + 0.25, mask, 8)  # contrast and brightness of a patch are no target
+    for b in range(2):
+        for patch in MASKED[b].tolist():
+            i, j = divmod(patch, 4)
+            pixels = x[b, :, 8 * i : 8 * i + 8, 8 * j : 8 * j + 8].permute(1, 2, 0).reshape(-1).double().numpy()
+            targets.append((pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6))
+    expected = np.square(predicted.flatten(0, 1).double().numpy() - np.stack(targets)).mean()
+    assert pixel_loss(predicted, x, MASKED, 8).item() == pytest.approx(expected, rel=1e-5)
+    brighter = pixel_loss(predicted, 0.5 * x + 0.25, MASKED, 8)  # contrast and brightness of a patch are no target
     assert brighter.item() == pytest.approx(expected, rel=1e-3)

@@ -177,7 +177,7 @@ def test_tokens_computed_online_are_those_that_would_be_stored(here: Path) -> No
     for epoch in range(views):
         for sample in train.read(0, len(train)):
             computed, expected = (to_device([collate([view(sample, epoch)])], device.CPU) for view in (online, stored))
-            for name in ("image", "mask"):
+            for name in ("image", "masked"):
                 np.testing.assert_array_equal(computed[name], expected[name])
             with torch.autocast("cpu", torch.bfloat16):
                 targets_BL = task.targets(computed)

@@ -1,7 +1,7 @@
 """Masked image modelling as in BEiT (arXiv 2106.08254): predict the code of each masked patch, or its pixels.
 
-Legend: B batch, C channels, H W pixels, L patches of an image, D width, M masked patches of the whole batch, K codes, P = 3 p^2
-values of a patch of p pixels a side, O outputs a patch: K or P.
+Legend: B batch, C channels, H W pixels, L patches of an image (in the backbone with the class token), M masked patches of an image,
+D width, h heads, d width of a head, K codes, P = 3 p^2 values of a patch of p pixels a side, O outputs a patch: K or P.
 """
 
 from __future__ import annotations
@@ -90,44 +90,79 @@ class MaskedImageModel(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, x_BCHW: Tensor, mask_BL: Tensor) -> Tensor:
+    def plain_attention(self) -> None:
+        """Attend by plain matrix multiplications from now on, for training on the CPU.
+
+        PyTorch's fused attention has no gradient of the bias there. What it does instead takes longer: it looks for rows that are
+        masked as a whole.
+        """
+        for block in cast(Any, self.backbone).blocks:
+            block.attn.fused_attn = False
+
+    def forward(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
         """Scores of the codes, or pixels, at the masked patches.
 
         Args:
             x_BCHW: float in [0, 1].
-            mask_BL: bool, True for a patch that is hidden from the model; L row by row.
+            masked_BM: int64, the patches that are hidden from the model: numbers from 0 to L - 1, row by row.
 
         Returns:
-            out_MO: masked patches of the first image row by row, then those of the second, etc.
+            out_BMO, in the order of `masked_BM`.
         """
         beit = cast(Any, self.backbone)
         x_BLD = beit.patch_embed(2 * x_BCHW - 1)  # MEAN and STD
+        mask_BL = torch.zeros(x_BLD.shape[:2], dtype=torch.bool, device=x_BLD.device).scatter_(1, masked_BM, True)
         x_BLD = torch.where(mask_BL[..., None], self.mask_token.to(x_BLD.dtype), x_BLD)
         x_BLD = torch.cat([beit.cls_token.expand(len(x_BLD), -1, -1).to(x_BLD.dtype), x_BLD], dim=1)
         if beit.pos_embed is not None:
             x_BLD = x_BLD + beit.pos_embed
-        for block in beit.blocks:
+        for block in beit.blocks[:-1]:
             x_BLD = block(x_BLD)
-        x_BLD = beit.norm(x_BLD)[:, beit.num_prefix_tokens :]
-        return cast(Tensor, self.head(x_BLD[mask_BL]))
+        x_BMD = _block_at(beit.blocks[-1], x_BLD, masked_BM + beit.num_prefix_tokens)
+        return cast(Tensor, self.head(beit.norm(x_BMD)))
 
     @torch.no_grad()
-    def predict(self, x_BCHW: Tensor, mask_BL: Tensor) -> Tensor:
-        """The most probable code of each masked patch: int64 (M,), in the order of `forward`."""
-        return self.forward(x_BCHW, mask_BL).argmax(dim=1)
+    def predict(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
+        """The most probable code of each masked patch: int64 (B, M), in the order of `masked_BM`."""
+        return self.forward(x_BCHW, masked_BM).argmax(dim=2)
 
 
-def mim_loss(logits_MK: Tensor, tokens_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+def _block_at(block: Any, x_BLD: Tensor, at_BM: Tensor) -> Tensor:
+    """The output of one of timm's BEiT blocks at some positions, x_BMD.
+
+    Nothing reads the last block's output elsewhere, so its queries and its MLP are computed there alone.
+    """
+    attn = block.attn
+    B, M = at_BM.shape
+    L, h = x_BLD.shape[1], attn.num_heads
+    index_BMD = at_BM[..., None].expand(-1, -1, x_BLD.shape[2])
+    y_BLD = block.norm1(x_BLD)
+    weight_q, weight_kv = attn.qkv.weight.tensor_split([attn.qkv.weight.shape[0] // 3])
+    q_BhMd = F.linear(y_BLD.gather(1, index_BMD), weight_q, attn.q_bias).view(B, M, h, -1).transpose(1, 2)
+    kv_BLD = F.linear(y_BLD, weight_kv, torch.cat([attn.k_bias, attn.v_bias]))
+    k_BhLd, v_BhLd = kv_BLD.view(B, L, 2, h, -1).permute(2, 0, 3, 1, 4)
+    # As an embedding: its backward pass adds up the rows of a position fast and in a fixed order.
+    bias_LhL = attn._get_rel_pos_bias()[0].transpose(0, 1)
+    bias_BhML = F.embedding(at_BM, bias_LhL.reshape(L, h * L)).view(B, M, h, L).transpose(1, 2)
+    y_BhMd = F.scaled_dot_product_attention(q_BhMd, k_BhLd, v_BhLd, attn_mask=bias_BhML)
+    y_BMD = attn.proj(y_BhMd.transpose(1, 2).reshape(B, M, -1))
+    scale_1, scale_2 = (1.0, 1.0) if block.gamma_1 is None else (block.gamma_1, block.gamma_2)
+    x_BMD = x_BLD.gather(1, index_BMD) + block.drop_path1(scale_1 * y_BMD)
+    y_BMD = block.mlp(block.norm2(x_BMD))
+    return cast(Tensor, x_BMD + block.drop_path2(scale_2 * y_BMD))
+
+
+def mim_loss(logits_BMK: Tensor, tokens_BL: Tensor, masked_BM: Tensor) -> tuple[Tensor, Tensor]:
     """Cross entropy (nats) and accuracy (0 to 1), both means over the masked patches.
 
     Args:
-        logits_MK: from `MaskedImageModel.forward` under the same mask.
+        logits_BMK: from `MaskedImageModel.forward` under the same mask.
         tokens_BL: int64, the code of every patch.
-        mask_BL: bool.
+        masked_BM: int64, the masked patches.
     """
-    target_M = tokens_BL[mask_BL]
-    accuracy = (logits_MK.detach().argmax(dim=1) == target_M).float().mean()
-    return F.cross_entropy(logits_MK.float(), target_M), accuracy
+    target_BM = tokens_BL.gather(1, masked_BM)
+    accuracy = (logits_BMK.detach().argmax(dim=2) == target_BM).float().mean()
+    return F.cross_entropy(logits_BMK.float().flatten(0, 1), target_BM.flatten()), accuracy
 
 
 def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
@@ -146,15 +181,16 @@ def unpatchify(x_BLP: Tensor, patch: int) -> Tensor:
     return x_BhwpqC.permute(0, 5, 1, 3, 2, 4).reshape(B, C, h * patch, h * patch)
 
 
-def pixel_loss(predicted_MP: Tensor, x_BCHW: Tensor, mask_BL: Tensor, patch: int) -> Tensor:
+def pixel_loss(predicted_BMP: Tensor, x_BCHW: Tensor, masked_BM: Tensor, patch: int) -> Tensor:
     """Mean squared error of the masked patches' pixels, each patch normalised to mean 0 and variance 1 (MAE, arXiv 2111.06377).
 
     Args:
-        predicted_MP: from `MaskedImageModel.forward` under the same mask.
+        predicted_BMP: from `MaskedImageModel.forward` under the same mask.
         x_BCHW: float in [0, 1].
-        mask_BL: bool.
+        masked_BM: int64, the masked patches.
         patch: side of a patch in pixels.
     """
-    target_MP = patchify(x_BCHW, patch)[mask_BL].float()
-    variance_M1, mean_M1 = torch.var_mean(target_MP, dim=1, keepdim=True)
-    return F.mse_loss(predicted_MP.float(), (target_MP - mean_M1) / (variance_M1 + 1e-6).sqrt())
+    patches_BLP = patchify(x_BCHW, patch)
+    target_BMP = patches_BLP.gather(1, masked_BM[..., None].expand(-1, -1, patches_BLP.shape[2])).float()
+    variance_BM1, mean_BM1 = torch.var_mean(target_BMP, dim=2, keepdim=True)
+    return F.mse_loss(predicted_BMP.float(), (target_BMP - mean_BM1) / (variance_BM1 + 1e-6).sqrt())

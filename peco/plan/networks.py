@@ -1,6 +1,6 @@
 """The networks of each stage as functions of a batch, on any device: on `meta` they only have shapes, which is enough for counting.
 
-Each does the multiplications of its stage. Parts whose shapes depend on values (masking, matching of boxes, restarts of codes) are
+Each does the multiplications of its stage. Parts whose shapes depend on values (matching of boxes, restarts of codes) are
 replaced by the same multiplications on as many positions.
 
 Legend: B batch, C channels, H W pixels, D width, K codes or classes, L patches, R regions.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from peco.core import config
 from peco.evaluate.detection.model import assemble_detector
 from peco.evaluate.segmentation.model import UperNet
-from peco.mim.model import build_backbone
+from peco.mim.model import MaskedImageModel, build_backbone
 from peco.networks import timm_nets
 from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
@@ -129,13 +129,13 @@ def _tokenize(cfg: config.Config) -> nn.Module:
 def _mim(cfg: config.Config) -> nn.Module:
     pretrain = cfg.pretrain
     outputs = cfg.tokenizer.quantizer.codes if pretrain.target == "tokens" else 3 * pretrain.vit.patch_size**2
-    backbone, head = _backbone(cfg), nn.Linear(pretrain.vit.embed_dim, outputs)
+    model = MaskedImageModel(_backbone(cfg), outputs)
 
     def step(x_BCHW: Tensor) -> Tensor:
-        x_BLD = backbone.forward_features(x_BCHW)
-        return cast(Tensor, head(x_BLD[:, 1 : 1 + pretrain.masking.count]).square().mean())
+        masked_BM = torch.arange(pretrain.masking.count, device=x_BCHW.device).expand(len(x_BCHW), -1)
+        return cast(Tensor, model(x_BCHW, masked_BM).square().mean())
 
-    return _Step(step, backbone, head)
+    return _Step(step, model)
 
 
 def _features(cfg: config.Config) -> nn.Module:

@@ -1,6 +1,7 @@
 """Pictures of images, of their codes, and of the predictions of tokenizer and backbone.
 
-Legend: B images, C = 3 channels, H W pixels, h w token grid, L = h w patches, K codes. Pixels are uint8 (H, W, 3).
+Legend: B images, C = 3 channels, H W pixels, h w token grid, L = h w patches, M masked patches of all images, K codes. Pixels are
+uint8 (H, W, 3).
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def draw_token_predictions(
     tokenizer = models.tokenizer
     true_Bhw = tokenizer.tokenize(tokenizer_x_BCHW)
     predicted_Bhw = true_Bhw.clone()
-    predicted_Bhw[mask_Bhw] = models.backbone.predict(backbone_x_BCHW, mask_Bhw.flatten(1))
+    predicted_Bhw[mask_Bhw] = models.backbone.predict(backbone_x_BCHW, masked_patches(mask_Bhw)).flatten()
     wrong_B = (predicted_Bhw != true_Bhw).sum(dim=(1, 2)).tolist()
     columns = (
         to_pixels(tokenizer_x_BCHW),
@@ -201,10 +202,15 @@ def draw_pixel_predictions(models: Models, x_BCHW: Tensor, mask_Bhw: Tensor) -> 
     mask_BL, patch = mask_Bhw.flatten(1), x_BCHW.shape[-1] // mask_Bhw.shape[-1]
     patches_BLP = patchify(x_BCHW, patch)
     variance_BL1, mean_BL1 = torch.var_mean(patches_BLP, dim=2, keepdim=True)
-    predicted_MP = models.backbone(x_BCHW, mask_BL)
+    predicted_MP = models.backbone(x_BCHW, masked_patches(mask_Bhw)).flatten(0, 1)
     patches_BLP[mask_BL] = predicted_MP * variance_BL1[mask_BL].sqrt() + mean_BL1[mask_BL]
     columns = (to_pixels(x_BCHW), to_pixels(hide(x_BCHW, mask_Bhw)), to_pixels(unpatchify(patches_BLP, patch)))
     return [MaskedPrediction(row, models.masking.count, correct=None) for row in zip(*columns, strict=True)]
+
+
+def masked_patches(mask_Bhw: Tensor) -> Tensor:
+    """Numbers of the masked patches, int64 (B, M), row by row; M is the same for each image."""
+    return mask_Bhw.flatten(1).nonzero()[:, 1].view(len(mask_Bhw), -1)
 
 
 def hide(x_BCHW: Tensor, mask_Bhw: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,7 @@ PARAMS = ("seed", "loader", "tokens", "pretrain")
 
 @dataclass(frozen=True)
 class MaskedView:
-    """Transform of a sample to a view, its mask and its stored tokens.
+    """Transform of a sample to a view, the numbers of its masked patches and its stored tokens.
 
     If no tokens are stored, it has the view at the tokenizer's size instead, or neither without a tokenizer.
     """
@@ -52,7 +53,7 @@ class MaskedView:
     def __call__(self, sample: Sample, epoch: int) -> Fields:
         image = sample.open()
         mask = block_mask(sample_rng(self.seed, epoch, sample.index, MASK), self.grid, self.grid, self.masking)
-        fields: Fields = {"index": sample.index, "mask": mask.ravel()}
+        fields: Fields = {"index": sample.index, "masked": np.flatnonzero(mask)}
         if self.store.views:
             view, fields["tokens"] = self.store.get(sample.index, epoch % self.store.views)
         else:
@@ -73,8 +74,8 @@ class TokenTask(Task):
         self._tokenizer = Frozen(tokenizer)
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        mask_BL = batch["mask"]
-        loss, accuracy = mim_loss(self.model(batch["image"], mask_BL), self.targets(batch), mask_BL)
+        masked_BM = batch["masked"]
+        loss, accuracy = mim_loss(self.model(batch["image"], masked_BM), self.targets(batch), masked_BM)
         return loss, {"accuracy": accuracy}
 
     def targets(self, batch: dict[str, Tensor]) -> Tensor:
@@ -95,8 +96,8 @@ class PixelTask(Task):
         self.model, self.patch = model, patch
 
     def forward(self, batch: dict[str, Tensor], step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        image, mask_BL = batch["image"], batch["mask"]
-        return pixel_loss(self.model(image, mask_BL), image, mask_BL, self.patch), {}
+        image, masked_BM = batch["image"], batch["masked"]
+        return pixel_loss(self.model(image, masked_BM), image, masked_BM, self.patch), {}
 
 
 def main(run: StageRun) -> None:
@@ -132,6 +133,8 @@ def main(run: StageRun) -> None:
         if dist.rank == 0:
             print(f"{run.name}: {line}", flush=True)
     task.to(dist.device)
+    if dist.device.type == "cpu":
+        task.model.plain_attention()
     transform = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     inputs = [paths.SHARDS, paths.TOKENIZER, paths.TOKENS]
     work = run.work([*inputs, *([Path(cfg.init.path)] if cfg.init.source == "path" else [])], dist.share)

@@ -1,0 +1,143 @@
+"""A step of pre-training, compared with BEiT of Hugging Face's transformers at equal size, as markdown tables.
+
+    python -m benchmarks.mim_step [--presets tiny imagenet_vit_b] [--rounds 9] [--compile]
+
+Both have the same sizes, images, masks and targets, a relative position bias in each block, cross entropy at the masked patches,
+clipping and fused AdamW, in fp32 with as many threads as torch has. transformers is measured with each of its attentions.
+`--compile` adds both compiled by torch.compile, whose first step is not counted. The last table has the share of each operation of
+ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.interleaved import measure, table
+from peco.core import config
+from peco.core.params import parse_params
+from peco.mim.masking import block_mask
+from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+from pipelines.workflow.compose import compose_params
+
+OURS = "peco"
+IMAGES = {"tiny": 32}  # in a step; 8 for the others
+SHOWN = 12  # operations
+
+
+class Batch:
+    """Images, masked patches and their codes, at random."""
+
+    def __init__(self, cfg: config.Config, images: int) -> None:
+        size, grid = cfg.loader.image_size, cfg.loader.image_size // cfg.pretrain.vit.patch_size
+        generator = torch.Generator().manual_seed(0)
+        masks = [block_mask(np.random.default_rng(i), grid, grid, cfg.pretrain.masking) for i in range(images)]
+        self.x_BCHW = torch.rand(images, 3, size, size, generator=generator)
+        self.mask_BL = torch.from_numpy(np.stack(masks)).flatten(1)
+        self.masked_BM = self.mask_BL.nonzero()[:, 1].view(images, -1)
+        self.tokens_BL = torch.randint(cfg.tokenizer.quantizer.codes, (images, grid**2), generator=generator)
+
+
+Made = tuple[nn.Module, Callable[[], Tensor]]
+Maker = Callable[[config.Config, Batch], Made]
+
+
+def ours(cfg: config.Config, batch: Batch) -> Made:
+    """The model of the stage `pretrain`, and its loss on the batch."""
+    vit, size = cfg.pretrain.vit, cfg.loader.image_size
+    backbone, _, _ = build_backbone(vit, size, cfg.pretrain.layer_scale, 0.0)
+    model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
+    model.plain_attention()
+    return model, lambda: mim_loss(model(batch.x_BCHW, batch.masked_BM), batch.tokens_BL, batch.masked_BM)[0]
+
+
+def theirs(cfg: config.Config, batch: Batch, attention: str) -> Made:
+    """BEiT of transformers at the same size, and its loss on the batch."""
+    import transformers
+
+    vit = cfg.pretrain.vit
+    settings = transformers.BeitConfig(
+        vocab_size=cfg.tokenizer.quantizer.codes,
+        hidden_size=vit.embed_dim,
+        num_hidden_layers=vit.depth,
+        num_attention_heads=vit.num_heads,
+        intermediate_size=int(vit.embed_dim * vit.mlp_ratio),
+        image_size=cfg.loader.image_size,
+        patch_size=vit.patch_size,
+        use_mask_token=True,
+        use_relative_position_bias=True,
+        layer_scale_init_value=cfg.pretrain.layer_scale or 0.0,
+        drop_path_rate=0.0,
+        attn_implementation=attention,
+    )
+    model: Any = transformers.BeitForMaskedImageModeling(settings)
+    labels = batch.tokens_BL[batch.mask_BL]
+    pixels = 2 * batch.x_BCHW - 1
+    return model, lambda: model(pixels, bool_masked_pos=batch.mask_BL, labels=labels).loss
+
+
+def step_of(model: nn.Module, loss: Callable[[], Tensor], optim: config.Optim) -> Callable[[], None]:
+    """One step of training."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=optim.betas, fused=True)
+
+    def step() -> None:
+        loss().backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad or float("inf"))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def operations(step: Callable[[], None]) -> str:
+    """The operations that take most of a step's time."""
+    with torch.profiler.profile() as profile:
+        step()
+    found = sorted(profile.key_averages(), key=lambda entry: -entry.self_cpu_time_total)
+    total = sum(entry.self_cpu_time_total for entry in found)
+    lines = ["| operation of ours | share of the time, % | calls |", "| --- | --- | --- |"]
+    for entry in found[:SHOWN]:
+        lines.append(f"| {entry.key} | {100 * entry.self_cpu_time_total / total:.1f} | {entry.count} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--presets", nargs="+", default=["tiny", "imagenet_vit_b"], metavar="PRESET")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="add compiled models")
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    peer = importlib.util.find_spec("transformers") is not None
+    if not peer:
+        print("transformers is not installed; its rows are left out")
+    for preset in arguments.presets:
+        cfg = parse_params(compose_params(preset, []))
+        batch = Batch(cfg, IMAGES.get(preset, 8))
+        makers: dict[str, Maker] = {OURS: ours}
+        if peer:
+            makers |= {f"transformers, {name}": partial(theirs, attention=name) for name in ("sdpa", "eager")}
+        steps = {}
+        for name, make in makers.items():
+            steps[name] = step_of(*make(cfg, batch), cfg.pretrain.optim)
+            if arguments.compile:
+                model, loss = make(cfg, batch)
+                model.compile()
+                steps[f"{name}, compiled"] = step_of(model, loss, cfg.pretrain.optim)
+        times = measure(steps, arguments.rounds)
+        images = len(batch.x_BCHW)
+        print(f"\nPreset {preset}, {images} images a step, {torch.get_num_threads()} threads\n")
+        print(table(times, OURS, images, "images/s"), operations(steps[OURS]), sep="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
