@@ -14,7 +14,7 @@ GPU_GIVEN  := $(if $(filter command%,$(origin GPU)),$(GPU))
 
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup params plan repro test test-extended fuzz chaos test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
+.PHONY: help setup params plan repro test test-extended fuzz chaos bench test-cluster test-kubeflow test-slurm lint compare ablation pipeline-compile pipeline-local pipeline-submit k8s-check cluster-check
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ fuzz: setup ## read seeded mutated inputs of all kinds: N=10000 SEED=0 ONLY=kind
 
 chaos: setup ## kill each stage of `smoke`, fill its disks, spoil its remote, and compare with an undisturbed run: SEED=0 KILLS=200
 	@python -m tests.chaos --seed $(or $(SEED),0) --kills $(or $(KILLS),200)
+
+bench: setup ## compare the speed of loader, steps and quantizer with other libraries, on an otherwise idle machine: ROUNDS=3
+	@python -m benchmarks.loader --images 512 --rounds $(or $(ROUNDS),3)
+	@for subject in mim_step tokenizer_step quantizer scaling; do echo; echo "# $$subject"; python -m benchmarks.$$subject --rounds $(or $(ROUNDS),3) || exit; done
 
 test-cluster: setup ## test on the cluster of KUBECONFIG, with Volcano: PECO_IMAGE=… NS=peco-test STORAGE_CLASS=… ALL=1 DISPOSABLE=1
 	@NS='$(NS)' STORAGE_CLASS='$(STORAGE_CLASS)' python -m pytest tests/cluster --durations=0 -m '$(if $(ALL),$(if $(DISPOSABLE),,not disposable),core)'

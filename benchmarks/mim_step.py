@@ -4,8 +4,8 @@
 
 Both have the same sizes, images, masks and targets, a relative position bias in each block, cross entropy at the masked patches,
 clipping and fused AdamW, in fp32 with as many threads as torch has. transformers is measured with each of its attentions.
-`--compile` adds both compiled by torch.compile, whose first step is not counted. The last table has the share of each operation of
-ours.
+`--compile` adds both compiled by torch.compile, whose first step is not counted. Matrix products of as many FLOPs as our step show
+how near the machine's limit it is. The last table has the share of each operation of ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,16 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.interleaved import measure, table
+from benchmarks.interleaved import measure, operations, products, table, training_step
 from peco.core import config
 from peco.core.params import parse_params
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
+from peco.plan.measure import count
+from peco.plan.networks import networks
 from pipelines.workflow.compose import compose_params
 
 OURS = "peco"
 IMAGES = {"tiny": 32}  # in a step; 8 for the others
-SHOWN = 12  # operations
+PRODUCTS = "matrix products of the same FLOPs"
 
 
 class Batch:
@@ -84,29 +86,21 @@ def theirs(cfg: config.Config, batch: Batch, attention: str) -> Made:
     return model, lambda: model(pixels, bool_masked_pos=batch.mask_BL, labels=labels).loss
 
 
-def step_of(model: nn.Module, loss: Callable[[], Tensor], optim: config.Optim) -> Callable[[], None]:
-    """One step of training."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=optim.betas, fused=True)
-
-    def step() -> None:
-        loss().backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad or float("inf"))
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def operations(step: Callable[[], None]) -> str:
-    """The operations that take most of a step's time."""
-    with torch.profiler.profile() as profile:
-        step()
-    found = sorted(profile.key_averages(), key=lambda entry: -entry.self_cpu_time_total)
-    total = sum(entry.self_cpu_time_total for entry in found)
-    lines = ["| operation of ours | share of the time, % | calls |", "| --- | --- | --- |"]
-    for entry in found[:SHOWN]:
-        lines.append(f"| {entry.key} | {100 * entry.self_cpu_time_total / total:.1f} | {entry.count} |")
-    return "\n".join(lines)
+def compare(preset: str, rounds: int, makers: Mapping[str, Maker], *, compiled: bool) -> str:
+    """The tables of a preset."""
+    cfg = parse_params(compose_params(preset, []))
+    batch = Batch(cfg, IMAGES.get(preset, 8))
+    steps = {}
+    for name, make in makers.items():
+        steps[name] = training_step(*make(cfg, batch))
+        if compiled:
+            model, loss = make(cfg, batch)
+            model.compile()
+            steps[f"{name}, compiled"] = training_step(model, loss)
+    images = len(batch.x_BCHW)
+    steps[PRODUCTS] = products(images * count(networks(cfg)["mim"]).flops)
+    title = f"Preset {preset}, {images} images a step, {torch.get_num_threads()} threads"
+    return "\n\n".join([title, table(measure(steps, rounds), OURS, images, "images/s"), operations(steps[OURS])])
 
 
 def main() -> None:
@@ -117,26 +111,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="add compiled models")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    peer = importlib.util.find_spec("transformers") is not None
-    if not peer:
+    makers: dict[str, Maker] = {OURS: ours}
+    if importlib.util.find_spec("transformers"):
+        makers |= {f"transformers, {name}": partial(theirs, attention=name) for name in ("sdpa", "eager")}
+    else:
         print("transformers is not installed; its rows are left out")
     for preset in arguments.presets:
-        cfg = parse_params(compose_params(preset, []))
-        batch = Batch(cfg, IMAGES.get(preset, 8))
-        makers: dict[str, Maker] = {OURS: ours}
-        if peer:
-            makers |= {f"transformers, {name}": partial(theirs, attention=name) for name in ("sdpa", "eager")}
-        steps = {}
-        for name, make in makers.items():
-            steps[name] = step_of(*make(cfg, batch), cfg.pretrain.optim)
-            if arguments.compile:
-                model, loss = make(cfg, batch)
-                model.compile()
-                steps[f"{name}, compiled"] = step_of(model, loss, cfg.pretrain.optim)
-        times = measure(steps, arguments.rounds)
-        images = len(batch.x_BCHW)
-        print(f"\nPreset {preset}, {images} images a step, {torch.get_num_threads()} threads\n")
-        print(table(times, OURS, images, "images/s"), operations(steps[OURS]), sep="\n\n", flush=True)
+        print(f"\n{compare(preset, arguments.rounds, makers, compiled=arguments.compile)}", flush=True)
 
 
 if __name__ == "__main__":
