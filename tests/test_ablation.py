@@ -38,7 +38,8 @@ def snapshot(preset: str = "tiny", *overrides: str, changes: str = "") -> Snapsh
 @pytest.mark.parametrize("preset", ["smoke", "tiny", "cifar"])
 def test_every_variant_of_every_grid_is_valid(preset: str) -> None:
     for name in grids.ABLATIONS:
-        planned = ablation.plan_grid(name, snapshot(preset), [3], [])
+        given = ["pretrain.init.source=path", "pretrain.init.path=data/backbone"] if name == "start" else []
+        planned = ablation.plan_grid(name, snapshot(preset, *given), [3], [])
         assert sum(each.is_current for each in planned.values()) <= 1
         assert all(each.config.seed == 3 for each in planned.values())
         assert all(name.isascii() and "_" not in name and "/" not in name for name in planned)
@@ -69,6 +70,7 @@ def test_a_group_becomes_the_values_in_which_it_differs() -> None:
         ("pretrain.masking.min_block=20", "masking", "0.2: pretrain.masking.min_block: 20 is not allowed"),
         ("tokens.views=0", "online", "NAME=online: with the current params.yaml all its variants are equal"),
         ("tokenizer.objective=vqkd", "target", "tokenizer.objective: vqkd in params.yaml or SET"),
+        ("seed=0", "start", "pretrain.init.source: random; NAME=start compares with given weights"),
     ],
 )
 def test_a_grid_that_can_not_run_is_reported_in_one_line(override: str, name: str, message: str) -> None:
@@ -88,6 +90,25 @@ def test_variants_are_computed_from_the_parameters_with_the_settings() -> None:
     planned = ablation.plan_grid("masking", snapshot(), [0], settings)
     assert "40%, 102 of 256 patches" in {each.variant.title for each in planned.values()}
     assert {each.config.pretrain.masking.count for each in planned.values()} == {51, 102, 154, 205}
+
+
+def test_given_weights_are_compared_with_random_ones_at_two_lengths() -> None:
+    given = [
+        "pretrain.init.source=path",
+        "pretrain.init.path=data/backbone",
+        "pretrain.init.head=true",
+        "pretrain.optim.epochs=9",
+    ]
+    planned = ablation.plan_grid("start", snapshot("tiny", *given), [0], [])
+    found = {each.variant.title: each for each in planned.values()}
+    inits = {title: each.config.pretrain.init for title, each in found.items()}
+    assert {title: each.config.pretrain.optim.epochs for title, each in found.items()} == {
+        "given weights (current)": 9, "random weights": 9, "given weights, a third as long": 3, "random weights, a third as long": 3,
+    }  # fmt: skip
+    assert all(
+        (init.source == "random") == (not init.head) == title.startswith("random") for title, init in inits.items()
+    )
+    assert [title for title, each in found.items() if each.is_current] == ["given weights (current)"]
 
 
 def test_names_follow_parameters_and_code() -> None:

@@ -143,6 +143,26 @@ def _online(config: Config) -> list[Variant]:
     return [stored, fresh] if config.tokens.views else [fresh]
 
 
+def _starts(config: Config) -> list[Variant]:
+    """Given and random weights, each at the current length and at a third of it.
+
+    Raises:
+        PecoError: no weights are given.
+    """
+    init, epochs = config.pretrain.init, config.pretrain.optim.epochs
+    if init.source == "random":
+        raise PecoError(
+            "pretrain.init.source: random; NAME=start compares with given weights, name them (docs/experiments.md)"
+        )
+    found = []
+    for key, title, length in (("", "", epochs), ("-third", ", a third as long", round(epochs / 3, 3))):
+        settings = (f"pretrain.optim.epochs={_text(length)}",)
+        found.append(Variant(f"given{key}", f"given weights{title}", settings))
+        random = ("pretrain.init.source=random", *(("pretrain.init.head=false",) if init.head else ()))
+        found.append(Variant(f"random{key}", f"random weights{title}", (*random, *settings)))
+    return found
+
+
 ABLATIONS = {
     "perceptual_net": Ablation("the perceptual network: the current one, or a supervised ViT-B, ResNet-50, VGG-16", _networks),
     "layers": Ablation("the blocks of the perceptual network that the loss compares", _layers),
@@ -159,6 +179,7 @@ ABLATIONS = {
     "masking": Ablation("the share of the patches that is masked", _masks),
     "views": Ablation("the number of stored views", _values("tokens.views", 1, 2, 4)),
     "online": Ablation("stored views, or fresh ones with tokens computed while training", _online),
+    "start": Ablation("the start of pre-training: given weights or random ones, at the current length and at a third", _starts),
     "target": Ablation("the target of pre-training: PeCo's tokens, a pixel codebook's, a feature-distilled one's, or pixels",
                        lambda config: variants(config, list(VARIANTS))),
 }  # fmt: skip
