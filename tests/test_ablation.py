@@ -103,8 +103,11 @@ def test_given_weights_are_compared_with_random_ones_at_two_lengths() -> None:
     found = {each.variant.title: each for each in planned.values()}
     inits = {title: each.config.pretrain.init for title, each in found.items()}
     assert {title: each.config.pretrain.optim.epochs for title, each in found.items()} == {
-        "given weights (current)": 9, "random weights": 9, "given weights, a third as long": 3, "random weights, a third as long": 3,
-    }  # fmt: skip
+        "given weights (current)": 9,
+        "random weights": 9,
+        "given weights, a third as long": 3,
+        "random weights, a third as long": 3,
+    }
     assert all(
         (init.source == "random") == (not init.head) == title.startswith("random") for title, init in inits.items()
     )

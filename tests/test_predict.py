@@ -35,6 +35,7 @@ from peco.runtime import model_card
 from peco.use import coco
 
 COUNT = 7
+LARGE = {"input_size": [3, 40, 40]}  # of models for 32 pixels
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("segmenter", "damaged", {"peco": {"channels": 0}}),
         ("classifier", "renamed", {"peco": {"classes": ["a", "b"]}}),
         ("detector", "odd_patches", {"model_args": {"patch_size": 6}}),
+        *((kind, f"large_{kind}", {"pretrained_cfg": LARGE}) for kind in ("classifier", "segmenter", "detector")),
     ]
     for source, name, groups in changed:
         shutil.copytree(root / source, root / name)
@@ -288,6 +290,13 @@ def test_results_in_the_folder_of_images_are_no_images(models: Path) -> None:
         (
             "damaged photos -o new",
             "MODELS/damaged/config.json: not the parameters of a segmenter (channels: 0 is not allowed",
+        ),
+        *(
+            (
+                f"large_{kind} photos -o new",
+                f"MODELS/large_{kind}/config.json: input_size has 40 pixels, img_size is 32; expected the same",
+            )
+            for kind in ("classifier", "segmenter", "detector")
         ),
         ("renamed photos -o new", "MODELS/renamed/config.json: 2 names for the 3 classes of the model"),
         ("classifier photos -o notes", "notes: is no folder of results and not empty"),

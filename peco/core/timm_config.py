@@ -32,17 +32,23 @@ def check_timm_config(config: Mapping[str, Any], path: Path) -> None:
         ("architecture", config["architecture"], lambda v: isinstance(v, str), "the name of a timm model"),
         ("model_args", config.get("model_args", {}), lambda v: isinstance(v, dict), "arguments by name"),
         ("num_classes", config.get("num_classes", 0), lambda v: type(v) is int and v >= 0, "a whole number"),
-        ("input_size", entries.get("input_size"), _is_input_size, "3, height, width"),
+        ("input_size", entries.get("input_size"), _is_input_size, "3, side, side"),
         ("mean", entries.get("mean"), _is_three_numbers, "three numbers"),
         ("std", entries.get("std"), lambda v: _is_three_numbers(v) and min(v) > 0, "three numbers over 0"),
     ):
         if not fits(value):
             raise PecoError(f"{path}: {name} is {shown(value)}; expected {expected}: fetch or make the folder again")
+    side = entries["input_size"][1]
+    built = config.get("model_args", {}).get("img_size", side)
+    if "peco" in config and built != side:  # timm itself keeps the size of the architecture
+        raise PecoError(
+            f"{path}: input_size has {side} pixels, img_size is {shown(built)}; expected the same: fetch or make the folder again"
+        )
 
 
 def _is_input_size(value: Any) -> bool:
     whole = isinstance(value, list) and all(type(side) is int for side in value)
-    return whole and len(value) == 3 and value[0] == 3 and 0 < min(value) <= max(value) <= _MOST_PIXELS
+    return whole and len(value) == 3 and value[0] == 3 and value[1] == value[2] and 0 < value[1] <= _MOST_PIXELS
 
 
 def _is_three_numbers(value: Any) -> bool:
