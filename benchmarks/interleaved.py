@@ -30,7 +30,7 @@ def measure(programs: Mapping[str, Callable[[], object]], rounds: int, warm_up: 
 
 
 def ratio(longer: Sequence[float], shorter: Sequence[float]) -> str:
-    """How many times as long the first took: median over the rounds, and range."""
+    """Times of the first in units of the second: median over the rounds, and range."""
     values = [a / b for a, b in zip(longer, shorter, strict=True)]
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,14 @@ def test_a_message_is_one_line_that_can_be_printed(text: str) -> None:
 
 
 def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
-    line = str(PecoError(f"data/a.yaml: train is {'n' * 5000}; expected a folder"))
-    assert line.startswith("data/a.yaml: train is nnn") and line.endswith("nnn; expected a folder")
+    line = str(PecoError(f"data/a.yaml: train is {'n ' * 5000}; expected a folder"))
+    assert line.startswith("data/a.yaml: train is n n") and line.endswith("n n ; expected a folder")
     assert " … " in line
+
+
+def test_a_message_with_long_paths_keeps_its_words() -> None:
+    line = str(PecoError(f"images/{'x/' * 300}a.png: no mask masks/{'x/' * 300}a.png; add it or remove the image"))
+    assert re.fullmatch(r"images/[x/]+…[x/]+a\.png: no mask masks/[x/]+…[x/]+a\.png; add it or remove the image", line)
 
 
 @pytest.mark.parametrize(

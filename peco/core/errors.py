@@ -8,16 +8,20 @@ from collections.abc import Callable
 
 # Characters that are kept of a longer message: where the fault is, and what to do. With the name of a stage a line has at most 500.
 _BEGINNING, _END = 290, 170
+_WORD = 100  # characters that are kept of a word, such as a path, before the middle of the message is left out
 
 
 class PecoError(Exception):
     """An error that the user can fix. The message is one line: what is wrong and what to do.
 
-    Characters that can't be printed (names of files may have them) are escaped, and the middle of a very long message is left out.
+    Characters that can't be printed (names of files may have them) are escaped. Of a very long message the middle of long words is
+    left out, or that of the message.
     """
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(message.split()))
+        if len(line) > _BEGINNING + _END:
+            line = " ".join(w if len(w) <= _WORD else f"{w[: _WORD // 2]}…{w[-_WORD // 2 :]}" for w in line.split(" "))
         if len(line) > _BEGINNING + _END:
             line = f"{line[:_BEGINNING]} … {line[-_END:]}"
         super().__init__(line)
