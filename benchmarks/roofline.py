@@ -1,6 +1,6 @@
 """The limits of the ImageNet presets on a GPU: FLOPs of an image, images per second, and what must feed them, as markdown tables.
 
-    python -m benchmarks.roofline [--gpu H100] [--loader-rate 400] [--image-bytes 110000] [--price 2.5] [PRESET …]
+    python -m benchmarks.roofline [--gpu H100] [--loader-rate 500] [--image-bytes 110000] [--price 2.5] [PRESET …]
 
 FLOPs are counted by torch on the device `meta` (`peco/plan/measure.py`; tests/test_plan.py compares them with a formula). Images
 per second are those at half of the GPU's peak in the stage's precision. Nothing is measured here but counted: the loader's images
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("presets", nargs="*", default=PRESETS, metavar="PRESET", help="default: the ImageNet ones")
     parser.add_argument("--gpu", choices=sorted(measure.GPUS), default="H100", help="default: %(default)s")
     parser.add_argument(
-        "--loader-rate", type=float, default=400, metavar="N", help="images/s of a core (default: %(default)s)"
+        "--loader-rate", type=float, default=500, metavar="N", help="images/s of a core (default: %(default)s)"
     )
     parser.add_argument("--image-bytes", type=float, default=110e3, metavar="N", help="default: %(default)s")
     parser.add_argument("--price", type=float, default=2.5, metavar="USD", help="of a GPU hour (default: %(default)s)")
