@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import tiny_models
 import torch
 from hypothesis import given
@@ -21,6 +22,7 @@ from PIL import Image
 
 import peco
 from peco import cli
+from peco.convert import __main__ as convert
 from peco.data import views
 from peco.data.images import Picture
 from peco.use.npy_rows import NpyRows
@@ -73,6 +75,25 @@ def test_embeddings_are_the_mean_patch_token_of_a_block(option: tuple[str, ...],
     table = pq.read_table("out/embeddings.parquet")
     assert table["image"].to_pylist() == NAMES
     assert (np.array(table["embedding"].to_pylist(), dtype=np.float32) == found).all()
+
+
+@pytest.mark.parametrize("origin", ["converted", "timm"])
+def test_networks_from_elsewhere_are_embedded(origin: str) -> None:
+    """Folders of `peco.convert`, and those that timm writes."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=0).eval()
+    if origin == "converted":
+        torch.save(model.state_dict(), "net.pth")
+        assert convert.main(["net.pth", "-o", "net", "--model", "resnet18"]) == 0
+    else:
+        timm.models.save_for_hf(model, "net", safe_serialization=True)
+    assert cli.main(["embed", NAMES[0], "-m", "net", "-o", "out"]) == 0
+    image = Picture(np.asarray(Image.open(NAMES[0]).convert("RGB")))
+    x_CHW = torch.tensor(views.apply(image, views.center(*image.size), 224)).permute(2, 0, 1).float() / 255
+    mean_C, std_C = (torch.tensor(model.pretrained_cfg[name]) for name in ("mean", "std"))
+    with torch.no_grad():
+        expected = model(((x_CHW - mean_C[:, None, None]) / std_C[:, None, None])[None])
+    np.testing.assert_allclose(np.load("out/embeddings.npy"), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_table_of_an_earlier_run_is_renewed_and_holds_any_name() -> None:

@@ -29,7 +29,7 @@ from peco.use.npy_rows import NpyRows
 from peco.use.output import OutputFolder, fingerprint
 from peco.use.progress import Progress
 
-KINDS = ("backbone", "classifier", "perceptual_net")
+KINDS = ("backbone", "classifier", "perceptual_net", "network")  # the last is that of `peco.convert`
 VECTORS, NAMES, PARQUET = "embeddings.npy", "images.jsonl", "embeddings.parquet"
 BATCH = 64
 DIGITS = 6
@@ -56,7 +56,7 @@ class Embedder:
         """The network of a folder, on the GPU where there is one.
 
         Args:
-            folder: of a backbone, a classifier or a perceptual network.
+            folder: of a backbone, a classifier, a perceptual network, a converted checkpoint or any timm model.
             block: a number, or `norm`; None for the last block.
             patches: as the attribute.
 
@@ -64,11 +64,12 @@ class Embedder:
             PecoError: the folder or the block can't be used.
         """
         kind = artifacts.kind_of(folder)
-        if kind not in KINDS:
-            raise PecoError(
-                f"{folder}: expected the folder of a {', '.join(KINDS[:-1])} or {KINDS[-1]}, found {kind!r}"
-            )
-        artifacts.section(folder, kind)  # an evaluation may have been skipped
+        if kind is not None:  # else a folder of timm
+            if kind not in KINDS:
+                raise PecoError(
+                    f"{folder}: expected the folder of a {', '.join(KINDS[:-1])} or {KINDS[-1]}, found {kind!r}"
+                )
+            artifacts.section(folder, kind)  # an evaluation may have been skipped
         model = artifacts.load_timm(folder, num_classes=0).to(select_device())
         depth = block_count(model)
         if not depth and (block or patches):
