@@ -240,6 +240,17 @@ def test_names_of_any_bytes_are_kept(models: Path, kind: str) -> None:
     assert all(Path(f"out/pictures/odd/{name}.png").is_file() for name in names)
 
 
+def test_very_long_names_have_pictures_of_their_own(models: Path) -> None:
+    names = [f"long/{'n' * 250}{n}.png" for n in range(2)]
+    Path("long").mkdir()
+    for name in names:
+        shutil.copy("photos/0.png", name)
+    predict(models / "segmenter", "long", "-o", "out", "--pictures")
+    assert [record["image"] for record in records()] == names
+    assert len({record["mask"] for record in records()}) == len(list(Path("out/pictures/long").iterdir())) == 2
+    assert all(Path("out", record["mask"]).is_file() for record in records())
+
+
 def test_a_table_of_an_earlier_run_is_renewed(models: Path) -> None:
     predict(models / "classifier", "photos/0.png", "-o", "out", "--top-k", "1", "--csv")
     predict(models / "classifier", "photos", "-o", "out", "--top-k", "1")

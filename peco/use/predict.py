@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from peco.use.progress import Progress
 RECORDS = "predictions.jsonl"
 TABLE = "predictions.csv"
 MASKS, PICTURES = "masks", "pictures"
+NAME_BYTES = 200  # file systems allow 255, with all endings
 CLASSES, COCO_RESULTS, COCO_IMAGES = "classes.json", "coco_results.json", "coco_images.json"
 
 
@@ -101,9 +104,19 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _file_name(name: str) -> str:
-    """Path of the PNG of an image below a folder of results: its own path, from no matter where, with `.png` added."""
-    parts = ["__" if part == ".." else part for part in name.split("/") if part not in ("", ".")]
+    """Path of the PNG of an image below a folder of results: its own path, from no matter where, with `.png` added.
+
+    Very long names are cut and get a hash.
+    """
+    parts = ["__" if part == ".." else _shortened(part) for part in name.split("/") if part not in ("", ".")]
     return f"{'/'.join(parts)}.png"
+
+
+def _shortened(part: str) -> str:
+    encoded = os.fsencode(part)
+    if len(encoded) <= NAME_BYTES:
+        return part
+    return f"{os.fsdecode(encoded[: NAME_BYTES - 17])}-{hashlib.sha256(encoded).hexdigest()[:16]}"
 
 
 def _require_distinct_files(found: Sequence[Found]) -> None:
