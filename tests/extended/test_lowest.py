@@ -58,7 +58,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     constraints = folder.parent / "constraints.txt"
     constraints.write_text("\n".join([*pinned, *(f"{name}=={version}" for name, version in lower_ends().items())]))
     run(sys.executable, "-m", "venv", ".venv", cwd=folder)
-    pip = ("-m", "pip", "install", "--quiet", "--no-cache-dir", "--disable-pip-version-check", "-e", ".[workflow]")
+    pip = (
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "-e",
+        ".[workflow,export]",
+    )
     run(str(folder / ".venv/bin/python"), *pip, cwd=folder, PIP_CONSTRAINT=str(constraints))
     return folder
 
