@@ -16,13 +16,14 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 from prepared import ROOT
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("PECO_TEST_LOWEST"), reason="downloads several GB: set PECO_TEST_LOWEST=1"
 )
-# Their versions follow from that of torch.
-FOLLOWING = ("torch", "torchvision", "triton", "nvidia-", "cuda-")
+# Their versions follow from those of torch and transformers.
+FOLLOWING = ("torch", "torchvision", "triton", "nvidia-", "cuda-", "tokenizers", "huggingface-hub", "huggingface_hub")
 
 
 def lower_ends() -> dict[str, str]:
@@ -75,10 +76,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_lowest_versions_run_the_whole_workflow(project: Path) -> None:
     python, path = str(project / ".venv/bin/python"), f"{project}/.venv/bin:{os.environ['PATH']}"
     listed = json.loads(run(python, "-m", "pip", "list", "--format=json", cwd=project))
-    versions = {canonicalize_name(entry["name"]): entry["version"].partition("+")[0] for entry in listed}
+    versions = {canonicalize_name(entry["name"]): Version(entry["version"]).base_version for entry in listed}
     assert {"timm", "torch"} <= lower_ends().keys()
     for name, version in lower_ends().items():
-        assert versions[name] in (version, f"{version}.0")
+        assert Version(versions[name]) == Version(version), name
     run(python, "-m", "pipelines.params", "--preset", "smoke", cwd=project, PATH=path)
     run(python, "-m", "pipelines.repro", cwd=project, PATH=path)
     assert (project / "reports/report.html").is_file()
