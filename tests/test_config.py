@@ -142,6 +142,11 @@ def test_written_parameters_read_back_as_they_were(preset: str) -> None:
             "pretrain.vit.num_heads: 3 is not allowed; expected a divisor of pretrain.vit.embed_dim",
         ),
         ("tokenizer.image_size", 128, "tokenizer.image_size: 128 is not allowed; expected 64"),
+        (
+            "perceptual_net.image_size",
+            128,
+            "perceptual_net.image_size: 128 is not allowed; expected null with source train",
+        ),
         ("perceptual_net.blocks", [5], "perceptual_net.blocks: 5 is not allowed; expected at most"),
         (
             "perceptual_net.moco.crop_size",

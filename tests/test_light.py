@@ -108,4 +108,6 @@ def test_a_segmenter_names_the_package_that_it_needs(folder: Path) -> None:
 
 def test_the_image_installs_the_workflow_and_kubernetes() -> None:
     assert "pip install '.[workflow,heif,parquet,tracking,kubernetes]'" in (ROOT / "k8s/Dockerfile").read_text()
-    assert "-e '.[workflow,heif,parquet,export,tracking,kubernetes,dev]'" in (ROOT / "Makefile").read_text()
+    assert (
+        "-e '.[workflow,heif,parquet,export,tracking,efficientnet,kubernetes,dev]'" in (ROOT / "Makefile").read_text()
+    )

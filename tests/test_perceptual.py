@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,16 @@ def test_transformers_and_convnets_give_features_at_any_image_size(
 def test_images_are_resized_to_the_input_size_of_a_transformer() -> None:
     (feature,) = FeatureNet(small_vit(32), [1])(images(0, size=48))
     assert feature.shape == (2, 32, 4, 4)
+
+
+def test_images_enter_a_convnet_at_a_given_size() -> None:
+    model = timm_nets.by_name(config.TimmNet("resnet18", False, None), 32)
+    x = images(0, size=32)
+    (feature,) = FeatureNet(copy.deepcopy(model), [3], size=64)(x)
+    enlarged = F.interpolate(x, (64, 64), mode="bilinear", antialias=True)
+    (expected,) = FeatureNet(model, [3])(enlarged)
+    assert feature.shape[-2:] == (8, 8)
+    torch.testing.assert_close(feature, expected)
 
 
 def test_the_network_is_frozen_and_stays_in_eval_mode() -> None:

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from prepared import Drawn
 from torch import Tensor
 
+from peco.convert import __main__ as convert
 from peco.core import artifacts, config, device, schema, workfiles
 from peco.core.errors import Interrupted, PecoError
 from peco.core.params import parse_params
@@ -37,13 +39,14 @@ from peco.evaluate.knn import stage as evaluate_knn
 from peco.evaluate.linear import stage as evaluate_linear
 from peco.mim import storage as mim_storage
 from peco.mim.model import MaskedImageModel, build_backbone
+from peco.perceptual.distance import PerceptualDistance
 from peco.perceptual.features import FeatureNet
 from peco.probes import inputs as probes
 from peco.runtime import paths
 from peco.runtime import stage as stage_module
 from peco.runtime.stage import StageRun, run_stage
 from peco.sources.shard_writer import write_shards
-from peco.stages import perceptual_net, pretrain, tokens
+from peco.stages import perceptual_net, pretrain, report, tokenizer, tokens
 from peco.tokenizer import storage as tokenizer_storage
 from peco.tokenizer.model import PerceptualTokenizer
 from pipelines.workflow.compose import compose_params
@@ -137,6 +140,27 @@ def test_any_timm_network_is_published_at_its_size_and_scored(
     assert net.size in (None, (built_for, built_for))
     assert all(f.isfinite().all() for f in net(torch.rand(1, 3, SIZE, SIZE)))
     assert artifacts.describe(paths.PERCEPTUAL_NET)["architecture"] == model.partition(".")[0]
+
+
+def test_a_converted_network_sees_larger_images_and_its_origin_is_reported(here: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), "net.pth")
+    origin = ["--licence", "apache-2.0", "--labels", "yes: ImageNet-1k"]
+    assert convert.main(["net.pth", "--model", "test_resnet", "-o", "data/net", *origin]) == 0
+    cfg = change(CFG, "perceptual_net", source="path", path="data/net", image_size=2 * SIZE, blocks=(2, 3))
+    cfg = change(cfg, "perceptual_net.timm", model="test_resnet")
+    perceptual_net.main(run_of(perceptual_net, cfg))
+    shutil.rmtree(paths.TOKENIZER)
+    tokenizer.main(run_of(tokenizer, cfg))
+    found = artifacts.own_part(paths.TOKENIZER)["perceptual_net"]
+    assert found["licence"] == "apache-2.0" and found["labels"] == "yes: ImageNet-1k"
+    note = report.perceptual_net(cfg, {}, found)["perceptual_note"]
+    assert note.startswith("An existing network: net. Labels that its weights have seen: yes: ImageNet-1k.")
+    # The distance is that of the enlarged images.
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), cfg.perceptual_net.blocks, 2 * SIZE)
+    loss = PerceptualDistance(net, cfg.tokenizer.perceptual.normalize)
+    expected = tokenizer.score(tokenizer_storage.load(paths.TOKENIZER), loss, SIZE, device.CPU, 0)
+    assert metrics("tokenizer")["val_perceptual"] == pytest.approx(expected["val_perceptual"], rel=1e-6)
 
 
 def test_a_random_network_is_the_same_each_time(here: Path) -> None:

@@ -41,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
         choices=network.STATISTICS,
         help="mean and std of its images: imagenet, or half (0.5) (default: the model's; imagenet for a ViT by its shapes)",
     )
+    top.add_argument("--licence", help="of the weights, for model cards and the report")
+    top.add_argument("--labels", help='that the weights have seen, such as "yes: ImageNet-1k" or "none", for the same')
     return top
 
 
@@ -67,6 +69,7 @@ def convert(arguments: argparse.Namespace) -> str:
         statistics=arguments.statistics,
         by_order=arguments.by_order,
     )
+    known = {key: value for key in ("licence", "labels") if (value := getattr(arguments, key))}
     artifacts.save_timm(
         target,
         made.model,
@@ -74,7 +77,7 @@ def convert(arguments: argparse.Namespace) -> str:
         model_args=made.model_args,
         mean=made.mean,
         std=made.std,
-        extra={"kind": "network", "source": f"a checkpoint ({found.place})"},
+        extra={"kind": "network", "source": f"a checkpoint ({found.place})", **known},
     )
     lines = [f"{source}: {found.place}, {len(made.model.state_dict())} tensors"]
     if found.others:

@@ -223,11 +223,14 @@ class PerceptualNet:
     moco: MoCo
     optim: Optim
     blocks: tuple[Count, ...]  # compared by the tokenizer's loss; counted from 1
+    image_size: Annotated[int, Range(8)] | None  # at which images enter an existing network; None: as they come
 
     def check(self, key: str) -> None:
         require_named(self.source, self.path, key)
         if self.source != "train":
             return
+        none = "null with source train: the network is trained at loader.image_size"
+        require(self.image_size is None, f"{key}.image_size", self.image_size, none)
         crop, patch, depth = self.moco.crop_size, self.vit.patch_size, self.vit.depth
         allowed = f"a multiple of {key}.vit.patch_size ({patch})"
         require_all(self, key, ("moco.crop_size", crop is None or crop % patch == 0, allowed))

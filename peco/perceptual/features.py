@@ -22,11 +22,12 @@ class FeatureNet(nn.Module):
     Blocks are the entries of the model's `feature_info`: the transformer blocks of a ViT, the stages of a ConvNet (ResNet: stem and
     four stages; VGG: the convolutions before each pooling). Blocks after the last selected one are cut off.
 
-    Images are resized (bilinear, antialiased) for a network with a fixed input size (ViT), and are not resized for any other.
+    Images are resized (bilinear, antialiased) for a network with a fixed input size (ViT), and for any other if a size is given.
 
     Args:
         model: the network; it is frozen and pruned in place. Mean and std are those of its `pretrained_cfg`.
         blocks: numbers of blocks, from 1.
+        size: side in pixels of the images that a network without a fixed size sees; None for that of the images.
 
     Raises:
         PecoError: there is no such block, or the model has no intermediate features.
@@ -35,7 +36,7 @@ class FeatureNet(nn.Module):
     mean_C11: Tensor
     std_C11: Tensor
 
-    def __init__(self, model: nn.Module, blocks: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, blocks: Sequence[int], size: int | None = None) -> None:
         super().__init__()
         if not hasattr(model, "forward_intermediates"):
             raise PecoError(
@@ -52,7 +53,7 @@ class FeatureNet(nn.Module):
         self.register_buffer("mean_C11", mean_C11, persistent=False)
         self.register_buffer("std_C11", std_C11, persistent=False)
         embed = strict_embed(model)
-        self.size: tuple[int, int] | None = None if embed is None else tuple(embed.img_size)
+        self.size = tuple(embed.img_size) if embed is not None else None if size is None else (size, size)
         self.requires_grad_(False)
         self.eval()
 

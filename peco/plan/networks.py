@@ -185,11 +185,12 @@ def _backbone(cfg: config.Config, size: int | None = None, num_classes: int = 0)
 
 
 def _perceptual(cfg: config.Config) -> FeatureNet:
-    net, size = cfg.perceptual_net, cfg.loader.image_size
+    net = cfg.perceptual_net
+    size = net.image_size or cfg.loader.image_size
     if net.source == "train":
         model: nn.Module = build_vit(net.vit, size, net.moco.pool)
     elif net.source == "path" and Path(net.path).is_dir():
         model = timm_nets.by_path(Path(net.path), net.timm.model, size, pretrained=False)
     else:
         model = timm_nets.by_name(dataclasses.replace(net.timm, pretrained=False), size)
-    return FeatureNet(model, net.blocks)
+    return FeatureNet(model, net.blocks, net.image_size)

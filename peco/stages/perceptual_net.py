@@ -41,6 +41,7 @@ PARAMS = (
     "perceptual_net.source",
     "perceptual_net.path",
     "perceptual_net.timm",
+    "perceptual_net.image_size",
     "perceptual_net.vit",
     "perceptual_net.moco",
     "perceptual_net.optim",
@@ -159,7 +160,8 @@ def build_vit(vit: config.Vit, image_size: int, pool: str) -> VisionTransformer:
 
 def existing(run: StageRun) -> tuple[nn.Module, str, str | None]:
     """The existing network that the parameters name, its origin in words, and the hub commit of its weights, if known."""
-    cfg, size = run.config.perceptual_net, run.config.loader.image_size
+    cfg = run.config.perceptual_net
+    size = cfg.image_size or run.config.loader.image_size
     if cfg.source == "path":
         path = Path(cfg.path)
         net = timm_nets.by_path(path, cfg.timm.model, size)
@@ -182,12 +184,12 @@ def existing_args(net: nn.Module) -> dict[str, Any]:
 
 def origin(net: nn.Module, cfg: config.PerceptualNet) -> Mapping[str, str]:
     """Licence of an existing network's weights and the labels that they have seen, as far as they are known."""
+    from_hub = cfg.source == "timm" and cfg.timm.pretrained
+    found = model_card.weights_origin(cast(Any, net).pretrained_cfg, from_hub=from_hub)
     if cfg.source == "path" and (path := Path(cfg.path)).is_dir():
         known = artifacts.own_part(path)
-        if {"licence", "labels"} <= known.keys():
-            return {key: known[key] for key in ("licence", "labels")}
-    from_hub = cfg.source == "timm" and cfg.timm.pretrained
-    return model_card.weights_origin(cast(Any, net).pretrained_cfg, from_hub=from_hub)
+        found |= {key: known[key] for key in found if key in known}
+    return found
 
 
 def publish(
@@ -212,7 +214,8 @@ def score(run: StageRun, dist: Dist) -> dict[str, float]:
         ("", artifacts.load_timm(paths.PERCEPTUAL_NET)),
         ("random_", artifacts.random_like(paths.PERCEPTUAL_NET, seed=run.config.seed)),
     ):
-        center = CenterView(timm_nets.whole_patches(model, run.config.loader.image_size))
+        size = run.config.perceptual_net.image_size or run.config.loader.image_size
+        center = CenterView(timm_nets.whole_patches(model, size))
         train_features, val_features = (
             extract(
                 model.to(dist.device),

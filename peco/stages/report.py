@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from peco.core import config, schema
+from peco.core import artifacts, config, schema
 from peco.core.device import select_device
 from peco.core.numbers import evenly_spaced
 from peco.core.publishing import write_file
@@ -63,7 +63,7 @@ def main(run: StageRun) -> None:
         **evaluation(cfg, metrics, scored),
         **data(index),
         **pictures(cfg, metrics, scored),
-        **perceptual_net(cfg, metrics),
+        **perceptual_net(cfg, metrics, artifacts.own_part(paths.TOKENIZER).get("perceptual_net", {})),
     )
     write_file(paths.REPORT, html)
 
@@ -288,8 +288,8 @@ def masked_note(correct: int, masked: int, codes: int) -> str:
     )
 
 
-def perceptual_net(cfg: config.Config, metrics: page.MetricsByFile) -> dict[str, Any]:
-    """Description and score of the perceptual network."""
+def perceptual_net(cfg: config.Config, metrics: page.MetricsByFile, lineage: Mapping[str, Any]) -> dict[str, Any]:
+    """Description and score of the perceptual network; `lineage` is what the tokenizer's folder records of it."""
     net, scores = cfg.perceptual_net, metrics.get("perceptual_net", {})
     if net.source == "train":
         note = f"Trained on these images by MoCo v3: a ViT of {net.vit.depth} blocks of width {net.vit.embed_dim}."
@@ -297,6 +297,8 @@ def perceptual_net(cfg: config.Config, metrics: page.MetricsByFile) -> dict[str,
         note = f"An existing network: {Path(net.path).name}."
     else:
         note = f"timm's {net.timm.model} with {'pre-trained' if net.timm.pretrained else 'random'} weights."
+    if net.source != "train" and "labels" in lineage:
+        note += f" Labels that its weights have seen: {lineage['labels']}."
     rows = [("Perceptual network", "knn_accuracy"), ("Random initialisation", "random_knn_accuracy")]
     found = [(name, scores[key]) for name, key in rows if key in scores]
     if cfg.tokenizer.objective == "peco" and cfg.tokenizer.perceptual.weight == 0:

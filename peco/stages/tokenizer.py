@@ -29,7 +29,7 @@ from peco.tokenizer.model import PerceptualTokenizer
 from peco.training.distributed import Dist
 from peco.training.loop import Frozen, Task, train
 
-PARAMS = ("seed", "loader", "perceptual_net.blocks", "tokenizer")
+PARAMS = ("seed", "loader", "perceptual_net.blocks", "perceptual_net.image_size", "tokenizer")
 EVAL_BATCH = 64
 VAL_IMAGES = 2000  # limit of images for the scores, up to a batch
 
@@ -117,7 +117,8 @@ def main(run: StageRun) -> None:
         artifacts.fill(tokenizer, weights, f"tokenizer.init.path: {given}")
         if dist.rank == 0:
             print(f"{run.name}: {'starts from' if cfg.init.train else 'is'} {given}", flush=True)
-    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
+    given_net = run.config.perceptual_net
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), given_net.blocks, given_net.image_size)
     distance = PerceptualDistance(net, cfg.perceptual.normalize)
     distance = distance.to(dist.device)
     if not cfg.init.train:

@@ -30,7 +30,7 @@ def check_weights(parameters: config.Config) -> None:
     if net.source == "path" and Path(net.path).exists():
         from peco.networks import timm_nets
 
-        timm_nets.by_path(Path(net.path), net.timm.model, size)
+        timm_nets.by_path(Path(net.path), net.timm.model, net.image_size or size)
     if tokenizer.init.source == "path" and Path(tokenizer.init.path).exists():
         from peco.tokenizer import storage
 

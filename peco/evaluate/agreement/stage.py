@@ -24,7 +24,10 @@ from peco.runtime import paths
 from peco.runtime.stage import StageRun, run_stage
 from peco.tokenizer import storage
 
-PARAMS = ("perceptual_net.blocks", "tokenizer.perceptual", "evaluate.tasks.agreement", "evaluate.agreement")
+PARAMS = (
+    *("perceptual_net.blocks", "perceptual_net.image_size", "tokenizer.perceptual"),
+    *("evaluate.tasks.agreement", "evaluate.agreement"),
+)
 PICTURES = paths.PICTURES / "agreement"
 # One picture for each kind of damage, each of a different image: fixed, so that the scores have no influence on the choice.
 SHOWN = tuple(f"{geometric}_{damage}" for geometric, damage in zip((*GEOMETRIC, *GEOMETRIC), DAMAGE, strict=False))
@@ -45,7 +48,8 @@ def main(run: StageRun) -> None:
     cfg = run.config.evaluate.agreement
     size = storage.image_size(paths.TOKENIZER)
     compute_device = device.select_device()
-    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), run.config.perceptual_net.blocks)
+    given = run.config.perceptual_net
+    net = FeatureNet(artifacts.load_timm(paths.PERCEPTUAL_NET), given.blocks, given.image_size)
     network = agreement.NetworkDistances(net, run.config.tokenizer.perceptual.normalize).to(compute_device)
     tokens = agreement.TokenDistances(storage.load(paths.TOKENIZER).to(compute_device))
     methods: list[agreement.Method] = [agreement.pixel_distances, tokens, network.between]
