@@ -89,7 +89,9 @@ class CheckPod:
             )
             if pods.has_started(pod):
                 self._show(name)
-                if pods.has_ended(pod):
+                # Not as soon as the container has ended: the phase follows, and tells how.
+                if pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+                    self._show(name)
                     self._end(pod)
                     return
             else:
@@ -141,7 +143,7 @@ class CheckPod:
             return
         text = f"it ended with status {end.status} {end.reason}".strip()
         if any("No module named" in line for line in self.other):
-            text += "; the image is older than this check: build one of this commit"
+            text += "; the image is not of this commit, or lacks the project: build one"
         self.report.fail("the pod of a step runs to its end", text, tuple(self.other[-LAST_LINES:]))
 
     def _advice(self, stuck: str | None, unscheduled: str | None) -> str:

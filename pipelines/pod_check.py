@@ -112,6 +112,8 @@ def _step(settings: Mapping[str, str]) -> None:
     if usable and settings["job"]:
         run("a Volcano job of two pods", lambda: run_job(folder))
         os.chdir(volume)
+    elif settings["job"]:
+        _print("", "note", "a Volcano job of two pods is not tried: it needs the volume")
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -98,6 +99,31 @@ def test_the_pod_is_valid_and_has_what_a_step_has() -> None:
         "/disk", "/etc/peco/git", "/etc/peco/storage", "/etc/peco/step", "/etc/peco/ca",
     }  # fmt: skip
     assert {"name": "peco", "persistentVolumeClaim": {"claimName": "disk"}} in spec["volumes"]
+
+
+def test_a_crash_is_reported_though_the_phase_follows_later(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server shows the end of the container first, and the phase `Failed` a second later."""
+    state = {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}}
+    shown = [
+        {"metadata": {"name": "check"}, "status": {"phase": phase, "containerStatuses": [{"state": state}]}}
+        for phase in ("Running", "Running", "Failed")
+    ]
+    core = SimpleNamespace(
+        read_namespaced_pod=lambda *_, **__: SimpleNamespace(data=json.dumps(shown.pop(0))),
+        read_namespaced_pod_log=lambda *_, **__: SimpleNamespace(
+            data=b"ModuleNotFoundError: No module named 'pipelines'\n"
+        ),
+    )
+    api = SimpleNamespace(namespace="vision", core=core, call=lambda _, call: call())
+    stops = SimpleNamespace(wait=lambda _: None, first=None)
+    report = Report()
+    CheckPod(api, stops, report, Target.from_env({"PECO_IMAGE": "example/peco:1"}), "runner")._follow("check")  # type: ignore[arg-type]
+    assert report.end() == 2
+    assert capsys.readouterr().out.startswith(
+        "× the pod of a step runs to its end\n    it ended with status 1; the image is not of this commit"  # noqa: RUF001
+    )
 
 
 # The checks in the pods

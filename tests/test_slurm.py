@@ -25,7 +25,7 @@ from pipelines.jobs.logs import Screen
 from pipelines.workflow.graph import Stage
 
 NAME = "peco-tokenizer-key1"
-MEMORY_ADVICE = "raise memory (meta: or PECO_MEMORY) and run again\n"
+MEMORY_ADVICE = "raise memory (resources in params.yaml, or PECO_MEMORY) and run again\n"
 ONE = Resources(threads=1, cpu=2, memory="2Gi", time_limit="90s", queue="batch")
 TORCHRUN = """\
 #!/bin/sh

@@ -36,7 +36,7 @@ LOST = {"BOOT_FAIL": "got a node that didn't boot", "NODE_FAIL": "lost a node", 
 FAILURES = {
     "CANCELLED": f"was cancelled by someone else; {RESUME}",
     "DEADLINE": f"reached its deadline; {RESUME}",
-    "OUT_OF_MEMORY": "ran out of memory and was killed; raise memory (meta: or PECO_MEMORY) and run again",
+    "OUT_OF_MEMORY": "ran out of memory and was killed; raise memory (resources in params.yaml, or PECO_MEMORY) and run again",
 }
 # Slurm's own line about it. Without cgroups it is the only sign: the job's state is FAILED.
 MEMORY_KILL = re.compile(rb"slurmstepd\S*: .*(exceeded (job )?memory limit|oom.kill)", re.IGNORECASE)

@@ -247,10 +247,10 @@ class Volcano(Backend):
             raise Lost(f"{pod} was preempted or evicted" + (f" ({cause.reason})" if cause.reason else ""))
         return self.fail(
             {
-                "time_limit": f"{pod} reached time_limit {resources.time_limit}; raise it (meta: or PECO_TIME_LIMIT) "
-                f"and {RESUME}",
-                "memory": f"{pod} ran out of memory and was killed; raise memory {resources.memory} (meta: or "
-                "PECO_MEMORY), or lower workers, and run again",
+                "time_limit": f"{pod} reached time_limit {resources.time_limit}; raise it (resources in params.yaml, or "
+                f"PECO_TIME_LIMIT) and {RESUME}",
+                "memory": f"{pod} ran out of memory and was killed; raise memory {resources.memory} "
+                "(resources in params.yaml, or PECO_MEMORY), or lower workers, and run again",
             }[cause.kind]
         )
 

@@ -14,7 +14,7 @@ def test_out_of_memory(project: Project) -> None:
     find(
         lines,
         rf"error: tokenizer: pod {project.job}-tokenizer-0-0 ran out of memory and was killed; raise memory 96Mi "
-        r"\(meta: or PECO_MEMORY\), or lower workers, and run again",
+        r"\(resources in params\.yaml, or PECO_MEMORY\), or lower workers, and run again",
     )
     assert lines.count(project.created) == 1
     assert project.client.cluster.find_all("jobs.batch.volcano.sh") == []
@@ -27,8 +27,8 @@ def test_time_limit(project: Project) -> None:
     assert status == 2
     find(
         lines,
-        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 reached time_limit 3s; raise it \(meta: or PECO_TIME_LIMIT\) "
-        "and run again, it resumes from the last checkpoint",
+        rf"error: tokenizer: pod {project.job}-tokenizer-0-0 reached time_limit 3s; raise it \(resources in params\.yaml, or "
+        r"PECO_TIME_LIMIT\) and run again, it resumes from the last checkpoint",
     )
     assert lines.count(project.created) == 1
     assert not any(line.startswith("tokenizer  step ") for line in lines), lines

@@ -144,7 +144,7 @@ def test_out_of_memory_is_an_error_that_the_user_can_fix(folder: Path) -> None:
     if status == 0:
         pytest.skip("this Slurm doesn't limit memory")
     assert status == 2
-    advice = "raise memory (meta: or PECO_MEMORY) and run again"
+    advice = "raise memory (resources in params.yaml, or PECO_MEMORY) and run again"
     assert re.search(rf"error: tokenizer: job \d+ ran out of memory and was killed; {re.escape(advice)}\n$", err)
 
 
