@@ -137,7 +137,7 @@ def test_info_prints_kind_and_parameters_of_a_folder(
         ("tokenize wide.png -m a", "a/config.json: no such file"),
         ("info none", "none: no such model folder"),
         (f"tokenize wide.png -m {cli.BACKBONE}", f"{cli.BACKBONE}: expected a model folder of kind 'tokenizer'"),
-        (f"embed wide.png -m {cli.TOKENIZER}", f"{cli.TOKENIZER}: expected the folder of a backbone, classifier or "),
+        (f"embed wide.png -m {cli.TOKENIZER}", f"{cli.TOKENIZER}: expected the folder of a backbone, classifier, "),
         ("embed wide.png -b 0", "--block: 0 is not allowed; expected from 1 to 2"),
         ("embed wide.png -b 3", "--block: 3 is not allowed; expected from 1 to 2"),
         ("tokenize wide.png -s 0", f"--size: 0 is not allowed; expected a multiple of {FACTOR}"),
