@@ -93,6 +93,9 @@ YOLO = {
         lambda root: yolo(root, line=KEY_POINTS, kpt_shape=[3, 3]),
         message="10 numbers after the class; expected 4 of the box and 9 of the key points",
     ),
+    "confidences and numbers of tracks": Kind(
+        lambda root: yolo(root, line=LINE.strip() + " 0.93 1\n"), message="as a tracker writes a box with confidence and number"
+    ),
     "a confidence column": Kind(
         lambda root: yolo(root, line=LINE.strip() + " 0.93\n"), message="looks like the confidence of a prediction"
     ),

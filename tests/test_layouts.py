@@ -28,6 +28,20 @@ KINDS = {
         CD,
         note="val is the split test",
     ),
+    "a test in one folder that is no class": Kind(
+        several("train/{c}/{i}.jpg", 10) | several("test/unknown/{i}.jpg", 7),
+        (18, 2),
+        CD,
+        {TEST: 7},
+        note="warning: test is not used, since none of its classes (unknown) is one of train",
+    ),
+    "val without labels beside a test with them": Kind(
+        several("train/{c}/{i}.jpg", 10) | several("val/{i}.jpg", 5) | several("test/{c}/{i}.jpg", 4),
+        (20, 8),
+        CD,
+        {"an unused val split without labels": 5},
+        note="val has no labels and is not used; val is the split test",
+    ),
     "trn, tst": Kind(several("trn/{c}/{i}.jpg", 10) | several("tst/{c}/{i}.jpg", 7), (20, 14), CD),
     "doubled": Kind(several("train/train/{c}/{i}.jpg", 10) | several("test/test/{c}/{i}.jpg", 7), (20, 14), CD),
     "seg_train": Kind(

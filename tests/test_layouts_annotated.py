@@ -155,6 +155,34 @@ KINDS = {
         left={"masks": 10, "beside the folders of images and masks": 10},
     ),
     "Carvana": Kind(several("train/{i}.jpg", 10) | several("train_masks/{i}_mask.gif", 10), (9, 1), left={"masks": 10}),
+    "masks in the folder of a scene": Kind(
+        several("{c}/{i}.jpg", 5, ("hall", "yard")) | several("{c}_mask/{i}.png", 5, ("hall", "yard")),
+        (9, 1),
+        left={"masks": 10},
+    ),
+    "photos of classes whose names have words of masks": Kind(
+        several("{c}/{i}.jpg", 10, ("face", "face_mask")), (18, 2), ("face", "face_mask")
+    ),
+    "PNGs with names of their own of such classes": Kind(
+        several("{c}/{c}-{i}.png", 10, ("corvette", "mustang", "mustang_gt")),
+        (27, 3),
+        ("corvette", "mustang", "mustang_gt"),
+    ),
+    "a class called mask beside one called photo": Kind(
+        several("{c}/{i}.png", 10, ("mask", "photo")), (18, 2), ("mask", "photo"), options={"labels": "folders"}
+    ),
+    "photos whose names end in color or label": Kind(
+        several("{c}/{i}.jpg", 4) | several("{c}/{i}_color.jpg", 4) | several("{c}/{i}_label.jpg", 2), (18, 2), CD
+    ),
+    "masks beside their images, as JPEG": Kind(
+        several("{c}/{i}.jpg", 10) | several("{c}/{i}_mask.jpg", 10), (18, 2), CD, {"masks": 20}
+    ),
+    "a YAML and a text that are not those of YOLO": Kind(
+        several("train/{c}/{i}.jpg", 10) | several("val/{c}/{i}.jpg", 4) | empty("data.yaml", "README.txt"),
+        (20, 8),
+        CD,
+        {NO_IMAGE: 2},
+    ),
     "an annotated set, its folders as classes": Kind(
         several("images/{c}/{i}.jpg", 10) | several("segmentations/{c}/{i}.png", 10),
         (18, 2),

@@ -110,6 +110,78 @@ KINDS = {
         {NO_IMAGE: 1},
         options={"label_field": "kind"},
     ),
+    "rows on the images of a folder that is missing": Kind(
+        {
+            "labels.csv": text(
+                "file,label",
+                *(f"site{s}/{i}.jpg,{CD[(i + (s == 'A')) % 2]}" for s in "AB" for i in range(20)),
+            ),
+            **several("siteB/{i}.jpg", 20),
+        },
+        (18, 2),
+        CD,
+        {NO_IMAGE: 1},
+        note="20 rows of labels.csv name no image, the first siteA/0.jpg",
+    ),
+    "rows on train, images of test": Kind(
+        {
+            "labels.csv": text("file,label", *(f"train/{i}.jpg,{CD[i % 2]}" for i in range(20))),
+            **several("set/test/{i}.jpg", 20),
+            **several("set/train/x{i}.jpg", 20),
+        },
+        (20, 20),
+        left={NO_IMAGE: 1},
+    ),
+    "measurements are no labels": Kind(
+        {
+            "data.csv": text("file,label", *(f"{i}.jpg,{i / 7:.3f}" for i in range(1, 41))),
+            **empty(*(f"{i}.jpg" for i in range(1, 41))),
+        },
+        (36, 4),
+        left={NO_IMAGE: 1},
+        note="data.csv names images, but no column is known to be their labels (label)",
+    ),
+    "free text is no label": Kind(
+        {
+            "data.csv": text("file,label", *(f"{i}.jpg,a photo of thing {i}" for i in range(40))),
+            **several("{i}.jpg", 40),
+        },
+        (36, 4),
+        left={NO_IMAGE: 1},
+        note="no column is known to be their labels (label)",
+    ),
+    "one image a class": Kind(
+        {
+            "data.csv": text("file,label", *(f"{i}.jpg,n{i:08d}" for i in range(40))),
+            **several("train/{i}.jpg", 40),
+            **empty("val/v.jpg"),
+        },
+        (40, 1),
+        tuple(f"n{i:08d}" for i in range(40)),
+        {NO_IMAGE: 1},
+    ),
+    "a table and lists in UTF-16, as Windows' PowerShell writes them": Kind(
+        {
+            "labels.csv": "\n".join(["file,label", *(f"{i}.jpg,{CD[i % 2]}" for i in range(20))]).encode("utf-16"),
+            "train.txt": "\r\n".join(f"{i}.jpg" for i in range(14)).encode("utf-16"),
+            "test.txt": "\r\n".join(f"{i}.jpg" for i in range(14, 20)).encode("utf-16"),
+            **several("{i}.jpg", 20),
+        },
+        (14, 6),
+        CD,
+        {NO_IMAGE: 3},
+    ),
+    "imagefolder with metadata.csv": Kind(
+        {
+            "train/metadata.csv": text("file_name,label", *(f"{i}.png,{CD[i % 2]}" for i in range(10))),
+            "test/metadata.csv": text("file_name,label", *(f"{i}.png,{CD[i % 2]}" for i in range(4))),
+            **several("train/{i}.png", 10),
+            **several("test/{i}.png", 4),
+        },
+        (10, 4),
+        CD,
+        {NO_IMAGE: 2},
+    ),
     "imagefolder with metadata.jsonl": Kind(
         {
             "train/metadata.jsonl": text(*(f'{{"file_name": "{i}.png", "label": "{CD[i % 2]}"}}' for i in range(10))),
@@ -322,6 +394,14 @@ def test_labels_come_from_the_row_of_each_image() -> None:
 
 
 REFUSALS = {
+    "lists of images that are missing": (
+        {
+            "meta/train.txt": text(*(f"cat/{i}" for i in range(10))),
+            "meta/test.txt": text(*(f"dog/{i}" for i in range(10))),
+            **several("images/{c}/{i}.jpg", 8),
+        },
+        "meta/test.txt lists images of test, but 2 of its 10 lines name no image, the first is 'dog/8'; add the images, or remove",
+    ),
     "two lists for an image": (
         {"train.txt": b"1.jpg\n2.jpg\n", "val.txt": b"2.jpg\n", **empty("1.jpg", "2.jpg")},
         "train.txt and val.txt both list 2.jpg; remove it from one of them, or remove a list",

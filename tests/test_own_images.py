@@ -9,6 +9,7 @@ import stat
 import struct
 import sys
 import tarfile
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,7 +27,7 @@ from peco.data import images
 from peco.data.shards import open_shards
 from peco.data.summary import summary
 from peco.files.archives import open_archive
-from peco.sources import imagefolder
+from peco.sources import image_check, imagefolder
 from peco.sources.detect import detect_source
 from peco.sources.open import open_source
 from peco.sources.shard_writer import write_shards
@@ -135,6 +136,50 @@ def test_links_in_archives_are_followed(pack: Any, tmp_path: Path) -> None:
     assert [(lost.name, lost.reason) for lost in archive.lost] == [("in/b/self", "a link in a circle")]
 
 
+def test_joined_tars_are_read_to_the_end_and_a_cut_one_is_reported(tmp_path: Path) -> None:
+    for name in "ab":
+        put(tmp_path / name / "in", *(f"{name}/{i}.png" for i in range(4)))
+        tar_of(tmp_path / f"{name}.tar", tmp_path / name / "in")
+    whole = (tmp_path / "a.tar").read_bytes() + (tmp_path / "b.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(whole)
+    index, _ = packed(tmp_path / "joined", tmp_path / "all.tar")
+    assert (counts(index), index["classes"]) == ({"train": 6, "val": 2}, ["a", "b"])
+    with tarfile.open(tmp_path / "all.tar") as archive:
+        last = archive.getmembers()[-1].offset
+    (tmp_path / "cut.tar").write_bytes(whole[:last])
+    index, _ = packed(tmp_path / "cut", tmp_path / "cut.tar", val_fraction=0.0)
+    assert counts(index) == {"train": 3}
+    assert "warning: cut.tar lacks the mark of a tar's end and may be cut off" in index["notes"]
+
+
+def test_tars_in_a_tar_end_where_they_end_and_those_of_macos_are_none(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as outer:
+        for name in ("n01440764", "n01443537"):
+            put(tmp_path / name, *(f"{name}_{i}.png" for i in range(4)))
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                for i in range(4):
+                    inner.add(tmp_path / name / f"{name}_{i}.png", f"{name}_{i}.png")
+            outer.add(tmp_path / f"{name}.tar", f"{name}.tar")
+            outer.addfile(tarfile.TarInfo(f"._{name}.tar"))
+    archive = open_archive(tmp_path / "train.tar", tmp_path)
+    images = [name for name in archive.names() if not name.startswith("._")]
+    assert images == [f"{name}/{name}_{i}.png" for name in ("n01440764", "n01443537") for i in range(4)]
+    assert archive.notes == []
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_members_with_the_name_of_a_later_one_are_reported(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"in.{kind}"
+    root = put(tmp_path / "in", "1.png", "2.png")
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") if kind == "zip" else tarfile.open(path, "w") as archive:
+        warnings.simplefilter("ignore")  # of zipfile, on equal names
+        for name in ("1.png", "2.png", "1.png"):
+            (archive.write if isinstance(archive, zipfile.ZipFile) else archive.add)(root / name, name)
+    index, _ = packed(tmp_path / "packed", path, val_fraction=0.0)
+    assert counts(index) == {"train": 2}
+    assert "warning: 1 members are not used, since later ones have their names, such as 1.png" in index["notes"]
+
+
 @pytest.mark.parametrize("pack", [tar_of, zip_of])
 def test_a_link_out_of_an_archive_is_refused(pack: Any, tmp_path: Path) -> None:
     root = put(tmp_path / "in", "a/1.png")
@@ -233,6 +278,18 @@ def test_heic_without_its_extra_is_refused_by_name(tmp_path: Path, monkeypatch: 
     )
 
 
+def test_heic_by_its_content_stops_the_stage_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In WebDataset tars and parquet, or with another extension, it is seen only when it is decoded."""
+    monkeypatch.setattr(images, "READS_HEIF", False)
+    monkeypatch.setattr(image_check, "FORMATS", tuple(name for name in images.FORMATS if name != "HEIF"))
+    root = put(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    put(root, "9.jpg", data=encoded(noise(1), "HEIF"))
+    text = refusal(packed, tmp_path, root)
+    assert text == (
+        f"{root}: 9.jpg: HEIC, which needs the extra `heif` (pip install pillow-heif), or convert it to JPEG"
+    )
+
+
 def test_raw_photos_count_as_rejected(tmp_path: Path) -> None:
     root = put(tmp_path / "in", *(f"{i}.png" for i in range(8)))
     put(root, "9.dng", data=encoded(noise(1), "TIFF"))  # as the preview that such files hold
@@ -281,6 +338,10 @@ def test_twelve_bits_of_sixteen_are_reported_and_can_be_stretched(tmp_path: Path
     assert (pixels.min(), pixels.max()) == (0, 255)
     index, _ = packed(tmp_path / "clipped", root, range_16bit=(0, 2000))
     assert index["notes"][-1].endswith("so values outside are clipped")
+    one = np.zeros((16, 16), np.uint16)
+    one[0, 0] = 65535
+    index, _ = packed(tmp_path / "one", put(root, "bright.png", data=encoded(Image.fromarray(one))))
+    assert "half of them up to 4000 only, so they come out nearly black; set it to [0, 4000]" in index["notes"][-1]
 
 
 def test_colours_of_sixteen_bits_are_reported(tmp_path: Path) -> None:
@@ -294,7 +355,7 @@ def test_colours_of_sixteen_bits_are_reported(tmp_path: Path) -> None:
     data = b"".join(struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks)
     index, _ = packed(tmp_path, put(tmp_path / "in", "1.png", "2.png", data=b"\x89PNG\r\n\x1a\n" + data))
     assert index["notes"][-1] == (
-        "warning: 2 16-bit colour images are read by their upper 8 bits, without dataset.range_16bit; their values reach 3855 "
+        "warning: 2 16-bit colour images are read by their upper 8 bits, without dataset.range_16bit; half of them reach 3855 "
         "only, so they come out nearly black: stretch them to 65535 first"
     )
 
@@ -441,6 +502,20 @@ def test_parquet_of_hugging_face_is_read_with_its_class_names(tmp_path: Path) ->
     assert np.bincount(train.labels).tolist() == [10, 10]
     original = {encoded(noise(i)): i % 2 for i in range(12)}
     assert all(original.get(sample.encoded, sample.label) == sample.label for sample in train.read(0, 20))
+
+
+def test_parquet_behind_a_link_and_images_without_a_label(tmp_path: Path) -> None:
+    rows = {"image": [{"bytes": encoded(noise(i)), "path": None} for i in range(6)], "kind": [0, 1, -1, None, 1, 0]}
+    put(tmp_path / "in", "store/README.md")
+    pq.write_table(pa.table(rows), tmp_path / "in/store/train.parquet")
+    (tmp_path / "in/data").symlink_to("store")
+    index, shards = packed(tmp_path / "one", tmp_path / "in", label_field="kind", val_fraction=0.0)
+    assert (counts(index), index["classes"]) == ({"train": 6}, ["0", "1"])
+    assert sorted(open_shards(shards, "train").labels.tolist()) == [-1, -1, 0, 0, 1, 1]
+    (tmp_path / "in/data").unlink()
+    (tmp_path / "in/store").rename(tmp_path / "store")
+    (tmp_path / "in/data").symlink_to(tmp_path / "store")
+    assert "in/data: a link to" in refusal(open_source, dataset("images", tmp_path / "in"), tmp_path)
 
 
 def test_parquet_without_images_or_pyarrow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

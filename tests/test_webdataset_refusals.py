@@ -92,6 +92,11 @@ REFUSED: dict[str, tuple[dict[str, bytes | Members], dict[str, Any], str]] = {
         {"labels": "folders"},
         "a.jpg lies in no folder",
     ),
+    "labels in a tar of their own": (
+        {"images.tar": [("1.jpg", b"1"), ("2.jpg", b"2")], "labels.tar": [("1.cls", b"0"), ("2.cls", b"1")]},
+        {},
+        "labels (cls (2)) lie in samples without an image, and no image has one; put image and label of a sample into one tar",
+    ),
     "two class files": (
         {"x/a.tar": [], "y/b.tar": [], "x/classes.txt": b"a\nb", "y/classes.txt": b"b\na"},
         {},

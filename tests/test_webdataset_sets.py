@@ -80,13 +80,15 @@ def test_splits_in_the_names_of_members_count_if_tars_name_none(tmp_path: Path) 
     ]
 
 
-def test_a_test_split_without_labels_is_no_val_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("label", "has"), [(None, "no labels"), ("unknown", "no class of train")])
+def test_a_test_split_without_labels_is_no_val_split(label: str | None, has: str, tmp_path: Path) -> None:
     keys = [f"{i:03}" for i in range(60)]
-    tars = {"train.tar": samples(keys), "test.tar": [(f"t{key}.jpg", b"t" + key.encode()) for key in keys]}
+    test = [m for key in keys for m in sample("t" + key, label)] if label else [(f"t{k}.jpg", b"t") for k in keys]
+    tars = {"train.tar": samples(keys), "test.tar": test}
     found = source(write(tmp_path / "set", tars), val_fraction=0.5)
     split = {s.encoded.decode(): s.split for s in read(found)}
     assert set(split) == set(keys) and set(split.values()) == {"train", "val"}
-    assert found.notes == ["test has no labels, so val is a part of train"]
+    assert f"test has {has}, so val is a part of train" in found.notes
     assert [(f.reason, f.by_rule, len(f.names)) for f in found.ignored] == [("in the unused split test", True, 60)]
 
 
@@ -105,6 +107,7 @@ def test_a_test_split_without_labels_is_no_val_split(tmp_path: Path) -> None:
         (["dog-000", "dog-001", "cat-000"], {}, [None, None, None]),
         (["dog", "cat"], {"labels": "none"}, [None, None]),
         (["shard0", "shard1"], {}, [None, None]),
+        (["shard_aa", "shard_ab"], {}, [None, None]),
         (["000", "001"], {}, [None, None]),
         (["train", "val"], {}, [None, None]),
     ],
@@ -224,6 +227,20 @@ def test_a_long_index_shows_its_progress(
 def test_tars_that_were_joined_are_read_to_the_end(tmp_path: Path) -> None:
     joined = packed(samples(["a", "b"])) + packed(samples(["c", "d"]))
     assert set(images(source(write(tmp_path / "set", {"a.tar": joined})))) == set("abcd")
+
+
+def test_images_in_hidden_folders_are_reported(tmp_path: Path) -> None:
+    found = source(
+        write(tmp_path / "set", {"a.tar": [*samples(["a"]), (".data/b.jpg", b"b"), ("__MACOSX/a.jpg", b"")]})
+    )
+    assert set(images(found)) == {"a"}
+    assert [(f.reason, f.by_rule, f.names) for f in found.ignored] == [("hidden", True, ["a.tar/.data/b.jpg"])]
+
+
+def test_a_link_to_a_folder_outside_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"other/b.tar": samples(["b"]), "set/a.tar": samples(["a"])})
+    (tmp_path / "set/more").symlink_to(tmp_path / "other")
+    assert f"set/more: a link to {tmp_path}/other, which is outside of" in refusal(tmp_path / "set")
 
 
 def test_links_in_a_tar_are_followed(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from peco.annotations.photos import annotated_photo
+from peco.annotations.photos import Photo, annotated_photo
 from peco.boxes.records import Annotation, RecordedSet, have_masks, make_record
 from peco.boxes.regions import Polygons
 from peco.boxes.yolo_files import Names, SplitFiles, YoloFiles, find_files
@@ -40,6 +40,11 @@ def _read_split(split: SplitFiles, files: YoloFiles) -> RecordedSet:
     has_masks = have_masks(a for found in objects.values() for a in found)
     skipped: Counter[str] = Counter()
     records = [make_record(photos[image], objects[image], has_masks, skipped) for image in split.labels]
+    if _are_tracks(objects, photos):
+        raise PecoError(
+            f"{split.origin}: all lines have 6 numbers after the class, the last 0 or 1, as a tracker writes a box with confidence "
+            "and number; remove the last two"
+        )
     notes = list(split.notes)
     if files.key_points is not None:
         notes.append("kpt_shape: the boxes are used, the key points are not")
@@ -52,6 +57,18 @@ def _read_split(split: SplitFiles, files: YoloFiles) -> RecordedSet:
 
 def _polygons(objects: Iterable[list[Annotation]]) -> Iterator[Polygons]:
     return (a.region for found in objects for a in found if isinstance(a.region, Polygons))
+
+
+def _are_tracks(objects: Mapping[Path, list[Annotation]], photos: Mapping[Path, Photo]) -> bool:
+    """True if all polygons have three points, the last of them at the upper or lower edge: in no set do all outlines."""
+    ends = [
+        len(outline) == 6 and outline[5] in (0, photos[image].size[1])
+        for image, found in objects.items()
+        for annotation in found
+        if isinstance(annotation.region, Polygons)
+        for outline in annotation.region.outlines
+    ]
+    return bool(ends) and all(ends)
 
 
 def _read_labels(file: Path, size: tuple[int, int], names: Names, key_points: int | None) -> list[Annotation]:

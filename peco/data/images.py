@@ -31,6 +31,10 @@ Image.init()  # registers all formats: Image.open registers only the most common
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit can't be raised for a single file; `check_size` is the limit here
 
 
+class MissingExtra(PecoError):
+    """An image of a format whose reader is not installed."""
+
+
 def _registers_heif() -> bool:
     """Register HEIF with Pillow; False if the extra `heif` is not installed."""
     try:
@@ -200,7 +204,7 @@ def open_image(
         if encoded.startswith(_LFS_POINTER):
             raise PecoError("a pointer of Git LFS, not the image (`git lfs pull` fetches it)") from None
         if encoded[4:8] == b"ftyp" and encoded[8:12] in _HEIF_BRANDS and not READS_HEIF:
-            raise PecoError("HEIC, which needs the extra `heif` (pip install pillow-heif)") from None
+            raise MissingExtra("HEIC, which needs the extra `heif` (pip install pillow-heif)") from None
         raise PecoError("not an image of a known format") from None
     except DAMAGE as error:
         raise PecoError("truncated" if "truncated" in str(error).lower() else "can't be decoded") from None
@@ -260,7 +264,7 @@ def _explained(explain: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except PecoError as error:
-        raise PecoError(explain(str(error))) from None
+        raise type(error)(explain(str(error))) from None
 
 
 def _libjpeg_size(encoded: bytes) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from peco.core.errors import PecoError
 from peco.files.damage import DAMAGE, damage_reason
 from peco.files.links import OUT_OF_IT, Lost, resolve_links
 from peco.files.names import by_tidy_name, is_hidden, tidy
-from peco.files.tar_archive import TarArchive
+from peco.files.tar_archive import TarArchive, several_of_a_name
 
 # Of zip files also: a password, and compressions or versions that Python doesn't know.
 _ZIP_DAMAGE = (*DAMAGE, RuntimeError, NotImplementedError)
@@ -30,9 +30,11 @@ class Archive(Protocol):
 
     Attributes:
         lost: links that can't be followed.
+        notes: sentences for the summary.
     """
 
     lost: list[Lost]
+    notes: list[str]
 
     def names(self) -> list[str]: ...
 
@@ -80,6 +82,7 @@ class FolderArchive:
         self._root = root
         self._top = Path(os.path.realpath(root))
         self.lost: list[Lost] = []
+        self.notes: list[str] = []
         self.plain = True
         self._files = by_tidy_name(sorted(self._walk("", (self._top,))))
         self.plain &= all(short == name for short, name in self._files.items())
@@ -91,6 +94,7 @@ class FolderArchive:
                 del self._files[name]
                 folder = name.removesuffix(".tar")
                 self._members |= {f"{folder}/{member}": (path, *tar.span(member)) for member in tar.names()}
+                self.notes += tar.notes
                 tar.close()  # ImageNet has a thousand
 
     @property
@@ -157,9 +161,12 @@ class ZipArchive:
         self._path = path
         self._zip = zipfile.ZipFile(path)
         members, links = {}, {}
+        again: dict[str, int] = {}
         for info in self._zip.infolist():
             if info.filename.endswith(("/", "\\")):
                 continue
+            if info.filename in members:
+                again[info.filename] = again.get(info.filename, 0) + 1
             members[info.filename] = info
             if stat.S_ISLNK(info.external_attr >> 16):
                 links[info.filename] = info
@@ -169,6 +176,7 @@ class ZipArchive:
         targets = {tidy(_zip_name(info)): self._unpack(info).decode("utf-8", "replace") for info in links.values()}
         followed, self.lost = resolve_links(str(path), list(self._members), targets)
         self._members |= {name: self._members[target] for name, target in followed.items()}
+        self.notes = [several_of_a_name(again)] if again else []
 
     def names(self) -> list[str]:
         return list(self._members)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from peco.core.errors import PecoError
 from peco.files.names import is_image_name, tidy
@@ -25,6 +26,34 @@ class Lost:
     def may_be_folder(self) -> bool:
         """True if images may be lost with it whose number is unknown: its name is that of a folder."""
         return not is_image_name(self.name) and not PurePosixPath(self.name).suffix
+
+
+def walk_linked(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, links to folders within the root followed, each folder once.
+
+    The caller may shorten the list of folders.
+
+    Raises:
+        PecoError: a folder can't be read, or a link leads to a folder outside.
+    """
+
+    def fail(error: OSError) -> None:
+        raise PecoError(f"{error.filename}: can't be read ({error.strerror}); check its permissions")
+
+    top, seen = os.path.realpath(root), set[str]()
+    for place, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        real = os.path.realpath(place)
+        if os.path.commonpath([top, real]) != top:
+            raise PecoError(
+                f"{place}: a link to {real}, which is outside of {root}; put copies in its place (`cp -rL` copies what links lead "
+                "to)"
+            )
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield place, folders, files
 
 
 def resolve_links(path: str, files: list[str], links: Mapping[str, str]) -> tuple[dict[str, str], list[Lost]]:

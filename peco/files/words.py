@@ -116,6 +116,13 @@ def masked_image(stem: str) -> str | None:
     return match[1] if match else None
 
 
+def ends_in_mask(stem: str) -> bool:
+    """True if the ending of a stem means nothing but a mask (`_mask`, `_parts_1`, `_labelIds`); `_color` and `_label` may not."""
+    return (
+        re.search(r"[-_ .](masks?|mask_\d+|parts_\d+|seg|labelids|labeltrainids|instanceids)$", stem, re.I) is not None
+    )
+
+
 def split_words(name: str) -> set[str]:
     """The splits among `train`, `val` and `test` that a name contains."""
     return {_SPLIT_OF[word] for word in words(name) if word in _SPLIT_OF} - {UNUSED}

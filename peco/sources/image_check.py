@@ -9,7 +9,7 @@ from PIL import Image
 
 from peco.core import config
 from peco.core.errors import PecoError
-from peco.data.images import FORMATS, RANGE_16BIT, decode, open_image, upper_bits, values_16bit
+from peco.data.images import FORMATS, RANGE_16BIT, MissingExtra, decode, open_image, upper_bits, values_16bit
 from peco.files.names import UNREADABLE_EXTENSIONS, extension
 from peco.sources.base import RawSample
 
@@ -44,11 +44,17 @@ def check_header(name: str, encoded: bytes, max_pixels: int) -> None:
 
 
 def check_image(raw: RawSample, dataset: config.Dataset) -> CheckedImage:
-    """Decode an image once, and convert it where the shards don't keep its bytes."""
+    """Decode an image once, and convert it where the shards don't keep its bytes.
+
+    Raises:
+        PecoError: its format needs an extra that is not installed.
+    """
     resize = dataset.resize
     try:
         formats = _formats(raw.name)
         image = decode(raw.encoded, formats=formats, max_pixels=dataset.max_pixels, range_16bit=dataset.range_16bit)
+    except MissingExtra as error:
+        raise PecoError(f"{dataset.path}: {raw.name}: {error}, or convert it to JPEG") from None
     except PecoError as error:
         return CheckedImage(reason=str(error))
     with Image.open(io.BytesIO(raw.encoded), formats=formats) as original:  # reads only the header

@@ -18,7 +18,7 @@ from typing import Any
 
 from peco.core import config
 from peco.core.errors import PecoError
-from peco.data.images import READS_HEIF
+from peco.data.images import READS_HEIF, MissingExtra
 from peco.files.archives import Archive, open_archive
 from peco.files.names import UNREADABLE_EXTENSIONS, capital_twins, extension, hashed, is_image_name
 from peco.files.words import TEST, TRAIN, UNUSED, VAL
@@ -81,6 +81,7 @@ def layout_of(archive: Archive, path: Path, dataset: config.Dataset) -> Layout:
         layout = read_layout(archive.names(), dataset.val_fraction, dataset.seed, read=archive.read, **options)
     except PecoError as error:
         raise PecoError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    layout.notes.extend(archive.notes)
     for lost in archive.lost:
         image = is_image_name(lost.name)
         layout.ignored.add(lost.reason if image else f"{lost.reason}, no image", lost.name, by_rule=not image)
@@ -116,6 +117,8 @@ def check_headers(archive: Archive, layout: Layout, path: Path, dataset: config.
         encoded = archive.read(name)
         try:
             check_header(name, encoded, dataset.max_pixels)
+        except MissingExtra as error:
+            raise PecoError(f"{path}: {name}: {error}, or convert it to JPEG") from None
         except PecoError as error:
             bad.append(f"{name} ({error})")
     if len(bad) > dataset.max_rejected * len(names):
@@ -192,10 +195,19 @@ def _known_splits(reading: Reading) -> dict[str, list[tuple[str, str | None]]]:
         raise PecoError("no image of train is left; add a train split, or rename the folders")
     test, unused = parts.pop(TEST, []), parts.pop(UNUSED, [])
     reading.ignored.extend("an unused part without labels", (name for name, _ in unused), by_rule=True)
+    known = {category for _, category in parts[TRAIN] if category is not None}
+    if VAL in parts and not {category for _, category in parts[VAL]} - {None} and known & {c for _, c in test}:
+        reading.notes.append("val has no labels and is not used; val is the split test")
+        reading.ignored.extend("an unused val split without labels", (name for name, _ in parts.pop(VAL)), by_rule=True)
+        parts[VAL], test = test, []
     if test and VAL not in parts:
-        labeled = any(category is not None for _, category in parts[TRAIN])
-        if labeled and all(category is None for _, category in test):
+        found = {category for _, category in test if category is not None}
+        if known and not found:
             reading.notes.append("test is not used, since it has no labels and train has")
+        elif known and not found & known:
+            reading.notes.append(
+                f"warning: test is not used, since none of its classes ({', '.join(sorted(found)[:FIRST_NAMES])}) is one of train"
+            )
         else:
             parts[VAL], test = test, []
             reading.notes.append("val is the split test")

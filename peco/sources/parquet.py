@@ -14,6 +14,7 @@ import numpy as np
 from peco.core import config
 from peco.core.errors import PecoError
 from peco.core.parsing import JSON_ERRORS
+from peco.files.links import walk_linked
 from peco.files.names import is_hidden, is_image_name
 from peco.files.words import named_split
 from peco.sources.base import SPLITS, RawSample
@@ -134,14 +135,18 @@ class ParquetImages:
 
 
 def parquet_files(root: Path) -> list[str]:
-    """Names of the parquet files in a folder, or of the file itself."""
+    """Names of the parquet files in a folder, or of the file itself.
+
+    Raises:
+        PecoError: as `walk_linked`.
+    """
     if not root.is_dir():
         return [root.name] if root.suffix == ".parquet" else []
-    return sorted(
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.parquet")
-        if not any(map(is_hidden, path.relative_to(root).parts))
-    )
+    found = []
+    for place, folders, files in walk_linked(root):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        found += [Path(place, name) for name in files if name.endswith(".parquet") and not is_hidden(name)]
+    return sorted(path.relative_to(root).as_posix() for path in found)
 
 
 def is_parquet(root: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _EXPORT = "export each image as PNG to train/<class>/ and test/<class>/"
 _FORMATS = (
@@ -30,7 +30,7 @@ _FORMATS = (
     (r".*\.(h5|hdf5)", "HDF5 files", _EXPORT),
     (r".*\.(pkl|pickle|pt|pth)", "pickles", _EXPORT),
     (r".*\.(dcm|dicom|nii(\.gz)?|mha|nrrd)", "medical images (DICOM, NIfTI)", "export them as PNG, 16-bit if needed"),
-    (r".*\.(zip|rar|7z)", "archives", "unpack them, or name the one archive"),
+    (r".*\.(tar(\.(gz|bz2|xz|zst))?|t[gbx]z2?|zip|rar|7z)", "archives", "unpack them, or name the one archive"),
     (r".*\.(mp4|mov|avi|mkv|webm|m4v)", "videos", "export frames, for example with ffmpeg"),
     (r".*\.parquet", "parquet files", "a folder of parquet files without images is read"),
     (r".*\.(rec|idx)", "MXNet records", _EXPORT),
@@ -39,27 +39,23 @@ _FORMATS = (
 
 def refused_format(names: Iterable[str]) -> str | None:
     """A sentence on the format that these files have instead of images, with a remedy; None if it isn't known."""
-    if known := _known_format(names):
-        what, name, remedy = known
+    for what, name, remedy in _known_formats(names):
         return f"holds {what}{f' ({name})' if name else ''}, no image files; {remedy}"
     return None
 
 
 def unread_format(names: Iterable[str]) -> str | None:
-    """The format of some of these files that lie beside images and are not read; None if none is known."""
-    if known := _known_format(names):
-        what, name, _ = known
-        return f"{what}{f' ({name})' if name else ''}"
-    return None
+    """The formats of those of these files that lie beside images and are not read; None if none is known."""
+    found = [f"{what}{f' ({name})' if name else ''}" for what, name, _ in _known_formats(names)]
+    return " and ".join(found) or None
 
 
-def _known_format(names: Iterable[str]) -> tuple[str, str, str] | None:
-    """Name of the format, the first file that has it, and the remedy."""
+def _known_formats(names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Names of the formats, the first file that has each, and the remedy."""
     names = list(names)
     bases = [name.rsplit("/", 1)[-1] for name in names]
     if {"meta", "train", "test"} <= set(bases):  # CIFAR-100
-        return "CIFAR's pickled batches", "", f"torchvision.datasets.CIFAR100 reads them: {_EXPORT}"
+        yield "CIFAR's pickled batches", "", f"torchvision.datasets.CIFAR100 reads them: {_EXPORT}"
     for pattern, what, remedy in _FORMATS:
         if name := next((n for n, base in zip(names, bases, strict=True) if re.fullmatch(pattern, base, re.I)), None):
-            return what, name, remedy
-    return None
+            yield what, name, remedy

@@ -132,16 +132,17 @@ def _rejected_entry(rejected: list[tuple[str, str, str]]) -> dict[str, dict[str,
 
 
 def _range_notes(values: list[tuple[int, int]], used: tuple[int, int]) -> list[str]:
-    """A note on the values of 16-bit images, and a warning if they come out nearly black or are clipped."""
+    """A note on the values of 16-bit images, and a warning if most of them come out nearly black, or some are clipped."""
     if not values:
         return []
-    low, high = min(low for low, _ in values), max(high for _, high in values)
+    low, high, usual = _extremes(values)
     note = (
         f"{len(values)} 16-bit images have values from {low} to {high}; dataset.range_16bit is {used[0]} to {used[1]}"
     )
-    if high - used[0] < (used[1] - used[0]) / 4:
+    if usual - used[0] < (used[1] - used[0]) / 4:
+        reach = f", half of them up to {usual} only" if usual < high else ""
         return [
-            f"warning: {note}, so they come out nearly black; set it to [{low}, {high}], or to the range of the camera"
+            f"warning: {note}{reach}, so they come out nearly black; set it to [{low}, {usual}], or to the range of the camera"
         ]
     if low < used[0] or high > used[1]:
         return [f"warning: {note}, so values outside are clipped"]
@@ -149,16 +150,22 @@ def _range_notes(values: list[tuple[int, int]], used: tuple[int, int]) -> list[s
 
 
 def _upper_notes(upper: list[tuple[int, int]]) -> list[str]:
-    """A note on 16-bit colour images, and a warning if they come out nearly black."""
+    """A note on 16-bit colour images, and a warning if most of them come out nearly black."""
     if not upper:
         return []
-    high = max(high for _, high in upper)
+    *_, usual = _extremes(upper)
     note = f"{len(upper)} 16-bit colour images are read by their upper 8 bits, without dataset.range_16bit"
-    if high < 65535 / 4:
+    if usual < 65535 / 4:
         return [
-            f"warning: {note}; their values reach {high} only, so they come out nearly black: stretch them to 65535 first"
+            f"warning: {note}; half of them reach {usual} only, so they come out nearly black: stretch them to 65535 first"
         ]
     return [note]
+
+
+def _extremes(values: list[tuple[int, int]]) -> tuple[int, int, int]:
+    """The lowest and the highest value of all images, and the median of their highest."""
+    highest = sorted(high for _, high in values)
+    return min(low for low, _ in values), highest[-1], highest[len(highest) // 2]
 
 
 def _write_list(name: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], folder: Path) -> Path:

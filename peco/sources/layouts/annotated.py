@@ -31,7 +31,8 @@ def annotated_set(listing: Listing) -> Reading | None:
 
 
 def _has_annotations(listing: Listing) -> bool:
-    labels = any(extension(name) == "txt" for name in listing.others)
+    stems = {stem(entry.name) for entry in listing.images}
+    labels = any(extension(name) == "txt" and stem(name) in stems for name in listing.others)
     if any(_COCO.fullmatch(name) or (labels and _YOLO.fullmatch(name)) for name in listing.others):
         return True
     texts = [name for name in listing.others if extension(name) in ("xml", "txt", "json")]
@@ -45,7 +46,6 @@ def _has_annotations(listing: Listing) -> bool:
             above, _, last = folder.rpartition("/")
             if last.lower() in _ANNOTATIONS and above in with_images:
                 beside.setdefault(folder, []).append(stem(name))
-    stems = {stem(entry.name) for entry in listing.images}
     if any(2 * sum(text in stems for text in found) >= len(found) for found in beside.values()):
         return True
     images = {without_extension(entry.name) for entry in listing.images}

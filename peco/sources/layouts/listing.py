@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -65,10 +66,11 @@ class Listing:
         return [name for name in self.others if name.rsplit("/", 1)[-1].lower() in wanted]
 
     def text(self, name: str) -> str:
-        """Content of a text file: UTF-8, else Latin-1."""
+        """Content of a text file: UTF-16 with its mark (as Windows' PowerShell writes it), UTF-8, else Latin-1."""
         data = self.read(name)
+        utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            return data.decode("utf-8-sig")
+            return data.decode("utf-16" if utf_16 else "utf-8-sig")
         except UnicodeDecodeError:
             return data.decode("latin-1")
 
@@ -123,12 +125,13 @@ class NameIndex:
         named = named_split(stem(file))
         return (folder_of(file), *(self._of_split.get(named[0], ()) if named else ()))
 
-    def find(self, text: str, places: Iterable[str] = ()) -> str | None:
+    def find(self, text: str, places: Iterable[str] = (), *, in_folder: bool = False) -> str | None:
         """The image that a text means, None if there is none or more than one.
 
         Args:
             text: what a list or table writes.
             places: see `places`.
+            in_folder: a folder in the text must be that of the image; else only one of another split is none.
         """
         text = text.replace("\\", "/").strip().removeprefix("./")
         if "://" in text:
@@ -136,10 +139,26 @@ class NameIndex:
         while text.startswith("../"):
             text = text[3:]
         parts = text.split("/")[-2:]
-        for form in (*(f"{place}/{text}" for place in places), text, "/".join(parts), parts[-1]):
+        for form in (*(f"{place}/{text}" for place in places), text, "/".join(parts)):
             if name := self._found.get(form):
                 return name
-        return self._found.get(without_extension(parts[-1])) if is_image_name(parts[-1]) else None
+        if in_folder and len(parts) > 1:
+            return None
+        base = self._found.get(parts[-1])
+        if not base and is_image_name(parts[-1]):
+            base = self._found.get(without_extension(parts[-1]))
+        return base if base and not _of_other_splits(folder_of(text), folder_of(base)) else None
+
+    def keeps_folders(self, texts: Iterable[str], places: Iterable[str]) -> bool:
+        """True if one of the texts names an image with its folder: then a text with another folder means another image."""
+        places = tuple(places)
+        return any(self.find(text, places, in_folder=True) for text in texts if "/" in text or "\\" in text)
+
+
+def _of_other_splits(folder: str, other: str) -> bool:
+    """True if two folders name splits that differ, such as `train` and `test`."""
+    splits = [{split for part in each.split("/") if (split := plain_split(part))} for each in (folder, other)]
+    return bool(splits[0] and splits[1] and not splits[0] & splits[1])
 
 
 def _forms(name: str) -> set[str]:

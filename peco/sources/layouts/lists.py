@@ -11,6 +11,7 @@ from peco.sources.layouts.folders import class_folders
 from peco.sources.layouts.listing import Listing, NameIndex, Placed, Reading
 
 _RESOLVED = 0.9  # share of lines that must name an image
+_NO_LIST = 0.1  # up to this share names in a text are a coincidence
 _LABELLED = re.compile(r"(.*[^\s,])[\s,]+(\S+)")
 _PREFERRED = ("Main", "Segmentation")  # of VOC's lists
 
@@ -28,10 +29,17 @@ def split_lists(listing: Listing) -> Reading | None:
     named: dict[str, list[tuple[str, str]]] = {}  # images and labels by list
     for file in lists:
         lines = [line.strip() for line in listing.text(file).splitlines() if line.strip()]
-        found = [
-            (name, label) for name, label in (_image_and_label(x, index, index.places(file)) for x in lines) if name
-        ]
+        places = index.places(file)
+        exact = index.keeps_folders((re.split(r"[\s,]", line)[0] for line in lines), places)
+        named_here = [_image_and_label(line, index, places, in_folder=exact) for line in lines]
+        found = [(name, label) for name, label in named_here if name]
         if len(found) < _RESOLVED * max(1, len(lines)):
+            if len(found) > _NO_LIST * len(lines):
+                missing = next(line for line, (name, _) in zip(lines, named_here, strict=True) if not name)
+                raise PecoError(
+                    f"{file} lists images of {lists[file]}, but {len(lines) - len(found)} of its {len(lines)} lines name no image, "
+                    f"the first is {missing[:100]!r}; add the images, or remove the lists"
+                )
             return None
         named[file] = found
     twice = _listed_twice(lists, named)
@@ -70,13 +78,13 @@ def _listed_twice(lists: dict[str, str], named: dict[str, list[tuple[str, str]]]
     return None
 
 
-def _image_and_label(line: str, index: NameIndex, places: tuple[str, ...]) -> tuple[str, str]:
+def _image_and_label(line: str, index: NameIndex, places: tuple[str, ...], *, in_folder: bool) -> tuple[str, str]:
     """The image that a line names, and the label after it, one word or number; "" for each that there isn't."""
-    if name := index.find(line, places):
+    if name := index.find(line, places, in_folder=in_folder):
         return name, ""
-    if (match := _LABELLED.fullmatch(line)) and (name := index.find(match[1], places)):
+    if (match := _LABELLED.fullmatch(line)) and (name := index.find(match[1], places, in_folder=in_folder)):
         return name, match[2]
-    return index.find(re.split(r"[\s,]", line)[0], places) or "", ""
+    return index.find(re.split(r"[\s,]", line)[0], places, in_folder=in_folder) or "", ""
 
 
 def _find_lists(listing: Listing) -> dict[str, str]:

@@ -124,7 +124,7 @@ def read_listing(names: Iterable[str], read: Callable[[str], bytes], **options: 
         else:
             others.append(name)
     ignored.extend("not an image by its name", others, by_rule=True)
-    found = masks_in_folders(images)
+    found = masks_in_folders(images, forced=options.get("labels") in ("folders", "paths"))
     images = [name for name in images if name not in found.masks and name not in found.unknown]
     masks = masks_beside_images(images)
     ignored.extend("masks", sorted(found.masks | masks), by_rule=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 from peco.core.errors import PecoError
@@ -99,7 +100,8 @@ def label_table(listing: Listing) -> Reading | None:
     if listing.label_field and not any(table.label is not None for table in tables):
         columns = sorted({name for table in tables for name in table.header if name})
         raise PecoError(
-            f"dataset.label_field: no table has the column {listing.label_field}; there are {', '.join(columns) or 'none'}"
+            f"dataset.label_field: no table has the column {listing.label_field}; there are {', '.join(columns) or 'none'}; "
+            "for labels in members of WebDataset tars set dataset=webdataset as well"
         )
     useful = [t for t in tables if not t.has_boxes and (t.has_labels or t.split is not None or t.named_split)]
     if listing.forced:
@@ -173,8 +175,9 @@ def _read(listing: Listing, file: str, index: NameIndex) -> _Table | None:
     headed = index.find(rows[0][column], places) is None
     header, body = (rows[0], rows[1:]) if headed else ([f"column {i + 1}" for i in range(width)], rows)
     found, missing = [], []
+    exact = index.keeps_folders((row[column] for row in body), places)
     for row in body:
-        if name := index.find(row[column], places):
+        if name := index.find(row[column], places, in_folder=exact):
             found.append((name, row))
         else:
             missing.append(row[column])
@@ -246,6 +249,17 @@ def _split_column(file: str, header: list[str], rows: list[list[str]], names: in
     return None, {}
 
 
+def _is_no_class(values: list[str]) -> bool:
+    """True for measurements and free text: more than 20 values, most of them different, that are fractions or of four words."""
+    values = [value for value in values if value]
+    if len(values) <= 20 or 2 * len(set(values)) <= len(values):
+        return False
+    odd = sum(
+        re.fullmatch(r"-?\d*\.\d*[1-9]\d*(e-?\d+)?", value) is not None or len(value.split()) > 3 for value in values
+    )
+    return 2 * odd > len(values)
+
+
 def _label_column(
     listing: Listing, header: list[str], rows: list[list[str]], rest: list[int]
 ) -> tuple[int | None, tuple[int, ...]]:
@@ -253,12 +267,13 @@ def _label_column(
     plain = [_plain(name) for name in header]
     if listing.label_field is not None:
         return (header.index(listing.label_field) if listing.label_field in header else None), ()
-    for name in _LABELS:
-        if name in plain and plain.index(name) in rest:
-            return plain.index(name), ()
+    named = [plain.index(name) for name in _LABELS if name in plain and plain.index(name) in rest]
     last = [i for i in rest if plain[i].split("_")[-1] in _LAST_WORDS]
-    if len(last) == 1:
-        return last[0], ()
+    for i in (*named, *(last if len(last) == 1 else ())):
+        if not _is_no_class([row[i] for row in rows]):
+            return i, ()
+    if named or len(last) == 1:
+        return None, ()
     if len(rest) == 1:
         values = [row[rest[0]] for row in rows]
         varied = len(values) > 20 and len(set(values)) > len(values) / 2

@@ -11,7 +11,7 @@ from peco.core.errors import PecoError
 from peco.files.names import is_image_name
 from peco.sources.base import Ignored
 from peco.sources.webdataset.keys import ALL, PLAIN, Rule, TwoImages
-from peco.sources.webdataset.labels import DAMAGED_JSON, LabelField, NoLabel, json_keys
+from peco.sources.webdataset.labels import DAMAGED_JSON, ENDINGS, LabelField, NoLabel, json_keys
 from peco.sources.webdataset.members import Member
 
 _MAX_LABEL = 64 << 20  # bytes of JSON that is read for a label
@@ -44,6 +44,7 @@ class Found:
         kinds: endings of members with labels.
         odd: kinds of values that are no label ("a list").
         others: endings of other members; json_keys: keys in JSON members.
+        lonely: endings of labels of samples without an image.
         again: samples whose key came before in the same tar.
         damaged: the first member with damaged JSON.
     """
@@ -53,6 +54,7 @@ class Found:
     odd: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     json_keys: Counter[str] = field(default_factory=Counter)
+    lonely: Counter[str] = field(default_factory=Counter)
     again: int = 0
     damaged: str = ""
 
@@ -84,6 +86,7 @@ def read_entries(
         others = [ending for ending in parts if ending not in images]
         found.others.update(others)
         if not images:
+            found.lonely.update(ending for ending in others if ending in ENDINGS)
             foreign = any(is_image_name("x." + ending) for ending in parts)
             reason = f"sample without the image {rule.image}" if foreign else "sample without an image"
             found.ignored.add(reason, f"{tar}/{name}", by_rule=not foreign)

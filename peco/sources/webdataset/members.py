@@ -17,7 +17,7 @@ from typing import IO, cast
 from peco.core.errors import PecoError
 from peco.files.damage import DAMAGE, StrictTarInfo
 from peco.files.links import Lost, resolve_links
-from peco.files.names import is_hidden, tidy
+from peco.files.names import is_hidden, is_image_name, is_mac_metadata, tidy
 from peco.files.tar_archive import COMPRESSED
 from peco.sources.webdataset.tars import is_address
 
@@ -62,11 +62,13 @@ class Listing:
     Attributes:
         members: regular files, and links to them with the place of the file that they name.
         lost: names of links that name no file of the tar.
+        hidden: names of images in folders, or with names, that operating systems hide.
         closed: False if the tar lacks the zeros at its end, as if its writer had been interrupted between two members.
     """
 
     members: list[Member]
     lost: list[str]
+    hidden: list[str]
     closed: bool
 
 
@@ -104,6 +106,7 @@ def list_members(file: IO[bytes], url: str) -> Listing:
     closed = not file.read().strip(b"\0")
     file.seek(0)
     found: list[Member] = []
+    hidden: list[str] = []
     links: dict[str, str] = {}
     with tarfile.open(
         fileobj=file, mode="r:", tarinfo=StrictTarInfo, ignore_zeros=True, encoding="utf-8", errors="surrogateescape"
@@ -112,6 +115,8 @@ def list_members(file: IO[bytes], url: str) -> Listing:
             archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header
             name = re.sub(r"^(\.\./)+", "", tidy(info.name))
             if _is_skipped(name):
+                if info.isreg() and is_image_name(name) and not is_mac_metadata(name):
+                    hidden.append(name)
                 continue
             if info.issym():
                 links[name] = info.linkname
@@ -128,7 +133,7 @@ def list_members(file: IO[bytes], url: str) -> Listing:
         places = {member.name: member for member in found}
         followed, lost = resolve_links(url, list(places), links)
         found += [Member(name, places[target].offset, places[target].size) for name, target in followed.items()]
-    return Listing(found, [link.name for link in lost], closed)
+    return Listing(found, [link.name for link in lost], hidden, closed)
 
 
 def _is_skipped(name: str) -> bool:

@@ -156,6 +156,7 @@ class WebDatasetSource:
     def _read(self, url: str, file: IO[bytes]) -> list[Entry]:
         listing = list_members(file, url)
         self.ignored.extend("a link to nothing in the tar", (f"{self._shown[url]}/{name}" for name in listing.lost))
+        self.ignored.extend("hidden", (f"{self._shown[url]}/{name}" for name in listing.hidden), by_rule=True)
         if not listing.closed:
             self._unclosed.append(url)
         labels = self._field if self._labels == "auto" else None
@@ -170,9 +171,13 @@ class WebDatasetSource:
                 named = folders
         kinds = set(named) - {None}
         held_out = "val" if "val" in kinds else "test"
-        is_labeled = {s for (_, entry), s in zip(entries, named, strict=True) if entry.label is not None}
-        if held_out in kinds and held_out == "test" and "test" not in is_labeled and "train" in is_labeled:
-            self.notes.append("test has no labels, so val is a part of train")
+        labels: dict[str | None, set[str]] = {"train": set(), "test": set()}
+        for (_, entry), split in zip(entries, named, strict=True):
+            if entry.label is not None:
+                labels.setdefault(split, set()).add(entry.label)
+        if held_out == "test" and "test" in kinds and labels["train"] and not labels["train"] & labels["test"]:
+            why = "no class of train" if labels["test"] else "no labels"
+            self.notes.append(f"test has {why}, so val is a part of train")
             held_out = ""
         for (url, entry), split in zip(entries, named, strict=True):
             name = f"{self._shown[url]}/{entry.name}"
@@ -220,7 +225,12 @@ class WebDatasetSource:
         """The place of the classes if no sample has a label: in the names of the tars, of folders, or nowhere."""
         if self._field.field is not None:
             raise PecoError(f"{self._path}: no labels found in {self._field} (dataset.label_field){self._hint()}")
-        if one_tar_a_class({url: self._tars.names[url] for url in self._urls}, self._splits):
+        if 2 * self._found.lonely.total() > len(entries) > 0:
+            raise PecoError(
+                f"{self._path}: labels ({list_counts(self._found.lonely)}) lie in samples without an image, and no image has one; "
+                "put image and label of a sample into one tar, or set dataset.labels=none"
+            )
+        if one_tar_a_class({url: self._tars.names[url] for url in {url for url, _ in entries}}, self._splits):
             self.notes.append("the names of the tars are the classes (dataset.labels: none leaves them out)")
             return "tars"
         by_name = folder_classes({entry.image.name for _, entry in entries})

@@ -9,6 +9,9 @@ from collections.abc import Collection, Mapping
 from peco.core.errors import PecoError
 from peco.files.words import split_words
 
+_PART = re.compile(
+    r"(shard|part|chunk|batch|data|images?|x)[-_. ]?[a-z]{1,2}", re.I
+)  # of a set that was divided (`split`)
 _NUMBER = r"([-_. ]\d+([-_. ]of[-_. ]\d+)?)+$"  # of a shard, at the end of its name
 
 
@@ -78,6 +81,7 @@ def one_tar_a_class(names: Mapping[str, str], splits: Mapping[str, str] | None) 
     places = Counter((splits[url] if splits else "", label) for url, label in classes.items())
     found = set(classes.values())
     numbered = len({label.rstrip("0123456789") for label in found}) == 1 and not all(map(is_wordnet_id, found))
+    numbered |= all(map(_PART.fullmatch, found))
     return len(found) > 1 and "" not in found and not numbered and max(places.values()) == 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from peco.core.environment import ALLOW_PIPE
 from peco.core.errors import PecoError
+from peco.files.links import walk_linked
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _OTHER_ARCHIVES = (".zip", ".rar", ".7z", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -91,24 +92,13 @@ def _exists(path: Path) -> bool:
 
 
 def _below(folder: Path) -> list[str]:
-    """Tars in a folder and its subfolders; links to folders are followed, as far as they stay in it.
+    """Tars in a folder and its subfolders; links to folders are followed.
 
     Raises:
-        PecoError: a folder can't be read, or holds archives of other kinds.
+        PecoError: a folder can't be read, holds archives of other kinds, or a link leads out of it.
     """
     found: list[str] = []
-    seen: set[str] = set()
-
-    def fail(error: OSError) -> None:
-        raise PecoError(f"{error.filename}: can't be read ({error.strerror}); check its permissions")
-
-    root = os.path.realpath(folder)
-    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen or os.path.commonpath([root, real]) != root:
-            folders.clear()
-            continue
-        seen.add(real)
+    for place, folders, files in walk_linked(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if packed := next(
             (name for name in sorted(files) if name[0] != "." and name.lower().endswith(_OTHER_ARCHIVES)), None
