@@ -84,7 +84,7 @@ def test_splits_in_the_names_of_members_count_if_tars_name_none(tmp_path: Path) 
 def test_a_test_split_without_labels_is_no_val_split(label: str | None, has: str, tmp_path: Path) -> None:
     keys = [f"{i:03}" for i in range(60)]
     test = [m for key in keys for m in sample("t" + key, label)] if label else [(f"t{k}.jpg", b"t") for k in keys]
-    tars = {"train.tar": samples(keys), "test.tar": test}
+    tars: dict[str, bytes | Members] = {"train.tar": samples(keys), "test.tar": test}
     found = source(write(tmp_path / "set", tars), val_fraction=0.5)
     split = {s.encoded.decode(): s.split for s in read(found)}
     assert set(split) == set(keys) and set(split.values()) == {"train", "val"}
