@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from kfp_answers import DATE, NO_DATE
 from kfp_contract import Contract
+from kubernetes_api import Server
 
 CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 500: 13}
 # Fields of a cron expression as the real server (robfig/cron 1.2) reads them: lowest and highest number, names of the numbers.
@@ -320,7 +321,7 @@ def serve(api: KfpApi) -> Iterator[KfpApi]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     api.address = f"http://127.0.0.1:{server.server_port}"

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from kfp_api import KfpApi, serve
 from kfp_contract import DOCUMENT, Contract
+from kubernetes_api import Server
 
 from pipelines import submit
 from pipelines.kfp import follow
@@ -164,7 +165,7 @@ def foreign(status: int, headers: dict[str, str], body: bytes) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
