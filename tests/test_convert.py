@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import os
+import re
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -218,6 +219,23 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
         assert main([str(tmp_path / "c.pth"), "-o", str(tmp_path / name)]) == 0
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize("output", [".", "..", "data", "c.pth", "data/own"])
+def test_nothing_but_an_earlier_conversion_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
+    (tmp_path / "here/data/own").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    torch.save(vit().state_dict(), "c.pth")
+    Path("data/own/config.json").write_text('{"peco": {"kind": "backbone"}}')
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert main(["c.pth", "-o", output]) == 2
+    assert re.fullmatch(
+        r"error: .*(is the current folder or one above it; name|is no converted checkpoint and not empty; choose).*\n",
+        capsys.readouterr().err,
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 
 
 class Custom:

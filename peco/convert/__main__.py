@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peco.convert import network
 from peco.convert.read import find, read
@@ -59,6 +60,7 @@ def convert(arguments: argparse.Namespace) -> str:
         raise PecoError(
             f"--by-order: {source}: a safetensors file keeps no order; give the checkpoint that it was made of"
         )
+    artifacts.require_replaceable(target, "converted checkpoint", _is_converted)
     stem = network.stem(arguments.model)
     found = find(read(source), source, arguments.entry, arguments.prefix, stem)
     made = network.build(
@@ -91,6 +93,11 @@ def convert(arguments: argparse.Namespace) -> str:
         "(docs/experiments.md)"
     )
     return "\n".join(lines)
+
+
+def _is_converted(config: dict[str, Any]) -> bool:
+    part = config.get("peco")
+    return isinstance(part, dict) and part.get("kind") == "network"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

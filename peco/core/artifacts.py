@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -109,6 +110,25 @@ def input_size(directory: str | Path) -> int:
     """
     side: int = _describe_timm(directory)["pretrained_cfg"]["input_size"][1]
     return side
+
+
+def require_replaceable(target: Path, what: str, is_one: Callable[[dict[str, Any]], bool]) -> None:
+    """Refuse to write a model folder where anything but an earlier one of its kind would be lost.
+
+    Args:
+        target: the folder to write.
+        what: its kind, for messages: "export for transformers".
+        is_one: from a folder's config to True if it is an earlier one.
+
+    Raises:
+        PecoError: the place is a file, the current folder or one above, or holds something else.
+    """
+    if Path(os.path.abspath(target)) in (Path.cwd(), *Path.cwd().parents):
+        raise PecoError(f"{target}: is the current folder or one above it; name a folder in it (-o)")
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / CONFIG).is_file() or not is_one(describe(target)):
+        raise PecoError(f"{target}: is no {what} and not empty; choose another place (-o)")
 
 
 def describe_resized(directory: str | Path, size: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ IMAGE_EXTENSIONS = (
 UNREADABLE_EXTENSIONS = (
     *("dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "3fr"),
     *("rwl", "iiq", "erf", "mef", "mos", "kdc", "dcr", "mrw", "fff", "gpr", "bpg", "qoi", "sgi", "ras", "icns", "cur"),
-    *("jxl", "jxr", "heics", "avifs", "psd", "exr", "hdr", "svg", "eps", "ico", "xcf", "pcx", "dds"),
+    *("jxl", "jxr", "wdp", "hdp", "jls", "pcd", "fits", "heics", "avifs", "psd", "exr", "hdr", "svg", "eps", "ico"),
+    *("xcf", "pcx", "dds"),
 )
 _ANY_IMAGE = frozenset((*IMAGE_EXTENSIONS, *UNREADABLE_EXTENSIONS))
 _HIDDEN = (

@@ -39,7 +39,7 @@ def export(folder: str, target: Path, size: int | None, check: Callable[[float],
     artifacts.section(folder, kind)  # an evaluation may have been skipped
     if kind != "backbone" and size not in (None, artifacts.input_size(folder)):
         raise PecoError("--size: a wrapped timm model has that of its folder; leave it out")
-    _require_replaceable(target)
+    artifacts.require_replaceable(target, "export for transformers", lambda config: "transformers_version" in config)
     try:
         import transformers
     except ModuleNotFoundError:
@@ -65,14 +65,6 @@ def export(folder: str, target: Path, size: int | None, check: Callable[[float],
                 difference = float((found.last_hidden_state - model.forward_features(x_BCHW)).abs().max())
         check(difference)
     return difference
-
-
-def _require_replaceable(target: Path) -> None:
-    """Refuse a place that holds anything but an earlier export; a model folder of a run is none."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        config = artifacts.describe(target) if (target / artifacts.CONFIG).is_file() else {}
-        if "transformers_version" not in config:
-            raise PecoError(f"{target}: is no export for transformers and not empty; choose another one (-o)")
 
 
 def _auto(transformers: Any, kind: str) -> Any:
