@@ -33,5 +33,5 @@ def load_backbone(directory: str | Path, **overrides: Any) -> Any:
     """
     model = importlib.import_module("peco.core.artifacts").load_timm(directory, **overrides)
     if not overrides.get("scriptable"):  # TorchScript takes no such hook
-        importlib.import_module("peco.networks.image_range").warn_of_unnormalized(model)
+        importlib.import_module("peco.core.image_range").warn_of_unnormalized(model)
     return model

@@ -162,6 +162,26 @@ def test_any_timm_model_is_converted_by_its_name(tmp_path: Path) -> None:
     torch.testing.assert_close(perceptual.forward_features(x), source.forward_features(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_r_s16_p8_224"])
+def test_a_network_with_blocks_like_its_beginning_is_one_network(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = timm.create_model(name, num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "c.pth")
+    assert main([str(tmp_path / "c.pth"), "-o", str(tmp_path / "out"), "--model", name]) == 0
+    assert "not taken" not in capsys.readouterr().out
+    own = artifacts.load_timm(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, own[key]) for key, tensor in source.state_dict().items())
+
+
+def test_paths_of_newer_pythons_in_a_checkpoint_are_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "c.pth"
+    state = {"model": vit().state_dict(), "args": {"output": tmp_path}}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"cpathlib\nPosixPath", b"cpathlib._local\nPosixPath"))
+    assert main([str(path), "-o", str(tmp_path / "out")]) == 0
+
+
 def test_weights_with_names_of_their_own_are_taken_in_their_order(tmp_path: Path) -> None:
     """As those of tf_efficientnet_lite0 from a package of the Python index."""
     torch.manual_seed(0)
@@ -335,3 +355,24 @@ def test_what_can_not_be_converted_is_refused_with_the_cause_in_one_line(
     assert message in error
     assert "download it again" not in error or "download it again" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("c.pth", "-o", "out", "--model", "local-dir:none"), "--model: local-dir:none: timm can't build it"),
+        (("c" * 300, "-o", "out"), "can't be read (File name too long)"),
+    ],
+)
+def test_errors_of_files_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(vit().state_dict(), "c.pth")
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import timm
 import tiny_models
 import torch
@@ -191,6 +192,8 @@ def test_a_query_that_is_not_among_the_images_is_embedded(capsys: pytest.Capture
         ("embed photos -b 3", "--block: 3 is not allowed; expected from 1 to 2, or norm"),
         ("embed photos -o out -b 1", "out: holds results with block 2, not 1; choose another folder"),
         ("embed photos --parquet", "--parquet: needs a folder of results (-o)"),
+        ("embed photos -m nan", "nan: blocks.0.attn.proj.bias holds NaN or infinite values"),
+        ("embed {a..c}.tar", "{a..c}.tar: no such file or folder; leave braces to the shell, without quotes"),
         (
             "embed photos -m artifacts/tokenizer",
             "artifacts/tokenizer: expected the folder of a backbone, classifier",
@@ -202,6 +205,10 @@ def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str], command: str, 
     shutil.copy(NAMES[4], "query.png")
     shutil.copytree("out", "cut")
     Path("cut/embeddings.npy").write_bytes(Path("out/embeddings.npy").read_bytes()[:100])
+    shutil.copytree("artifacts/backbone", "nan")
+    weights = safetensors.torch.load_file("nan/model.safetensors")
+    weights["blocks.0.attn.proj.bias"][0] = torch.nan
+    safetensors.torch.save_file(weights, "nan/model.safetensors")
     capsys.readouterr()
     assert cli.main(command.split()) == 2
     err = capsys.readouterr().err

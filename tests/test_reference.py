@@ -135,11 +135,11 @@ def test_the_weights_of_a_file_need_the_name_of_their_network(tmp_path: Path) ->
         ),
         (
             config.Reference("timm", "", "inception_v3", None),
-            r"^evaluate\.reference: inception_v3: doesn't work on images of 64",
+            r"^evaluate\.reference\.model: inception_v3: doesn't work on images of 64",
         ),
         (
             config.Reference("timm", "", "deit_tiny_distilled_patch16_224", None),
-            r"^evaluate\.reference: deit_tiny_distilled_patch16_224: doesn't work on images of 64",
+            r"^evaluate\.reference: deit_tiny_distilled_patch16_224: takes no head of 2 classes",
         ),
         (
             config.Reference("timm", "", "eva02_tiny_patch14_224", None),

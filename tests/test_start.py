@@ -274,9 +274,14 @@ def test_given_weights_are_checked_before_anything_runs(given_tokenizer: Path) -
         ("pretrain.vit", {"depth": 5}, "pretrain.vit.depth is 5"),
         ("tokenizer.quantizer", {"codes": 32}, "tokenizer.quantizer.codes is 32"),
         ("perceptual_net", {"path": "data"}, "perceptual_net.path: "),
+        ("pretrain.init", {"source": "timm", "model": "no_such_net"}, "pretrain.init.model: no_such_net: "),
+        ("pretrain.init", {"source": "timm", "model": "test_vit"}, "its embed_dim is 64, but pretrain.vit.embed_dim is 32"),
     ):
         with pytest.raises(PecoError, match=message):
             given_weights.check_weights(change(cfg, key, **values))
+    fixed = change(change(CFG, "perceptual_net", source="timm"), "perceptual_net.timm", model="maxvit_rmlp_pico_rw_256")
+    with pytest.raises(PecoError, match=r"^perceptual_net.timm.model: maxvit_\w+: doesn't work on images of 32 pixels"):
+        given_weights.check_weights(fixed)
 
 
 def test_a_changed_schedule_after_a_result_is_named_with_what_starts_from_it(

@@ -68,14 +68,13 @@ def build(
         PecoError: the network isn't recognised, lacks weights, has others than timm's model, or holds NaN.
     """
     tensors = dict(found.tensors)
-    timm_nets.require_finite(tensors, origin)
-    if name is not None:
-        arch, model_args = name, {} if by_order else _named_args(tensors)
-    else:
-        arch, model_args = _recognized(found, origin, heads)
+    artifacts.require_finite(tensors, origin)
+    arch, model_args = (name, {}) if name is not None else _recognized(found, origin, heads)
     try:
+        if name is not None and not by_order:
+            model_args = _named_args(name, tensors)
         model = timm.create_model(arch, num_classes=0, **model_args)
-    except (RuntimeError, TypeError, ValueError, KeyError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError, AssertionError, OSError) as error:  # OSError: of the hub
         reason = " ".join(str(error).split())[:200]
         raise PecoError(
             f"--model: {arch}: timm can't build it ({reason}); check the name (timm.list_models())"
@@ -136,9 +135,13 @@ def _renamed(tensors: Mapping[str, Tensor], origin: str, arch: str) -> dict[str,
     return dict(zip(wanted, tensors.values(), strict=True))
 
 
-def _named_args(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _named_args(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The image size of a named vision transformer with a position embedding, from its length."""
     if "pos_embed" not in tensors or PATCHES not in tensors or tensors["pos_embed"].ndim != 3:
+        return {}
+    with torch.device("meta"):
+        embed = getattr(timm.create_model(name), "patch_embed", None)
+    if not isinstance(embed, timm.layers.PatchEmbed) or embed.patch_size != tuple(tensors[PATCHES].shape[-2:]):
         return {}
     return {"img_size": math.isqrt(tensors["pos_embed"].shape[1]) * tensors[PATCHES].shape[-1]}
 

@@ -30,6 +30,7 @@ _HARMLESS: list[Any] = [
     types.SimpleNamespace,
     collections.defaultdict,
     pathlib.PosixPath,
+    (pathlib.PosixPath, "pathlib._local.PosixPath"),  # its name in Python 3.13
     np.ndarray,
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")),
@@ -85,12 +86,15 @@ def read(path: Path) -> object:
     Raises:
         PecoError: there is none, it is not whole, or it holds more than tensors and plain data.
     """
-    if path.is_dir():
-        raise PecoError(f"{path}: is a folder; name the checkpoint in it")
-    if not path.exists():
-        raise PecoError(f"{path}: no such file")
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        if path.is_dir():
+            raise PecoError(f"{path}: is a folder; name the checkpoint in it")
+        if not path.exists():
+            raise PecoError(f"{path}: no such file")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise PecoError(f"{path}: can't be read ({error.strerror}); fix that, or name another file") from None
     if head.startswith(b"version https://git-lfs"):
         raise PecoError(f"{path}: only a pointer of Git LFS; `git lfs pull` fetches the file")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -191,6 +195,8 @@ def _rank(place: str) -> tuple[int, str]:
 def _prefixes(tensors: Mapping[str, Tensor], stem: str) -> list[str]:
     """Prefixes of the networks in a state dict, the one to take first."""
     starts = [name.removesuffix(stem) for name in tensors if name == stem or name.endswith(f".{stem}")]
+    if stem != PATCHES:  # blocks within a CNN may have a weight of this name too
+        starts = [start for start in starts if not any(start != other and start.startswith(other) for other in starts)]
     if starts:
         return sorted(starts, key=lambda prefix: (any(last in prefix for last in _LAST_PREFIXES), len(prefix)))
     common = _common_prefix(list(tensors))

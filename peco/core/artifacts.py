@@ -79,9 +79,25 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
     Raises:
-        PecoError: the file is missing or damaged.
+        PecoError: the file is missing or damaged, or holds NaN.
     """
-    return _read(path, lambda: cast(dict[str, Tensor], safetensors.torch.load_file(path)))
+    tensors = _read(path, lambda: cast(dict[str, Tensor], safetensors.torch.load_file(path)))
+    require_finite(tensors, str(path))
+    return tensors
+
+
+def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights with NaN or infinite values.
+
+    Raises:
+        PecoError: names `origin` and the first such tensor.
+    """
+    for name, tensor in tensors.items():
+        # isfinite is not implemented for floats of eight bits, and a tensor on `meta` has no values.
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor.float()).all()):
+            raise PecoError(
+                f"{origin}: {name} holds NaN or infinite values, so its training had diverged; give other weights"
+            )
 
 
 def describe(directory: str | Path) -> dict[str, Any]:
@@ -287,11 +303,13 @@ def load_timm(directory: str | Path, *, seed: int = 0, **overrides: Any) -> nn.M
         overrides: arguments of `timm.create_model`, such as `num_classes`, `img_size`, `drop_path_rate`, `features_only`.
 
     Raises:
-        PecoError: the folder is missing, damaged, or doesn't fit the model.
+        PecoError: the folder is missing, damaged, or doesn't fit the model; its weights hold NaN.
     """
     _require_timm(directory)
     pretrained = overrides.pop("pretrained", True)
-    return _create(directory, seed, pretrained=pretrained, **overrides).eval()
+    model = _create(directory, seed, pretrained=pretrained, **overrides).eval()
+    require_finite(model.state_dict(), str(directory))
+    return model
 
 
 def random_like(directory: str | Path, *, seed: int, **overrides: Any) -> nn.Module:

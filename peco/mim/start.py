@@ -53,8 +53,13 @@ class Given:
         return "pos_embed" in self.tensors
 
 
-def read(init: config.BackboneInit, image_size: int) -> Given | None:
+def read(init: config.BackboneInit, image_size: int, *, from_hub: bool = True) -> Given | None:
     """The weights that `pretrain.init` names; None for a start at random.
+
+    Args:
+        init: the parameters.
+        image_size: side in pixels.
+        from_hub: fetch those of a timm name; else they are random, of the same names and shapes.
 
     Raises:
         PecoError: they are missing, damaged, not of a timm model, or hold NaN.
@@ -62,16 +67,13 @@ def read(init: config.BackboneInit, image_size: int) -> Given | None:
     if init.source == "random":
         return None
     if init.source == "timm":
-        net = config.TimmNet(cast(str, init.model), True, init.revision)
+        net = config.TimmNet(cast(str, init.model), from_hub, init.revision)
         model = timm_nets.by_name(net, image_size, KEY)
         return _of_model(f"{KEY}.model: {init.model}", model, model.state_dict(), {})
-    origin = f"{KEY}.path: {init.path}"
     try:
-        given = _of_path(Path(init.path), origin)
+        return _of_path(Path(init.path), f"{KEY}.path: {init.path}")
     except PecoError as error:
         raise PecoError(f"{KEY}.path: {error}") from None
-    timm_nets.require_finite({**given.tensors, **given.mim}, origin)
-    return given
 
 
 def _of_path(path: Path, origin: str) -> Given:
@@ -91,12 +93,12 @@ def _of_path(path: Path, origin: str) -> Given:
 
 
 def check(cfg: config.Pretrain, image_size: int, codes: int) -> None:
-    """Start a model that is thrown away from the weights that `pretrain.init` names.
+    """Start a model that is thrown away from the weights that `pretrain.init` names, but fetch none from the hub.
 
     Raises:
         PecoError: as `read` and `load`.
     """
-    given = read(cfg.init, image_size)
+    given = read(cfg.init, image_size, from_hub=False)
     if given is not None:
         backbone, _, _ = build_backbone(
             cfg.vit, image_size, cfg.layer_scale, cfg.drop_path, position_embedding=given.position_embedding

@@ -152,14 +152,11 @@ def _reference(
     side = timm_nets.whole_patches(model, size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            if classes:
+        if classes:
+            try:
                 cast(Any, model).reset_classifier(classes, pool)
-            with torch.no_grad():
-                model.eval()(torch.zeros(1, 3, side, side))
-        except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise PecoError(
-                f"{origin}: doesn't work on images of {side} pixels ({reason}); give another one"
-            ) from error
+            except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise PecoError(f"{origin}: takes no head of {classes} classes ({reason}); give another one") from error
+            timm_nets.require_images(model, side, origin)
     return model.train()

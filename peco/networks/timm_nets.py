@@ -35,7 +35,8 @@ def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm", **m
         more: further arguments of `timm.create_model`.
 
     Raises:
-        PecoError: timm has no such model, or it doesn't take these arguments; no network or no such revision; the weights hold NaN.
+        PecoError: timm has no such model, or it doesn't take these arguments or images of this size; no network or no such
+            revision; the weights hold NaN.
     """
     name = f"{net.model}@{net.revision}" if net.revision and net.model.startswith("hf-hub:") else net.model
     skeleton = _skeleton(name, key)
@@ -44,7 +45,9 @@ def by_name(net: TimmNet, image_size: int, key: str = "perceptual_net.timm", **m
     if net.pretrained:
         options["pretrained_cfg_overlay"] = _hub_source(skeleton, net, key, local)
     model = _create(name, key, local, pretrained=net.pretrained, **options)
-    require_finite(model.state_dict(), f"{key}: {net.model}")
+    origin = f"{key}.model: {net.model}"
+    artifacts.require_finite(model.state_dict(), origin)
+    require_images(model, whole_patches(model, image_size), origin)
     return model
 
 
@@ -67,7 +70,8 @@ def by_path(
         more: further arguments of `timm.create_model`.
 
     Raises:
-        PecoError: the folder or file is missing, damaged, of another network, or holds NaN.
+        PecoError: the folder or file is missing, damaged, of another network, or holds NaN; the network takes no images of this
+            size.
     """
     where = f"{key}.path: {path}"
     if path.is_dir():
@@ -86,22 +90,9 @@ def by_path(
         options = _size(skeleton, image_size) | more
         model = _create(arch, where, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     cast(Any, model).pretrained_cfg["file"] = None  # an artifact must not hold a path
-    require_finite(model.state_dict(), where)
+    artifacts.require_finite(model.state_dict(), where)
+    require_images(model, whole_patches(model, image_size), where)
     return model
-
-
-def require_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse weights with NaN or infinite values.
-
-    Raises:
-        PecoError: names `origin` and the first such tensor.
-    """
-    for name, tensor in tensors.items():
-        # isfinite is not implemented for floats of eight bits, and a tensor on `meta` has no values.
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor.float()).all()):
-            raise PecoError(
-                f"{origin}: {name} holds NaN or infinite values, so its training had diverged; give other weights"
-            )
 
 
 def by_names_of(model: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
@@ -177,6 +168,22 @@ def _size(skeleton: nn.Module, image_size: int) -> dict[str, Any]:
     return {"img_size": -(-image_size // patch) * patch}
 
 
+def require_images(model: nn.Module, side: int, origin: str) -> None:
+    """Check that a network takes images of `side` pixels, by trying one. Many have sizes that nothing but their code tells.
+
+    Raises:
+        PecoError: it doesn't.
+    """
+    training, device = model.training, next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, side, side, device=device))
+        model.train(training)
+    except (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PecoError(f"{origin}: doesn't work on images of {side} pixels ({reason}); give another one") from error
+
+
 def _hub_source(skeleton: nn.Module, net: TimmNet, key: str, local: str) -> dict[str, Any]:
     """`pretrained_cfg` entries for safetensors at the pinned commit; timm splits the revision off at the `@`."""
     known: Any = skeleton.pretrained_cfg
@@ -200,7 +207,10 @@ def _require_file(path: Path, where: str) -> None:
 
 def _require_weights(path: Path, skeleton: nn.Module, where: str, name: str) -> None:
     """Check that the file has every weight of the model: timm would silently leave missing ones random."""
-    found = set(artifacts.load_tensors(path))
+    try:
+        found = set(artifacts.load_tensors(path))
+    except PecoError as error:
+        raise PecoError(f"{where.partition(': ')[0]}: {error}") from None
     missing = [k for k in skeleton.state_dict() if k not in found and not k.endswith("num_batches_tracked")]
     if missing:
         raise PecoError(f"{where} lacks {len(missing)} weights of {name}, such as {missing[0]}; give one that has them")

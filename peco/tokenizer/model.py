@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from peco.core import config
 from peco.core.collectives import Collective, identity
 from peco.core.errors import PecoError
-from peco.networks.image_range import require_unit_range
+from peco.core.image_range import require_unit_range
 from peco.tokenizer.autoencoder import Decoder, Encoder
 from peco.tokenizer.quantizer import QuantizerOutput, VectorQuantizer
 

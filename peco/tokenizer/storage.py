@@ -14,7 +14,6 @@ from peco.core import artifacts, config, schema
 from peco.core.errors import PecoError
 from peco.core.parsing import shown
 from peco.core.tensor_headers import require_equal, require_possible
-from peco.networks import timm_nets
 from peco.tokenizer.model import PerceptualTokenizer
 
 KIND = "tokenizer"
@@ -84,7 +83,6 @@ def load_given(wanted: config.Tokenizer) -> dict[str, Tensor]:
         want, found = schema.to_dict(attrgetter(key)(wanted)), _lookup(part, key)
         if found != want:
             raise PecoError(f"{origin}: its {key} is {found}, but tokenizer.{key} is {want}; set it to {found}")
-    timm_nets.require_finite(tensors, origin)
     return tensors
 
 

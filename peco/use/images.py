@@ -160,7 +160,8 @@ def _paths(argument: str) -> Iterator[Path]:
         for match in matches:
             yield from _paths(match) if os.path.isdir(match) else (Path(match),)
     else:
-        raise PecoError(f"{argument}: no such file or folder")
+        braces = "; leave braces to the shell, without quotes" if "{" in argument else ""
+        raise PecoError(f"{argument}: no such file or folder{braces}")
 
 
 def _is_archive(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -27,6 +28,10 @@ def check_weights(parameters: config.Config) -> None:
     net, tokenizer, pretrain = parameters.perceptual_net, parameters.tokenizer, parameters.pretrain
     size = parameters.loader.image_size
     # The imports take seconds, and most runs have no such weights.
+    if net.source == "timm":
+        from peco.networks import timm_nets
+
+        timm_nets.by_name(replace(net.timm, pretrained=False), net.image_size or size)
     if net.source == "path" and Path(net.path).exists():
         from peco.networks import timm_nets
 
@@ -35,7 +40,7 @@ def check_weights(parameters: config.Config) -> None:
         from peco.tokenizer import storage
 
         storage.load_given(tokenizer)
-    if pretrain.init.source == "path" and Path(pretrain.init.path).exists():
+    if pretrain.init.source == "timm" or (pretrain.init.source == "path" and Path(pretrain.init.path).exists()):
         from peco.mim import start
 
         start.check(pretrain, size, tokenizer.quantizer.codes)
