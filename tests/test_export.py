@@ -22,6 +22,7 @@ import peco
 from peco import cli
 from peco.data import views
 from peco.data.images import Picture
+from peco.use.export import Features
 
 SIZE = tiny_models.CFG.loader.image_size
 
@@ -91,7 +92,10 @@ def test_torch_export_computes_the_same_for_any_number_of_images(models: Path, t
             close(got, want)
 
 
-def test_transformers_loads_a_backbone_as_its_beit_without_timm(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("position_embedding", [False, True])  # as after a start from a plain ViT
+def test_transformers_loads_a_backbone_as_its_beit_without_timm(tmp_path: Path, position_embedding: bool) -> None:
+    models = tmp_path / "models"
+    tiny_models.save_backbone(models / "backbone", position_embedding=position_embedding)
     export(models / "backbone", "transformers", tmp_path / "beit")
     model = transformers.AutoModel.from_pretrained(tmp_path / "beit").eval()
     assert type(model).__name__ == "BeitModel"
@@ -162,6 +166,17 @@ def test_an_export_replaces_an_earlier_one(models: Path, tmp_path: Path) -> None
     for name in ("classifier", "backbone"):
         export(models / name, "transformers", tmp_path / "out")
     assert type(transformers.AutoModel.from_pretrained(tmp_path / "out")).__name__ == "BeitModel"
+
+
+def test_what_torch_can_not_export_is_one_line(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Features, "forward", lambda self, x_BCHW: (x_BCHW if float(x_BCHW.sum()) > 0 else -x_BCHW,))
+    for to in ("onnx", "torch-export"):
+        assert cli.main(["export", str(models / "backbone"), "--to", to, "-o", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: --to {to}: torch can't export the model of") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_package_is_named(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,11 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer_storage.save(folder, tokenizer, cfg.autoencoder, cfg.quantizer, {"image_size": cfg.image_size})
 
 
-def save_backbone(folder: Path) -> None:
+def save_backbone(folder: Path, *, position_embedding: bool = False) -> None:
     torch.manual_seed(0)
-    backbone, arch, model_args = build_backbone(CFG.pretrain.vit, CFG.loader.image_size, 0.1, 0.0)
+    backbone, arch, model_args = build_backbone(
+        CFG.pretrain.vit, CFG.loader.image_size, 0.1, 0.0, position_embedding=position_embedding
+    )
     _spread(backbone)
     mim_storage.save(folder, MaskedImageModel(backbone, 16), arch=arch, model_args=model_args)
 

@@ -92,6 +92,10 @@ class Tokens(nn.Module):
         return ((codebook_KD.square().sum(1) - 2 * z_BhwD @ codebook_KD.T).argmin(3),)
 
 
+# Of torch's exporters, for operations that they don't know, a batch that isn't free, or a file over 2 GB.
+_EXPORTER_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, AttributeError, NotImplementedError)
+
+
 @torch.no_grad()
 def export(folder: str, to: str, output: str, *, size: int | None, tolerance: float) -> None:
     """Export the model of a folder and print the largest difference from the original.
@@ -121,7 +125,13 @@ def export(folder: str, to: str, output: str, *, size: int | None, tolerance: fl
         raise PecoError(f"{output}: is a folder; name the file to write (-o)")
     checks = [(x_BCHW, exported.module(x_BCHW)) for x_BCHW in _random_images(exported.size)]
     with replacing(target) as part:
-        run = (_write_onnx if to == "onnx" else _write_torch)(exported, part)
+        try:
+            run = (_write_onnx if to == "onnx" else _write_torch)(exported, part)
+        except _EXPORTER_ERRORS as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise PecoError(
+                f"--to {to}: torch can't export the model of {folder} ({reason}); try another format"
+            ) from error
         difference = max(_difference(want, run(x_BCHW)) for x_BCHW, want in checks)
         _require(difference, tolerance)
     shape = f"(B, 3, {exported.size}, {exported.size})"
@@ -224,11 +234,15 @@ def _free_batch() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' notes on their own deprecations and optional packages."""
+    """Without the exporters' notes on deprecations and optional packages, and their print of a graph that they can't export."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,7 +9,7 @@ from torch import nn
 
 from peco.core import artifacts
 from peco.core.errors import PecoError
-from peco.networks.timm_nets import strict_embed
+from peco.networks import timm_nets
 
 
 def load_sized(folder: str | Path, size: int | None) -> tuple[nn.Module, int]:
@@ -20,13 +20,14 @@ def load_sized(folder: str | Path, size: int | None) -> tuple[nn.Module, int]:
         size: side in pixels; None for that of the training.
 
     Raises:
-        PecoError: the folder is missing or damaged, or its patches don't divide the size.
+        PecoError: the folder is missing or damaged, or it takes no images of this size.
     """
     model = artifacts.load_timm(folder)
     if size is None:
         return model, artifacts.input_size(folder)
-    embed = strict_embed(model)
+    embed = timm_nets.strict_embed(model)
     if embed is None:
+        timm_nets.require_images(model, size, f"--size: {folder}")
         return model, size
     patch = max(embed.patch_size)
     if size % patch:

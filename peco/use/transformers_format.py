@@ -95,6 +95,7 @@ def _beit(transformers: Any, model: Any, side: int) -> Any:
         image_size=side,
         patch_size=model.patch_embed.patch_size[0],
         use_relative_position_bias=True,
+        use_absolute_position_embeddings=model.pos_embed is not None,
         layer_scale_init_value=0.1 if layer_scale else 0.0,
         use_mean_pooling=False,
         hidden_dropout_prob=0.0,
@@ -122,6 +123,8 @@ def _beit_weights(weights: Mapping[str, Tensor], depth: int, layer_scale: bool) 
         "mlp.fc1": "mlp.fc1",
         "mlp.fc2": "mlp.fc2",
     }
+    if "pos_embed" in weights:
+        renamed["embeddings.position_embeddings"] = "pos_embed"
     found = {new: weights[old] for new, old in renamed.items()}
     for n in range(depth):
         new, old = f"layers.{n}", f"blocks.{n}"
