@@ -174,6 +174,18 @@ def test_the_nearest_images_by_cosine_are_printed_and_shown(capsys: pytest.Captu
     assert not re.search(r"(src|href)=[\"']?(http|//|file)", page)
 
 
+def test_images_that_are_not_at_their_paths_are_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert cli.main(["similar", NAMES[2], "../out", "-n", "3", "-o", "page.html"]) == 0
+    assert capsys.readouterr().err.endswith(
+        "warning: 3 of the 3 images are not at their paths, which count from where `peco embed` ran\n"
+    )
+
+
 def test_a_query_that_is_not_among_the_images_is_embedded(capsys: pytest.CaptureFixture[str]) -> None:
     embed("--block", "1")
     shutil.copy(NAMES[4], "query.png")

@@ -310,12 +310,16 @@ def test_results_in_the_folder_of_images_are_no_images(models: Path) -> None:
             for kind in ("classifier", "segmenter", "detector")
         ),
         ("renamed photos -o new", "MODELS/renamed/config.json: 2 names for the 3 classes of the model"),
+        ("segmenter clash -o new", "clash/1.png: its results would be where clash/1.png.png/0.png needs a folder"),
         ("classifier photos -o notes", "notes: is no folder of results and not empty"),
         ("classifier photos -o photos/0.png", "photos/0.png: is no folder of results"),
     ],
 )
 def test_an_error_is_one_line(models: Path, capsys: pytest.CaptureFixture[str], arguments: str, line: str) -> None:
     Path("empty").mkdir()
+    Path("clash/1.png.png").mkdir(parents=True)
+    for name in ("clash/1.png", "clash/1.png.png/0.png"):
+        shutil.copy("photos/0.png", name)
     Path("notes").mkdir()
     Path("notes/today.txt").touch()
     Path("editor").mkdir()

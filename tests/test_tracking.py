@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import resource
 from pathlib import Path
@@ -140,6 +141,15 @@ def test_a_wrong_setting_is_refused_before_the_training(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(PecoError, match=message):
         MetricLog("finetune_random", work / "curves")
+
+
+def test_a_database_of_mlflow_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PECO_TRACKING", "mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
+    known = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sqlalchemy" else known(name))
+    with pytest.raises(PecoError, match=r"MLFLOW_TRACKING_URI: a database needs more .*: `pip install mlflow`"):
+        trackers()
 
 
 def test_a_wrong_setting_is_refused_before_the_first_stage(

@@ -95,6 +95,10 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 _TRACKERS = ("tensorboard", "mlflow")  # and their packages
 
 
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in ("sqlite", "mysql", "postgresql", "mssql")
+
+
 def trackers(*, here: bool = True) -> list[str]:
     """The trackers that PECO_TRACKING names.
 
@@ -116,4 +120,13 @@ def trackers(*, here: bool = True) -> list[str]:
             )
         if here and name == "mlflow" and not os.environ.get(MLFLOW_URI):
             raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
+        if (
+            here
+            and name == "mlflow"
+            and _is_database(os.environ[MLFLOW_URI])
+            and not importlib.util.find_spec("sqlalchemy")
+        ):
+            raise PecoError(
+                f"{MLFLOW_URI}: a database needs more than the extra tracking: `pip install mlflow`, or name a server"
+            )
     return found

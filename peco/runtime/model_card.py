@@ -65,7 +65,7 @@ KINDS = {
         "tokens = tokenizer.tokenize(x)  # x: float32 (B, 3, H, W) in [0, 1]\nimages = tokenizer.decode(tokens)",
     ),
     "backbone": Kind(
-        "A vision transformer (BEiT) pre-trained by masked image modelling on perceptual tokens (PeCo, arXiv 2111.12710).",
+        "A vision transformer (BEiT) pre-trained by masked image modelling, as in PeCo (arXiv 2111.12710).",
         "timm",
         "image-feature-extraction",
         _TIMM

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,10 @@ def _require_distinct_files(found: Sequence[Found]) -> None:
         other = seen.setdefault(_file_name(item.name), item.name)
         if other != item.name:
             raise PecoError(f"{item.name}: its results would have the same file as those of {other}; give them apart")
+    for file, name in seen.items():  # an image `x` beside a folder `x.png`
+        inside = next((seen[str(above)] for above in PurePosixPath(file).parents if str(above) in seen), None)
+        if inside is not None:
+            raise PecoError(f"{inside}: its results would be where {name} needs a folder; give them apart")
 
 
 def _write_coco(folder: OutputFolder, predictor: Predictor) -> None:

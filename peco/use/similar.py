@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def similar(query: str, folder: str, *, model: str, count: int, page: str | None
     for name, score in found:
         print(f"{score:.4f}  {one_line(name)}")
     if page is not None:
+        if gone := sum(locate(name) is None for name, _ in found):
+            print(
+                f"warning: {gone} of the {len(found)} images are not at their paths, which count from where `peco embed` ran",
+                file=sys.stderr,
+            )
         write_file(Path(page), _page(query, found))
 
 
