@@ -1,7 +1,8 @@
 """Stand-ins for sbatch, srun, squeue, sacct, scancel and sinfo, as far as the workflow uses them: they really run the script.
 
 `install` puts them into a folder for the PATH; a job is a folder of files below `$FAKE_SLURM`. Tests create files there, too:
-`full`: jobs wait forever; `purged`: squeue has forgotten the jobs that have ended; `unaccounted`: sacct knows no job.
+`full`: jobs wait forever; `purged`: squeue has forgotten the jobs that have ended; `unaccounted`: sacct knows no job;
+`refusal`: sbatch ends with this text.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SRUN = {"output", "error", "wait", "kill-on-bad-exit", "export"}
 AWAY = {
     "squeue": "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
     "scancel": "scancel: error: slurm_kill_job2() failed: Unable to contact slurm controller (connect failure)",
+    "sbatch": "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
     "sacct": "sacct: error: slurm_persist_conn_open_without_init: failed",
 }
 
@@ -75,6 +77,8 @@ def options(words: list[str], known: set[str]) -> tuple[dict[str, str], list[str
 
 
 def sbatch(words: list[str]) -> None:
+    if (root() / "refusal").exists():
+        sys.exit((root() / "refusal").read_text())
     _, [script] = options(words, {"parsable"})
     groups = [
         options(shlex.split(line.removeprefix("#SBATCH ")), SBATCH)[0]

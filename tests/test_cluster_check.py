@@ -1,4 +1,4 @@
-"""`make cluster-check`: its report, the pod that it makes, and the checks in the pods; tests/cluster runs it on a real cluster."""
+"""`make cluster-check`: its report, the pod that it makes, and the checks in the pods, which tests/cluster makes, too."""
 
 from __future__ import annotations
 

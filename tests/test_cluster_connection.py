@@ -49,10 +49,13 @@ def certificate(folder: Path, name: str, days: int = 1) -> tuple[str, str]:
     return str(files[0]), str(files[1])
 
 
-def encrypt(api: KubernetesApi, files: tuple[str, str]) -> str:
-    """Have the server speak TLS; its address."""
+def encrypt(api: KubernetesApi, files: tuple[str, str], clients: str | None = None) -> str:
+    """Have the server speak TLS, and demand certificates signed by that in the file `clients`; its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*files)
+    if clients:
+        context.load_verify_locations(clients)
+        context.verify_mode = ssl.CERT_REQUIRED
     api.server.socket = context.wrap_socket(api.server.socket, server_side=True)
     return f"https://localhost:{api.server.server_address[1]}"
 
@@ -144,6 +147,28 @@ def test_a_certificate_that_is_not_accepted_ends_at_once(
     if trusted:
         kubeconfig(tmp_path / "kubeconfig", certificate_authority=files[0])
     assert start() == (2, [f"error: the cluster's API at {server}: its certificate is not accepted {text}"])
+
+
+@pytest.mark.parametrize(
+    ("days", "known", "alert"),
+    [(1, False, "unknown ca"), (-1, True, "certificate expired"), (None, True, "certificate required")],
+)
+def test_a_certificate_of_the_client_that_is_refused_ends_at_once(
+    api: KubernetesApi, start: Launcher, tmp_path: Path, days: int | None, known: bool, alert: str
+) -> None:
+    files = certificate(tmp_path, "localhost")
+    own = certificate(tmp_path, "client", days or 1)
+    server = encrypt(api, files, clients=own[0] if known else files[0])
+    kubeconfig(tmp_path / "kubeconfig", server=server, certificate_authority=files[0])
+    if days:
+        kubeconfig(tmp_path / "kubeconfig", client_certificate=own[0], client_key=own[1])
+    assert start() == (
+        2,
+        [
+            f"error: the cluster's API at {server}: it refuses the client's certificate ({alert}); renew `client-certificate` in "
+            "the kubeconfig"
+        ],
+    )
 
 
 def test_an_accepted_certificate_works(api: KubernetesApi, start: Launcher, tmp_path: Path) -> None:

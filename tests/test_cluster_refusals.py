@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 
 import pytest
 from cluster_launcher import NAME, WORDS, Launcher, complete, has_sent, leave_event
@@ -43,16 +45,32 @@ def test_a_refused_job_is_one_line_with_what_to_do(api: KubernetesApi, start: La
     assert api.jobs == {}
 
 
-def test_a_quota_that_is_used_up_is_no_missing_right(api: KubernetesApi, start: Launcher) -> None:
-    used = WORDS["quota-of-jobs"]["message"].replace("sh=0", "sh=20")
-    api.refusals = [WORDS["quota-of-jobs"] | {"message": used}]
-    assert start() == (
-        2,
-        [
-            "error: quota peco-record of namespace peco has no room (count/jobs.batch.volcano.sh 20 of 20 in use, 1 asked for): "
-            "delete what has ended, or have the quota raised (kubectl -n peco describe quota peco-record)"
-        ],
+USED = WORDS["quota-of-jobs"] | {"message": WORDS["quota-of-jobs"]["message"].replace("sh=0", "sh=20")}
+
+
+def test_a_quota_that_is_used_up_is_waited_for_without_an_end(
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a job's pods are: it passes when other jobs end."""
+    monkeypatch.setattr(kube, "PENDING_SECONDS", 0.0)
+    api.refusals = [USED] * 5
+    status, [line] = start(scenario=lambda: complete(api))
+    assert (status, line) == (
+        0,
+        "tokenizer: quota peco-record of namespace peco has no room (count/jobs.batch.volcano.sh 20 of 20 in use, 1 asked "
+        "for): delete what has ended, or have the quota raised (kubectl -n peco describe quota peco-record); waiting",
     )
+
+
+def test_a_stop_ends_the_waiting_for_a_quota(api: KubernetesApi, start: Launcher) -> None:
+    api.refusals = [USED] * 10_000
+
+    def scenario() -> None:
+        api.wait_for(lambda: len(start.notes) == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert start(scenario=scenario)[0] == 128 + signal.SIGTERM
+    assert api.jobs == {}
 
 
 def test_another_webhook_is_named(api: KubernetesApi, start: Launcher) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kfp_answers import failed_pod, moment, pod_name, waiting_pod
 from kfp_api import KfpApi
 from kfp_project import between_requests, run
+from kubernetes.config import kube_config
 
 from pipelines.kfp import follow
 
@@ -138,6 +140,17 @@ def test_a_terminated_run_is_reported_as_terminated(kubeflow: KfpApi, capsys: py
     assert error == "was terminated; finished work is kept, and the same command submits it again"
 
 
+def test_a_run_that_fails_after_it_was_terminated_and_retried_is_not_reported_as_terminated(
+    kubeflow: KfpApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kubeflow.pods = {POD: failed_pod("the volume is full")}
+    history = "PENDING RUNNING CANCELING FAILED RUNNING"
+    before, after = ({"shards": "SUCCEEDED", "tokenizer": state} for state in ("RUNNING", "FAILED"))
+    kubeflow.script = [moment("FAILED", before, history=history), moment("FAILED", after, history=history)]
+    run("--wait", status=1)
+    assert changes(kubeflow, capsys)[1] == "step tokenizer failed: the volume is full"
+
+
 @pytest.mark.parametrize(
     ("script", "pod", "what"),
     [
@@ -185,6 +198,55 @@ def test_a_pod_that_does_not_start_and_can_not_be_read_is_named(
     run("--wait")
     why = f"waits: its pod has not started; `kubectl -n kubeflow describe pod {POD}` shows why"
     assert changes(kubeflow, capsys)[0][1] == f"tokenizer: {why}"
+
+
+@pytest.mark.parametrize(
+    ("linear", "lines"),
+    [
+        (
+            "PENDING",
+            [
+                "evaluate@knn: waits: its pod has not started; `kubectl -n kubeflow describe pod {knn}` shows why",
+                "evaluate@linear: waits: its pod has not started; `kubectl -n kubeflow describe pod {linear}` shows why",
+            ],
+        ),
+        (
+            "RUNNING",
+            [
+                "evaluate@knn, evaluate@linear: 1 of their 2 pods not started; `kubectl -n kubeflow describe pod {knn} {linear}` "
+                "shows which"
+            ],
+        ),
+    ],
+)
+def test_pods_of_several_steps_that_do_not_start_and_can_not_be_read_are_named(
+    kubeflow: KfpApi,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    linear: str,
+    lines: list[str],
+) -> None:
+    monkeypatch.setattr(follow, "START_SECONDS", 0.0)
+    waiting = moment("RUNNING", {"evaluate-knn": "PENDING", "evaluate-linear": linear})
+    kubeflow.script = [waiting, waiting, moment("SUCCEEDED")]
+    run("--wait")
+    names = {name: pod_name(f"root(0).evaluate-{name}(0).executor(0)") for name in ("knn", "linear")}
+    assert changes(kubeflow, capsys)[0][2:-2] == [line.format(**names) for line in lines]
+
+
+@pytest.mark.parametrize("text", ["a: [", "just a text", "apiVersion: v1\nclusters: 5\n", "contexts: []\n"])
+def test_a_broken_kubeconfig_leaves_the_reason_unknown(
+    kubeflow: KfpApi,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    text: str,
+) -> None:
+    (tmp_path / "kubeconfig").write_text(text)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    kubeflow.script = [moment("FAILED", {"tokenizer": "FAILED"})]
+    run("--wait", status=1)
+    assert "step tokenizer failed; `kubectl -n kubeflow logs " in changes(kubeflow, capsys)[1]
 
 
 def test_a_sweep_has_failed_when_one_of_its_runs_has(kubeflow: KfpApi, capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,6 +255,7 @@ def test_a_target_is_read_from_the_environment() -> None:
         ("PECO_IMAGE", "peco:", "PECO_IMAGE: 'peco:' is not allowed"),
         ("PECO_VOLUME_CLAIM", "My_Claim", "PECO_VOLUME_CLAIM: 'My_Claim' is not allowed"),
         ("PECO_STEP_SECRET", "a b", "PECO_STEP_SECRET: 'a b' is not allowed"),
+        ("PECO_JOB_SECRET", "S3_KEYS", "PECO_JOB_SECRET: 'S3_KEYS' is not allowed"),
         ("PECO_CA_CONFIGMAP", "-ca", "PECO_CA_CONFIGMAP: '-ca' is not allowed"),
         ("PECO_GIT_READ_SECRET", "Git", "PECO_GIT_READ_SECRET: 'Git' is not allowed"),
         ("PECO_UMASK", "rwx", "PECO_UMASK: 'rwx' is not allowed; expected three octal digits, such as 022"),

@@ -329,6 +329,42 @@ def test_a_controller_that_stays_away_at_the_start_receives_no_job(run: Run, clo
     assert slurm_commands.jobs() == []
 
 
+def test_a_controller_that_goes_away_before_the_job_is_submitted_is_waited_for(run: Run, clock: Clock) -> None:
+    slurm_commands.away("sbatch")
+    clock.at(100, lose())
+    clock.at(120, turn("COMPLETED"))
+    status, _, err = run()
+    assert status == 0
+    assert "Slurm doesn't answer (sbatch: error: Batch job submission failed: Unable to contact" in err
+    assert len(slurm_commands.jobs()) == 1
+
+
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size)"
+)
+
+
+@pytest.mark.parametrize("limit", ["QOSMaxSubmitJobPerUserLimit", "AssocGrpSubmitJobsLimit", "AssocMaxSubmitJobLimit"])
+def test_a_limit_of_submitted_jobs_is_waited_for(root: Path, run: Run, clock: Clock, limit: str) -> None:
+    (root / "refusal").write_text(f"sbatch: error: {limit}\n{POLICY}")
+    clock.at(1000, (root / "refusal").unlink)
+    clock.at(1020, turn("COMPLETED"))
+    status, _, err = run()
+    assert status == 0
+    assert err.splitlines() == [
+        f"tokenizer: sbatch: error: {limit} {POLICY}; waiting until other jobs have ended",
+        f"tokenizer: job 101 ({NAME}) submitted",
+    ]
+
+
+def test_a_job_that_slurm_refuses_is_one_line(root: Path, run: Run) -> None:
+    (root / "refusal").write_text("sbatch: error: invalid partition specified: batch\n")
+    with pytest.raises(
+        PecoError, match=r"Slurm refuses the job \(sbatch: error: invalid partition specified: batch\); "
+    ):
+        run()
+
+
 def test_a_stop_before_the_controller_answers_submits_nothing(run: Run, clock: Clock) -> None:
     slurm_commands.away("squeue")
     clock.at(20, interrupt)

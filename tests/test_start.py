@@ -275,7 +275,11 @@ def test_given_weights_are_checked_before_anything_runs(given_tokenizer: Path) -
         ("tokenizer.quantizer", {"codes": 32}, "tokenizer.quantizer.codes is 32"),
         ("perceptual_net", {"path": "data"}, "perceptual_net.path: "),
         ("pretrain.init", {"source": "timm", "model": "no_such_net"}, "pretrain.init.model: no_such_net: "),
-        ("pretrain.init", {"source": "timm", "model": "test_vit"}, "its embed_dim is 64, but pretrain.vit.embed_dim is 32"),
+        (
+            "pretrain.init",
+            {"source": "timm", "model": "test_vit"},
+            "its embed_dim is 64, but pretrain.vit.embed_dim is 32",
+        ),
     ):
         with pytest.raises(PecoError, match=message):
             given_weights.check_weights(change(cfg, key, **values))

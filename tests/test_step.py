@@ -333,15 +333,20 @@ def test_a_stopped_step_ends_its_stage(
     assert project.alive() == {}
 
 
-def test_after_a_failed_push_the_retry_only_pushes(project: Project) -> None:
+def test_a_failed_pull_and_a_failed_push_give_dvcs_reason_and_the_retry_only_pushes(project: Project) -> None:
     remote = project.folder / "other"
     shutil.copytree(project.remote, remote)
     os.rename(remote / "files", remote / "kept")
     shutil.copytree(project.source / ".dvc/cache", project.folder / "cache")
     shared = {"PECO_REMOTE": str(remote), "PECO_CACHE": str(project.folder / "cache")}
     (remote / "files").write_text("no folder")
+    status, output = project.end(project.start("make", env={"PECO_REMOTE": str(remote)}))
+    reason = re.fullmatch(r"its inputs \(in\.txt\) can't be fetched \((.+)\); fix it and retry", project.reason())
+    assert status == 2 and reason and f"ERROR: {reason[1]}\n" in output, output
     status, output = project.end(project.start("make", env=shared))
-    assert status == 2 and "error: make: finished, but its results can't be pushed" in output, output
+    pattern = r"finished, but its results can't be pushed \((.+)\); fix it and retry: it only pushes"
+    reason = re.fullmatch(pattern, project.reason())
+    assert status == 2 and reason and f"ERROR: {reason[1]}\n" in output, output
     (remote / "files").unlink()
     status, output = project.end(project.start("make", env=shared))
     assert status == 0, output
@@ -441,18 +446,28 @@ def test_the_seed_of_the_run_replaces_that_of_the_commit(project: Project) -> No
     assert params == {"n": 1, "seed": 7}
 
 
-@pytest.mark.parametrize(("status", "expected"), [(75, 75), (2, 2), (1, 2)])
-def test_a_step_whose_stage_fails_ends_with_its_reason_and_status(project: Project, status: int, expected: int) -> None:
-    """75: what may pass. The launcher's line is the pod's termination message, and is kept on the volume."""
-    (project.source / "fail.sh").write_text(f"echo 'error: make: its pods were preempted' >&2; exit {status}")
+@pytest.mark.parametrize(
+    ("status", "lines", "expected", "reason"),
+    [
+        (75, "error: make: its pods were preempted", 75, "its pods were preempted"),
+        # A refusal, before the launcher has a job, doesn't name the stage.
+        (2, "error: there is no queue x", 2, "there is no queue x"),
+        (1, "error: shown\nerror: make: rank 1 failed\n  error: indented", 2, "rank 1 failed"),
+    ],
+)
+def test_a_step_whose_stage_fails_ends_with_its_reason_and_status(
+    project: Project, status: int, lines: str, expected: int, reason: str
+) -> None:
+    """75: what may pass. The launcher's last error is the pod's termination message, and is kept on the volume."""
+    (project.source / "fail.sh").write_text(f"echo '{lines}' >&2; exit {status}")
     (project.source / "dvc.yaml").write_text(DVC_YAML.replace("mkdir made;", "sh fail.sh || exit;"))
     project.commit()
     found, output = project.end(project.start("make"))
     advice = "Retry the run" if expected == 75 else "Fix it and retry"
     assert found == expected
     assert output.splitlines()[-1] == f"error: make: not finished; see the reason above. {advice}: the stage resumes"
-    assert project.reason() == "its pods were preempted"
-    assert (project.folder / "runs/first/make.error").read_text() == "its pods were preempted\n"
+    assert project.reason() == reason
+    assert (project.folder / "runs/first/make.error").read_text() == f"{reason}\n"
 
 
 EVALUATION = """\

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cluster_launcher import CREATED, NAME, Launcher, complete, owner
-from kubernetes_api import KubernetesApi
+from cluster_launcher import CREATED, NAME, Json, Launcher, complete, owner
+from kubernetes_api import Answer, KubernetesApi
 
 from peco.core import stopping
 from peco.core.resources import Resources
-from pipelines.jobs import volcano
+from pipelines.jobs import pods, volcano
 from pipelines.jobs.logs import Screen
 
 TWO_NODES = Resources(nodes=2, processes=4, gpus=4, cpu=32, memory="64Gi")
@@ -124,6 +124,21 @@ def test_the_job_of_a_step_has_a_heartbeat_and_another_job_has_none(
     assert not alive.exists()
 
 
+def test_a_job_is_removed_although_the_api_fails_once(
+    api: KubernetesApi, start: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures, delete = iter([Answer(500, "etcdserver: leader changed")]), api._delete
+
+    def fail_once(job: Json) -> Json:
+        for failure in failures:
+            raise failure
+        return delete(job)
+
+    monkeypatch.setattr(api, "_delete", fail_once)
+    assert start(scenario=lambda: complete(api)) == (0, [])
+    assert (methods(api), api.jobs) == (["POST", "DELETE", "DELETE"], {})
+
+
 # Failures
 
 TORCHRUN = """\
@@ -152,7 +167,10 @@ def test_a_failed_rank_ends_the_job_and_its_last_lines_are_shown(api: Kubernetes
     status, out, err = start.run(TWO_NODES, lambda: fail(api, 1, *lines, "ValueError: no"))
     assert status == 1
     assert "[5] ValueError: no" in out
-    assert any(f"rank 5 of pod {NAME}-tokenizer-1-0 failed with status 1" in line for line in err)
+    assert (
+        f"error: tokenizer: rank 5 of pod {NAME}-tokenizer-1-0 failed with status 1; its last line: ValueError: no"
+        in err
+    )
     assert err[-2:] == ["  line 29", "  ValueError: no"] and "  line 3" not in err
     assert "deletionTimestamp" in api.jobs[NAME]["metadata"]
 
@@ -178,6 +196,18 @@ def shut_down_the_node(api: KubernetesApi) -> None:
     api.end(pod, 137, pod_reason="Terminated")
 
 
+def refuse_the_pod(api: KubernetesApi) -> None:
+    """As kubelet does after its restart, when it has not found the node's GPUs yet."""
+    api.job()
+    not_taken(api, "UnexpectedAdmissionError", "Allocate failed due to no healthy devices present")
+
+
+def not_taken(api: KubernetesApi, reason: str, message: str) -> None:
+    with api.lock:
+        api.condition(phase="Failed", reason=reason, message=message)
+        api._event("PodFailed")
+
+
 def stop_from_outside(api: KubernetesApi) -> None:
     [pod] = api.start()
     api.end(pod, 143)
@@ -194,6 +224,10 @@ def lose_the_pods(api: KubernetesApi) -> None:
     ("loss", "reason"),
     [
         (shut_down_the_node, f"pod {POD} was preempted or evicted (Terminated)"),
+        (
+            refuse_the_pod,
+            f"pod {POD} was refused by its node (Allocate failed due to no healthy devices present)",
+        ),
         (stop_from_outside, f"pod {POD} was stopped from outside"),
         (lose_the_pods, f"job {NAME} ended (Terminated), its pods were preempted or evicted"),
     ],
@@ -219,6 +253,75 @@ def test_a_job_that_the_cluster_ended_is_started_again_until_no_retry_is_left(
         f"error: tokenizer: {reason}; no retry of 2 is left; run again, it resumes from the last checkpoint",
     ]
     assert api.jobs == {}
+
+
+OWN = "was evicted for exceeding its own limit"
+MORE = "raise it (of the volume shm: PECO_SHARED_MEMORY, or shared_memory in params.yaml), or write less, and run again"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "line"),
+    [
+        (
+            "Evicted",
+            'Usage of EmptyDir volume "shm" exceeds the limit "1Gi". ',
+            f'{OWN} (Usage of EmptyDir volume "shm" exceeds the limit "1Gi"); {MORE}',
+        ),
+        (
+            "Evicted",
+            'Container main exceeded its local ephemeral storage limit "1Gi". ',
+            f'{OWN} (Container main exceeded its local ephemeral storage limit "1Gi"); {MORE}',
+        ),
+        (
+            "Evicted",
+            "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+            f"{OWN} (Pod ephemeral local storage usage exceeds the total limit of containers 1Gi); {MORE}",
+        ),
+        ("SysctlForbidden", "forbidden sysctl", "failed (forbidden sysctl); correct that and run again"),
+    ],
+)
+def test_what_would_happen_to_the_pod_again_is_not_tried_again(
+    api: KubernetesApi, start: Launcher, reason: str, message: str, line: str
+) -> None:
+    def scenario() -> None:
+        api.job()
+        not_taken(api, reason, message)
+
+    assert start(Resources(retries=2), scenario) == (2, [f"error: tokenizer: pod {POD} {line}"])
+    assert created(api) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "OutOfcpu",
+            "Pod was rejected: Node didn't have enough resource: cpu, requested: 32000, used: 100, capacity: 32000",
+        ),
+        ("OutOfnvidia.com/gpu", "Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"),
+        ("NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed"),
+        ("Evicted", "The node was low on resource: ephemeral-storage. "),
+    ],
+)
+def test_a_pod_that_another_node_may_take_is_started_again(
+    api: KubernetesApi, start: Launcher, reason: str, message: str
+) -> None:
+    def scenario() -> None:
+        api.job()
+        not_taken(api, reason, message)
+        api.wait_for(lambda: created(api) == 2)
+        complete(api)
+
+    status, [line, *_] = start(Resources(retries=1), scenario)
+    assert status == 0
+    assert f"({message.rstrip('. ')})" in line and line.endswith("; retry 1 of 1 in 0 s")
+
+
+def test_the_pod_that_its_node_refused_is_the_cause_and_not_those_that_were_deleted_for_it() -> None:
+    refused = {"metadata": {"name": "b"}, "status": {"phase": "Failed", "reason": "OutOfcpu", "message": "no room"}}
+    deleted = {"metadata": {"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}}
+    found = pods.first_end([deleted, refused])
+    assert found and (found.kind, found.pod, found.reason) == ("rejected", "b", "no room")
 
 
 def test_ranks_that_end_because_one_was_preempted_are_not_the_cause(api: KubernetesApi, start: Launcher) -> None:

@@ -25,6 +25,9 @@ TIMEOUTS = (5, 30)  # seconds to connect, and to wait for an answer
 # Names that the resolver knows not to exist; other errors of it may pass.
 _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
+# Alerts of a server that wants another certificate of the client, or one at all.
+_CERTIFICATE_REFUSED = re.compile(r"ALERT_(.*CERTIFICATE.*|UNKNOWN_CA|ACCESS_DENIED|DECRYPT_ERROR)$")
+
 
 class _Client(client.ApiClient):  # type: ignore[misc]
     def request(self, *args: Any, _request_timeout: Any = None, **others: Any) -> Any:
@@ -127,6 +130,9 @@ def permanent(error: BaseException, host: str, *, answered: bool) -> PecoError |
             text = "not an address; correct `server` in the kubeconfig"
         elif isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
             text = "it doesn't speak TLS; correct `server` in the kubeconfig"
+        elif isinstance(cause, ssl.SSLError) and _CERTIFICATE_REFUSED.search(cause.reason or ""):
+            reason = str(cause.reason).partition("ALERT_")[2].replace("_", " ").lower()
+            text = f"it refuses the client's certificate ({reason}); renew `client-certificate` in the kubeconfig"
     if not text and not answered:
         text = _unknown_way(causes)
     return PecoError(f"the cluster's API at {host}: {text}") if text else None

@@ -64,7 +64,7 @@ class Api:
         retry_statuses: tuple[int, ...] = (408, 429),
         ignore_stop_for: float | None = None,
     ) -> T:
-        """Make the call and return its result.
+        """Make the call and return its result, after a wait where the cluster isn't ready to decide, or others use up a quota.
 
         Args:
             right: the right that it needs: "create jobs.batch.volcano.sh".
@@ -86,10 +86,13 @@ class Api:
                 if error.status in pass_statuses:
                     raise
                 refusal = refusals.of_call(error, right, self.namespace)
-                if not refusal.pending or time.monotonic() - begun > PENDING_SECONDS:
+                late = refusal.pending and time.monotonic() - begun > PENDING_SECONDS
+                if late or not (refusal.pending or refusal.shared):
                     raise PecoError(refusal.text) from None
             if refusal.text != pending:
-                self._note(f"{refusal.text}; waiting for up to {PENDING_SECONDS:.0f} s")
+                self._note(
+                    f"{refusal.text}; waiting" + (f" for up to {PENDING_SECONDS:.0f} s" if refusal.pending else "")
+                )
             pending = refusal.text
             self._wait(PENDING_DELAY, ignore_stop_for, pending)
 

@@ -76,5 +76,7 @@ class Output:
         killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
         hint = " (out of memory?)" if killed else ""
         lines = self._last.get(str(rank)) or self._last.get(node) or ()
-        text = f"{process} of {origin} {reason}{hint}" + ("; its last lines:" if lines else "")
+        # In the first line, which alone becomes a step's message and an evaluation's entry in the report.
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        text = f"{process} of {origin} {reason}{hint}" + (f"; its last line: {last}" if last else "")
         return 2 if code == 2 or killed else 1, "\n".join([text, *(f"  {line}" for line in lines)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,15 @@ STUCK_REASONS = {
 }
 # Reasons of a failed pod that have nothing to do with the program that ran in it.
 EVICTION_REASONS = ("Evicted", "NodeLost", "NodeShutdown", "Preempted", "Preempting", "Shutdown", "Terminated")
+# Reasons of a pod that its node didn't take, which another node may, or the same one later.
+_REJECTION = re.compile(r"OutOf.+|UnexpectedAdmissionError|NodeAffinity")
+# Kubelet's words about a pod that it evicts for what the pod itself uses, however much room the node has.
+_OWN_LIMIT = re.compile(
+    "Usage of EmptyDir volume .+ exceeds the limit|Pod ephemeral local storage usage exceeds the total limit|"
+    "exceeded its local ephemeral storage limit"
+)
+# Of ends that are never the consequence of another pod's.
+_FIRST = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -29,10 +39,10 @@ class End:
     """The end of a pod."""
 
     time: datetime
-    kind: str  # failed, memory, time_limit, evicted
+    kind: str  # failed, memory, time_limit, storage, evicted, rejected
     pod: str
     status: int = 1  # of its container
-    reason: str = ""
+    reason: str = ""  # of the pod; empty where its container's end explains it
 
 
 def name(pod: Pod) -> str:
@@ -73,6 +83,11 @@ def end(pod: Pod) -> End | None:
         (c for c in status.get("conditions") or () if c["type"] == "DisruptionTarget" and c["status"] == "True"), {}
     )
     deleted = pod["metadata"].get("deletionTimestamp")
+    message = " ".join(str(status.get("message") or status.get("reason") or "").split()).rstrip(".")
+    if status.get("phase") == "Failed" and not terminated and _REJECTION.fullmatch(str(status.get("reason"))):
+        return End(_FIRST, "rejected", name(pod), reason=message)
+    if status.get("reason") == "Evicted" and _OWN_LIMIT.search(message):
+        return End(_FIRST, "storage", name(pod), reason=message)
     if disruption or deleted or status.get("reason") in EVICTION_REASONS:
         if disruption.get("lastTransitionTime"):
             time = parse_time(disruption["lastTransitionTime"])
@@ -80,7 +95,7 @@ def end(pod: Pod) -> End | None:
             time = parse_time(deleted) - timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0)
         else:
             time = parse_time(terminated.get("finishedAt"))
-        reason = disruption.get("message") or status.get("message") or disruption.get("reason") or status.get("reason")
+        reason = disruption.get("message") or message or disruption.get("reason")
         return End(time, "evicted", name(pod), reason=str(reason or ""))
     if status.get("phase") != "Failed":
         return None
@@ -90,7 +105,7 @@ def end(pod: Pod) -> End | None:
     elif status.get("reason") == "DeadlineExceeded":
         kind = "time_limit"
     time, code = parse_time(terminated.get("finishedAt")), terminated.get("exitCode", 1)
-    return End(time, kind, name(pod), code, str(status.get("message") or ""))
+    return End(time, kind, name(pod), code, "" if terminated else message)
 
 
 def first_end(pods: Iterable[Pod]) -> End | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,6 +23,7 @@ from peco.core.stopping import StopSignals
 from pipelines.jobs.backend import RESUME, Backend, Lost, StopRequested
 from pipelines.jobs.job import Job
 from pipelines.jobs.logs import Screen, Tail, drop_old
+from pipelines.jobs.slurm_calls import Full, NoAnswer, call, submit
 
 T = TypeVar("T")
 
@@ -42,10 +42,6 @@ FAILURES = {
 MEMORY_KILL = re.compile(rb"slurmstepd\S*: .*(exceeded (job )?memory limit|oom.kill)", re.IGNORECASE)
 SEARCHED_BYTES = 2**16  # at the end of a file
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-
-
-class _NoAnswer(Exception):
-    """Slurm can't answer now, and may later: one line with the reason."""
 
 
 class Slurm(Backend):
@@ -76,10 +72,16 @@ class Slurm(Backend):
         if self.id and self.state in LIVE:  # Slurm was away
             return
         self.reset()
-        found = self._find()
-        if not found and self.stops.first:
-            raise StopRequested
-        self.id = found or self._submit()
+        noted = False
+        while not self.id:
+            try:
+                # A submission without an answer may have been accepted, so each attempt looks for the job first.
+                self.id = self._retry(lambda: self._find() or self._submit(), "nothing was submitted: run again")
+            except Full as error:
+                if not noted:
+                    self.note(f"{error}; waiting until other jobs have ended")
+                noted = True
+                self._pause(self.poll_seconds * 20)
         for node in range(self.role.num_replicas):
             for end in ("out", "err"):
                 path = self.folder / f"slurm-{self.id}-{node}.{end}"
@@ -87,7 +89,7 @@ class Slurm(Backend):
 
     def _find(self) -> str | None:
         command = ("squeue", "--noheader", "--me", f"--name={self.job.name}-0", "--format=%i %T")
-        for line in self._retry(lambda: _slurm(*command), "nothing was submitted: run again").splitlines():
+        for line in call(*command).splitlines():
             number, _, state = line.strip().partition(" ")
             if state in LIVE:
                 number = number.split("+")[0]  # a part of a job of several nodes
@@ -96,6 +98,16 @@ class Slurm(Backend):
         return None
 
     def _submit(self) -> str:
+        """Submit the job and return its number.
+
+        Raises:
+            PecoError: Slurm refuses it.
+            StopRequested: a stop signal came before.
+            Full: the user, account or QOS has as many jobs as allowed.
+            NoAnswer: the controller doesn't answer.
+        """
+        if self.stops.first:
+            raise StopRequested
         resources = self.job.resources
         self.role.resource = Resource(cpu=resources.cpu, gpu=resources.gpus, memMB=_megabytes(resources.memory))
         minutes = -(-resources.seconds // 60)
@@ -116,11 +128,13 @@ class Slurm(Backend):
                 replica.sbatch_opts["output"] = f"{self.folder}/slurm-%j.log"  # the script's own lines
                 stem = f"{self.folder}/slurm-{macros.app_id}-{node}"
                 replica.srun_opts |= {"output": f"{stem}.out", "error": f"{stem}.err"}
-            handle = runner.schedule(request)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise PecoError(f"sbatch: the job can't be submitted ({error}); its own message is above") from None
+            handle, messages = submit(runner, request)
+        except OSError as error:
+            raise PecoError(f"sbatch: the job can't be submitted ({error})") from None
+        for line in messages:
+            self.screen.note(line)
         # With several clusters sbatch adds the cluster's name.
-        number = str(handle).rpartition("/")[2].split(";")[0]
+        number = handle.rpartition("/")[2].split(";")[0]
         self.note(f"job {number} ({self.job.name}) submitted")
         return number
 
@@ -147,13 +161,13 @@ class Slurm(Backend):
         """State and exit status of the job; None where both squeue and sacct answer and neither knows it.
 
         Raises:
-            _NoAnswer: Slurm's daemons don't answer, or accounting doesn't know yet how the job ended.
+            NoAnswer: Slurm's daemons don't answer, or accounting doesn't know yet how the job ended.
         """
-        away: _NoAnswer | None = None
+        away: NoAnswer | None = None
         states: list[str] = []
         try:
-            states = _slurm("squeue", "--noheader", f"--jobs={self.id}", "--format=%T").split()
-        except _NoAnswer as error:
+            states = call("squeue", "--noheader", f"--jobs={self.id}", "--format=%T").split()
+        except NoAnswer as error:
             away = error
         if live := [state for state in states if state in LIVE]:
             return live[0], 0
@@ -163,18 +177,18 @@ class Slurm(Backend):
         if away:
             raise away
         if known or states:
-            raise _NoAnswer(f"sacct doesn't know yet how job {self.id} ended")
+            raise NoAnswer(f"sacct doesn't know yet how job {self.id} ended")
         return None
 
     def _accounted(self) -> tuple[str, int] | None:
         """State and exit status of a live part of the job, or else of the one that failed first, or of the first.
 
         Raises:
-            _NoAnswer: the daemon doesn't answer.
+            NoAnswer: the daemon doesn't answer.
         """
         found = []
         options = ("--noheader", "--parsable2", "--allocations", f"--jobs={self.id}", "--format=State,ExitCode")
-        for line in _slurm("sacct", *options).splitlines():
+        for line in call("sacct", *options).splitlines():
             state, _, code = line.partition("|")
             number, _, ended_by = code.partition(":")
             signal_status = 128 + int(ended_by) if int(ended_by or 0) else 0
@@ -195,7 +209,7 @@ class Slurm(Backend):
         while True:
             try:
                 return query()
-            except _NoAnswer as error:
+            except NoAnswer as error:
                 waited = time.monotonic() - started
                 if waited > PATIENCE_SECONDS:
                     raise Lost(f"Slurm doesn't answer ({error})", advice) from None
@@ -223,18 +237,18 @@ class Slurm(Backend):
                 # A waiting job takes no signal, it is cancelled; a running one gets this grace period, not the cluster's.
                 options = () if kill or self.state in WAITING else ("--signal=TERM",)
                 try:
-                    _slurm("scancel", *options, self.id)
+                    call("scancel", *options, self.id)
                     if kill:
                         return
                     kill_at = now + self.job.grace
                     give_up_at = kill_at + PATIENCE_SECONDS
-                except _NoAnswer as error:
+                except NoAnswer as error:
                     if hurried or now > give_up_at:
                         advice = f"job {self.id} may still run; end it by `scancel {self.id}`"
                         self.note(f"Slurm doesn't answer ({error}): {advice}")
                         return
             self.stops.wait(self.poll_seconds if kill_at is None else min(self.poll_seconds, 1.0), ignore_first=True)
-            with contextlib.suppress(_NoAnswer):  # only scancel has to get through
+            with contextlib.suppress(NoAnswer):  # only scancel has to get through
                 if found := self._look():
                     self.state = found[0]
             self._show()
@@ -268,22 +282,6 @@ class Slurm(Backend):
     def _show(self) -> None:
         for node, tail in self.tails:
             self.output.add(node, [line.text for line in tail.read(last=self.state not in LIVE)])
-
-
-def _slurm(command: str, *arguments: str) -> str:
-    """Output of one of Slurm's commands; empty where it doesn't know the job (any more).
-
-    Raises:
-        PecoError: there is no such command.
-        _NoAnswer: it failed.
-    """
-    try:
-        done = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise PecoError(f"{command}: not found; PECO_SCHEDULER=slurm needs Slurm's commands on the PATH") from None
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise _NoAnswer(f"{command}: {' '.join(done.stderr.split()) or f'status {done.returncode}'}")
-    return done.stdout
 
 
 def _megabytes(memory: str) -> int:

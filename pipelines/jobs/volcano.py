@@ -30,6 +30,7 @@ JOBS = f"{PLURAL}.{GROUP}"
 # Phases of a job that Volcano still works on; at first there is none.
 LIVE = ("", "Pending", "Running", "Restarting", "Completing")
 SAVING = ("Aborting", "Terminating")
+REMOVE_SECONDS = 10.0  # of attempts to remove a job that has ended; one attempt after a stop signal
 
 
 class Volcano(Backend):
@@ -234,19 +235,25 @@ class Volcano(Backend):
 
     def _remove(self) -> None:
         with contextlib.suppress(PecoError, Unreachable, StopRequested):
-            self._delete(ignore_stop_for=0.0)
+            self._delete(ignore_stop_for=0.0 if self.stops.first else REMOVE_SECONDS)
 
     def _ended(self, cause: pods.End) -> int:
         pod, resources = f"pod {cause.pod}", self.job.resources
         if cause.kind == "failed":
             if self.output.was_stopped(cause.pod, cause.status):
                 raise Lost(f"{pod} was stopped from outside")
+            if cause.reason:  # its container did not run
+                return self.fail(f"{pod} failed ({cause.reason}); correct that and run again")
             status, message = self.output.failure(cause.pod, cause.status, pod)
             return self.fail(message, status) if message else status
         if cause.kind == "evicted":
             raise Lost(f"{pod} was preempted or evicted" + (f" ({cause.reason})" if cause.reason else ""))
+        if cause.kind == "rejected":
+            raise Lost(f"{pod} was refused by its node ({cause.reason})")
         return self.fail(
             {
+                "storage": f"{pod} was evicted for exceeding its own limit ({cause.reason}); raise it (of the "
+                "volume shm: PECO_SHARED_MEMORY, or shared_memory in params.yaml), or write less, and run again",
                 "time_limit": f"{pod} reached time_limit {resources.time_limit}; raise it (resources in params.yaml, or "
                 f"PECO_TIME_LIMIT) and {RESUME}",
                 "memory": f"{pod} ran out of memory and was killed; raise memory {resources.memory} "

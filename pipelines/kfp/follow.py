@@ -11,7 +11,7 @@ from typing import Any
 
 from peco.core.errors import PecoError
 from pipelines.kfp.client import Kubeflow, NoAnswerError
-from pipelines.kfp.pods import Pod, tasks_of
+from pipelines.kfp.pods import Pod, describe_command, tasks_of
 
 POLL_SECONDS = 5.0
 # Time without an answer after which following ends.
@@ -96,7 +96,7 @@ class Followed:
             self.looked = time.monotonic()
         elif time.monotonic() - self.looked >= START_SECONDS:
             self.looked = time.monotonic()
-            found += [f"{self.steps[task].stage}: {why}" for task, why in self._waiting(run, kubeflow)]
+            found += self._waiting(run, kubeflow, executors.count("PENDING"))
         return found
 
     def _failed(self, run: Any, kubeflow: Kubeflow) -> Iterator[tuple[str, str]]:
@@ -105,18 +105,22 @@ class Followed:
             if reason:
                 yield task, f"its pod failed: {reason}"
 
-    def _waiting(self, run: Any, kubeflow: Kubeflow) -> Iterator[tuple[str, str]]:
-        running = self.running()
-        for task in running:
-            pod = next(self.pods(run, task), None)
-            if pod is None:
-                continue
-            reason = pod.state(kubeflow)
-            if not reason and len(running) == 1:
-                reason = f"its pod has not started; `{pod.describe_command()}` shows why"
-            if reason and self.waits.get(task) != reason:
-                self.waits[task] = reason
-                yield task, f"waits: {reason}"
+    def _waiting(self, run: Any, kubeflow: Kubeflow, count: int) -> Iterator[str]:
+        """New notices on the `count` steps whose pods have not started; Kubeflow doesn't say which these are."""
+        pods = {self.steps[task].stage: pod for task in self.running() if (pod := next(self.pods(run, task), None))}
+        reasons = {stage: f"waits: {reason}" for stage, pod in pods.items() if (reason := pod.state(kubeflow))}
+        silent = {stage: pod for stage, pod in pods.items() if stage not in reasons}
+        unexplained = count - len(reasons)
+        if unexplained == len(silent):
+            for stage, pod in silent.items():
+                reasons[stage] = f"waits: its pod has not started; `{describe_command(pod)}` shows why"
+        elif 0 < unexplained < len(silent):
+            which = f"`{describe_command(*silent.values())}` shows which"
+            reasons[", ".join(silent)] = f"{unexplained} of their {len(silent)} pods not started; {which}"
+        for stage, reason in reasons.items():
+            if self.waits.get(stage) != reason:
+                self.waits[stage] = reason
+                yield f"{stage}: {reason}"
 
 
 def follow(kubeflow: Kubeflow, runs: Sequence[Followed]) -> int:
@@ -178,9 +182,10 @@ def _conclude(followed: Followed, run: Any, kubeflow: Kubeflow) -> int:
 
 
 def _was_terminated(run: Any) -> bool:
-    """True if somebody ended the run: Kubeflow calls it failed in the end."""
+    """True if somebody ended the run: Kubeflow calls it failed in the end. What was before a retry doesn't count."""
     states = [status.state for status in run.state_history or ()]
-    return run.state == "CANCELED" or "CANCELING" in states
+    last = next((state for state in reversed(states) if state in ("CANCELING", "RUNNING")), None)
+    return run.state == "CANCELED" or last == "CANCELING"
 
 
 def _failed_task(followed: Followed, run: Any) -> str:

@@ -58,10 +58,6 @@ class Pod:
         """The command that shows its log."""
         return f"kubectl -n {self.namespace} logs {self.name} -c main"
 
-    def describe_command(self) -> str:
-        """The command that shows what it waits for."""
-        return f"kubectl -n {self.namespace} describe pod {self.name}"
-
     def _log(self, kubeflow: Kubeflow) -> str:
         """The log as Kubeflow's UI or its API server reads it; the address depends on the version."""
         query = {"podname": self.name, "podnamespace": self.namespace, "runid": self.run_id}
@@ -74,6 +70,7 @@ class Pod:
     def _from_cluster(self) -> Any:
         """The pod as a kubeconfig shows it, None without one that works."""
         import kubernetes as k8s
+        import yaml
         from urllib3.exceptions import HTTPError
 
         try:
@@ -86,6 +83,13 @@ class Pod:
             return api.api_client.sanitize_for_serialization(pod)
         except (k8s.config.ConfigException, k8s.client.ApiException, HTTPError, OSError):
             return None
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):  # of a kubeconfig that is not valid
+            return None
+
+
+def describe_command(*pods: Pod) -> str:
+    """The command that shows what pods of one run wait for."""
+    return f"kubectl -n {pods[0].namespace} describe pod {' '.join(pod.name for pod in pods)}"
 
 
 def tasks_of(run: Any) -> list[Any]:

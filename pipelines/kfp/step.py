@@ -114,9 +114,9 @@ def main(run: str, stage: str, *, parameters: Parameters | None = None, page_pat
                 raise watch.failure()
             entry = prepared.entry()
             reproduced = time.time()
-            if run_dvc(["push", "--run-cache", stage], cwd=prepared.path, show=_show):
+            if reason := _transfer(["push", "--run-cache", stage], prepared.path):
                 raise PecoError(
-                    "finished, but its results can't be pushed; see the reason above. Fix it and retry: it only pushes"
+                    f"finished, but its results can't be pushed ({reason}); fix it and retry: it only pushes"
                 )
             scalars = numbers(prepared.stage, prepared.path)
             if page_path:
@@ -242,8 +242,21 @@ def _keep_reason(run: str, name: str, reason: str) -> None:
 def _fetch(prepared: Workspace) -> None:
     """Fetch the stage's inputs into the workspace, and again those that a killed step left incomplete."""
     targets = prepared.inputs()
-    if targets and run_dvc(["pull", "--force", *targets], cwd=prepared.path, show=_show):
-        raise PecoError(f"its inputs ({', '.join(targets)}) can't be fetched; see the reason above. Fix it and retry")
+    if targets and (reason := _transfer(["pull", "--force", *targets], prepared.path)):
+        raise PecoError(f"its inputs ({', '.join(targets)}) can't be fetched ({reason}); fix it and retry")
+
+
+def _transfer(arguments: list[str], folder: Path) -> str:
+    """Run DVC and return why it failed: its first error, which later ones sum up; empty if it did not fail."""
+    errors: list[str] = []
+
+    def show(line: str) -> None:
+        if line.startswith("ERROR: "):
+            errors.append(line.removeprefix("ERROR: ").strip())
+        _show(line)
+
+    status = run_dvc(arguments, cwd=folder, show=show)
+    return next(iter(errors), f"DVC ended with status {status}") if status else ""
 
 
 class _Watch:
@@ -263,8 +276,8 @@ class _Watch:
         elif not (NOISE.match(line) or line.startswith("> ")):
             # The launcher writes its last line when the stage has ended.
             self.ended = time.time()
-        if line.startswith(f"error: {self._stage}: "):
-            self._reason = line.removeprefix(f"error: {self._stage}: ").strip()
+        if line.startswith("error: "):  # a refusal doesn't name the stage
+            self._reason = line.removeprefix("error: ").removeprefix(f"{self._stage}: ").strip()
         # DVC itself ends with 255 whatever the launcher's status.
         if (match := re.search(r"failed to run: .*, exited with (\d+)", line)) and int(match[1]) == os.EX_TEMPFAIL:
             self._status = os.EX_TEMPFAIL

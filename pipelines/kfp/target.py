@@ -82,6 +82,7 @@ class Target:
         for name in OBJECTS:
             if name in fields:
                 kubernetes_names.object_name(VARIABLES[name], env)
+        kubernetes_names.object_name(environment.JOB_SECRET, env)  # of the settings
         pod.umask(env)
         names = {variable.name for variable in SETTINGS}
         settings = {

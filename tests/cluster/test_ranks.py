@@ -26,6 +26,9 @@ def test_the_rank_that_raises_is_named_with_its_last_lines(project: Project, cli
     client.sh(f"""printf 'import os\nif os.environ["RANK"] == "1":\n    raise ValueError("no")\n' > {module}""")
     status, lines = project.launch(PECO_NODES="2", PECO_RETRIES="1").end()
     assert status == 1
-    find(lines, rf"error: tokenizer: rank 1 of pod {project.job}-tokenizer-1-0 failed with status 1; its last lines:")
+    find(
+        lines,
+        rf"error: tokenizer: rank 1 of pod {project.job}-tokenizer-1-0 failed with status 1; its last line: ValueError: no",
+    )
     assert lines[-1] == "  ValueError: no"
     assert lines.count(project.created) == 1

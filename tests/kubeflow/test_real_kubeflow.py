@@ -80,7 +80,7 @@ def test_a_terminated_run_leaves_no_job(kubeflow: kfp.Client) -> None:
     assert lines[-1].startswith(f"error: {submit.run().name}: was terminated; ")
 
 
-def test_a_step_whose_pod_is_lost_is_started_again_and_adopts_its_job() -> None:
+def test_a_step_whose_pod_is_lost_is_started_again_and_the_run_succeeds() -> None:
     submit = Submit("--set", f"seed={NEW + 3}", "tokenizer.optim.epochs=60", "--wait")
     [job] = wait_for(lambda: live_jobs("tokenizer"), "the tokenizer is trained")
     [found] = [entry for entry in items("jobs.batch.volcano.sh", "") if entry["metadata"]["name"] == job]
