@@ -39,7 +39,7 @@ compare: setup ## compare PeCo with its baselines over SEEDS: VARIANTS="peco pix
 	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 plan: setup ## print what `make repro` costs, stage by stage: images, steps, memory, disk, time: GPU=H100 for GPU hours
-	@python -m peco.plan $(if $(GPU_GIVEN),--gpu '$(GPU_GIVEN)')
+	@GOMP_SPINCOUNT=10000 python -m peco.plan $(if $(GPU_GIVEN),--gpu '$(GPU_GIVEN)')
 
 ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME: list the grids) SET="key=value …" JOBS=1
 	$(if $(PRESET)$(DATA),$(error ablation takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make ablation`))

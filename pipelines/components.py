@@ -11,7 +11,7 @@ from torchx import specs
 from torchx.components import dist
 from torchx.specs.overlays import JOIN, set_overlay
 
-from peco.core.environment import THREADS, WORKERS
+from peco.core.environment import SPIN, THREADS, WORKERS
 from peco.core.stage_name import StageName
 
 IMAGE = "peco"
@@ -63,9 +63,7 @@ def stage(
         port: rendezvous port, used where there are several nodes
     """
     stage_name = StageName(name)
-    # By default a waiting thread spins for long, which slows training down a lot on a machine that also does other work
-    # (docs/results.md).
-    variables = {WORKERS.name: str(workers), "GOMP_SPINCOUNT": "10000"}
+    variables = {WORKERS.name: str(workers), **SPIN}
     if threads:
         variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", THREADS.name), str(threads))
     if folder:

@@ -95,6 +95,11 @@ MLFLOW_URI = "MLFLOW_TRACKING_URI"
 _TRACKERS = ("tensorboard", "mlflow")  # and their packages
 
 
+# Of OpenMP, in processes that compute: by default a waiting thread spins for long, which slows them down a lot on a machine that
+# also does other work (docs/results.md).
+SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+
 def _is_database(uri: str) -> bool:
     return uri.partition(":")[0].partition("+")[0] in ("sqlite", "mysql", "postgresql", "mssql")
 

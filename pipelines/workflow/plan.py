@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peco.core import config, workfiles
+from peco.core.environment import SPIN
 from peco.core.parsing import JSON_ERRORS
 from peco.core.progress import waiting
 from peco.core.publishing import write_file
@@ -90,7 +92,7 @@ def _measured() -> dict[str, Any]:
     file = workfiles.root() / "plan-seconds.json"
     command = [sys.executable, "-m", "peco.plan", "--brief", str(file)]
     with waiting("plan: measuring this machine"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **SPIN})
     if done.returncode:
         return {}
     return {"seconds": json.loads(file.read_text(encoding="utf-8")), "lines": (done.stdout + done.stderr).splitlines()}
