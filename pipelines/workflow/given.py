@@ -28,7 +28,7 @@ def check_weights(parameters: config.Config) -> None:
     net, tokenizer, pretrain = parameters.perceptual_net, parameters.tokenizer, parameters.pretrain
     size = parameters.loader.image_size
     # The imports take seconds, and most runs have no such weights.
-    if net.source == "timm":
+    if net.source == "timm" and not _is_described_elsewhere(net.timm.model):
         from peco.networks import timm_nets
 
         timm_nets.by_name(replace(net.timm, pretrained=False), net.image_size or size)
@@ -40,7 +40,8 @@ def check_weights(parameters: config.Config) -> None:
         from peco.tokenizer import storage
 
         storage.load_given(tokenizer)
-    if pretrain.init.source == "timm" or (pretrain.init.source == "path" and Path(pretrain.init.path).exists()):
+    by_name = pretrain.init.source == "timm" and not _is_described_elsewhere(pretrain.init.model or "")
+    if by_name or (pretrain.init.source == "path" and Path(pretrain.init.path).exists()):
         from peco.mim import start
 
         start.check(pretrain, size, tokenizer.quantizer.codes)
@@ -49,6 +50,11 @@ def check_weights(parameters: config.Config) -> None:
         from peco.networks import backbones
 
         backbones.check_reference(parameters.evaluate, size)
+
+
+def _is_described_elsewhere(model: str) -> bool:
+    """True for a network whose architecture only the hub knows, which the stage asks."""
+    return model.startswith("hf-hub:")
 
 
 def note_on_schedule(stage: Stage) -> str | None:
