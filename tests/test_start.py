@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from peco.runtime import paths
 from peco.stages import perceptual_net, pretrain, tokenizer, tokens
 from peco.tokenizer import storage as tokenizer_storage
 from pipelines.workflow import given as given_weights
+from pipelines.workflow.edits import parameters_of
 from pipelines.workflow.graph import load_graph
 
 ROOT = Path(__file__).parents[1]
@@ -309,3 +311,17 @@ def test_a_changed_schedule_after_a_result_is_named_with_what_starts_from_it(
     )
     assert note(change(longer, "pretrain", layer_scale=0.2)) is None  # another training
     assert note(longer, "tokenizer") is None and note(longer, "evaluate@knn") is None
+    graph = load_graph()
+    stages = {}
+    for name in ("perceptual_net", "evaluate@finetune"):
+        values = parameters_of(graph[name], schema.to_dict(CFG))
+        stages[name] = {"params": {"params.yaml": values}}
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+    for name in stages:
+        assert note(CFG, name) is None
+        key = f"{name.replace('@', '.')}.optim"
+        text = note(change(CFG, key, epochs=4.0), name)
+        assert text is not None
+        assert re.fullmatch(
+            rf"{name}: {key}.epochs in params.yaml .*so its last result is not used: it starts from the .*", text
+        )

@@ -59,17 +59,15 @@ def _is_described_elsewhere(model: str) -> bool:
 
 def note_on_schedule(stage: Stage) -> str | None:
     """One line if only the schedule of a training has changed since its last result, which it then does not start from."""
-    start = STARTS.get(stage.name)
-    if start is None:
-        return None
+    schedule = f"{stage.name.replace('@', '.')}.optim."
     before = {}
     with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):  # DVC itself reports a damaged file
         lock = yaml.load(LOCK.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         before = leaves(lock["stages"][stage.name]["params"]["params.yaml"])
     changes = differences(before, parameters_of(stage, read_params()))
-    if not before or not changes or not all(change.startswith(f"{stage.name}.optim.") for change in changes):
+    if not before or not changes or not all(change.startswith(schedule) for change in changes):
         return None
-    return (
-        f"{stage.name}: {', '.join(changes)}, so its last result is not used; {start} starts it from weights such as its last "
-        "result (docs/experiments.md)"
-    )
+    note = f"{stage.name}: {', '.join(changes)}, so its last result is not used"
+    if start := STARTS.get(stage.name):
+        return f"{note}; {start} starts it from weights such as its last result (docs/experiments.md)"
+    return f"{note}: it starts from the beginning"
