@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -220,8 +221,12 @@ def test_the_own_perceptual_network_starts_a_backbone(here: Path) -> None:
     described = artifacts.describe(paths.PERCEPTUAL_NET)
     assert described["architecture"] == "vit_tiny_patch16_224" and described["model_args"]["embed_dim"] == 32
     cfg = change(CFG, "pretrain.init", source="path", path="data/net")
+    described = artifacts.describe(Path("data/net"))
+    described["peco"] = {**described.get("peco", {}), "licence": "mit", "labels": "yes: of birds"}
+    Path("data/net/config.json").write_text(json.dumps(described))
     pretrain.main(run_of(pretrain, cfg))
     assert artifacts.load_timm(paths.BACKBONE).pos_embed.shape == (1, 17, 32)
+    assert "given weights (licence: mit; labels: yes: of birds)" in (paths.BACKBONE / "README.md").read_text()
 
 
 @pytest.fixture

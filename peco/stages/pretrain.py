@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peco.core import config, schema, workfiles
+from peco.core import artifacts, config, schema, workfiles
 from peco.core.errors import PecoError
 from peco.data import views
 from peco.data.loader import Fields
@@ -146,11 +146,19 @@ def main(run: StageRun) -> None:
             extra |= model_card.lineage_of(paths.TOKENIZER)
         storage.save(paths.BACKBONE, task.model, target=cfg.target, arch=arch, model_args=model_args, extra=extra)
         summary: dict[str, float] = {name: logs.latest[name] for name in ("loss", "accuracy") if name in logs.latest}
-        starts = {"random": "random weights", "timm": f"timm's {cfg.init.model}", "path": "given weights"}
-        training = model_card.Training(cfg.optim, len(images), starts[cfg.init.source])
+        training = model_card.Training(cfg.optim, len(images), _described(cfg.init))
         model_card.write(paths.BACKBONE, model_card.Facts(model_card.shard_data(paths.SHARDS), summary, training, seed))
         publish_metrics(run, logs, summary)
         workfiles.mark_finished(work)
+
+
+def _described(init: config.BackboneInit) -> str:
+    """The start in words, for the model card."""
+    if init.source != "path":
+        return "random weights" if init.source == "random" else f"timm's {init.model}"
+    known = artifacts.own_part(path) if (path := Path(init.path)).is_dir() else {}
+    facts = [f"{key}: {known[key]}" for key in ("licence", "labels") if key in known]
+    return f"given weights ({'; '.join(facts) or 'licence and labels are not known'})"
 
 
 if __name__ == "__main__":
