@@ -119,7 +119,13 @@ def test_a_file_and_the_model_of_a_hub_are_taken_too(tmp_path: Path, monkeypatch
 
 def test_a_plain_vision_transformer_gives_the_same_features_of_the_same_images(tmp_path: Path) -> None:
     """Its statistics of images are folded in, its key bias changes nothing, its layer scale and position embedding are kept."""
-    for name, args in (("plain", {}), ("scaled", {"init_values": 0.5}), ("pooled", {"global_pool": "avg"})):
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "scaled": {"init_values": 0.5},
+        "pooled": {"global_pool": "avg"},
+        "class token without a position": {"no_embed_class": True},
+    }
+    for name, args in kinds.items():
         source = save_network(tmp_path / name, "vit_tiny_patch16_224", mean=0.4, **args)
         model, line = started(init(tmp_path / name))
         x = torch.rand(2, 3, 32, 32)

@@ -5,6 +5,7 @@ Legend: C channels of an image, D width, K codes.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,10 @@ def _by_beit_names(tensors: Mapping[str, Tensor], depth: int) -> dict[str, Tenso
             named[name.removeprefix("fc_")] = tensor
         elif not _HEADS.match(name) and not name.endswith("relative_position_index"):
             named[name] = tensor
+    position = named.get("pos_embed")
+    if position is not None and position.ndim == 3 and math.isqrt(position.shape[1]) ** 2 == position.shape[1]:
+        # Of patches alone, as in DeiT III: the class token has none.
+        named["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
     return named
 
 
