@@ -311,13 +311,20 @@ def test_a_retry_follows_the_same_job_once_the_controller_is_back(run: Run, cloc
     assert len(slurm_commands.jobs()) == 1
 
 
-def test_a_controller_that_is_away_at_the_start_is_waited_for(run: Run, clock: Clock) -> None:
-    slurm_commands.away("squeue")
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("squeue", "squeue: "), ("sbatch", "sbatch: error: Batch job submission failed: Unable to contact")],
+)
+def test_a_controller_that_is_away_at_the_start_is_waited_for(
+    run: Run, clock: Clock, command: str, reason: str
+) -> None:
+    slurm_commands.away(command)
     clock.at(100, lose())
     clock.at(120, turn("COMPLETED"))
     status, _, err = run()
     assert status == 0
-    assert "Slurm doesn't answer" in err and f"job 101 ({NAME}) submitted" in err
+    assert f"Slurm doesn't answer ({reason}" in err and f"job 101 ({NAME}) submitted" in err
+    assert len(slurm_commands.jobs()) == 1
 
 
 def test_a_controller_that_stays_away_at_the_start_receives_no_job(run: Run, clock: Clock) -> None:
@@ -327,16 +334,6 @@ def test_a_controller_that_stays_away_at_the_start_receives_no_job(run: Run, clo
     assert re.search(r"error: tokenizer: Slurm doesn't answer \(squeue: .*\); nothing was submitted: run again\n$", err)
     assert clock.now > 300
     assert slurm_commands.jobs() == []
-
-
-def test_a_controller_that_goes_away_before_the_job_is_submitted_is_waited_for(run: Run, clock: Clock) -> None:
-    slurm_commands.away("sbatch")
-    clock.at(100, lose())
-    clock.at(120, turn("COMPLETED"))
-    status, _, err = run()
-    assert status == 0
-    assert "Slurm doesn't answer (sbatch: error: Batch job submission failed: Unable to contact" in err
-    assert len(slurm_commands.jobs()) == 1
 
 
 POLICY = (

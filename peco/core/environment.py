@@ -101,6 +101,7 @@ SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 
 def _is_database(uri: str) -> bool:
+    """True for an address of MLflow that is a database's, which takes SQLAlchemy."""
     return uri.partition(":")[0].partition("+")[0] in ("sqlite", "mysql", "postgresql", "mssql")
 
 
@@ -123,15 +124,12 @@ def trackers(*, here: bool = True) -> list[str]:
             raise PecoError(
                 f"{TRACKING.name}: {name} is not installed; `pip install 'peco[tracking]'`, or unset the variable"
             )
-        if here and name == "mlflow" and not os.environ.get(MLFLOW_URI):
-            raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
-        if (
-            here
-            and name == "mlflow"
-            and _is_database(os.environ[MLFLOW_URI])
-            and not importlib.util.find_spec("sqlalchemy")
-        ):
-            raise PecoError(
-                f"{MLFLOW_URI}: a database needs more than the extra tracking: `pip install mlflow`, or name a server"
-            )
+        if here and name == "mlflow":
+            uri = os.environ.get(MLFLOW_URI)
+            if not uri:
+                raise PecoError(f"{TRACKING.name}: mlflow needs {MLFLOW_URI}, the address of its server; set it")
+            if _is_database(uri) and importlib.util.find_spec("sqlalchemy") is None:
+                raise PecoError(
+                    f"{MLFLOW_URI}: a database needs more than the extra tracking: `pip install mlflow`, or name a server"
+                )
     return found

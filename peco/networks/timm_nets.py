@@ -90,7 +90,6 @@ def by_path(
         options = _size(skeleton, image_size) | more
         model = _create(arch, where, hint, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     cast(Any, model).pretrained_cfg["file"] = None  # an artifact must not hold a path
-    artifacts.require_finite(model.state_dict(), where)
     require_images(model, whole_patches(model, image_size), where)
     return model
 

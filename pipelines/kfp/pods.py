@@ -73,6 +73,7 @@ class Pod:
         import yaml
         from urllib3.exceptions import HTTPError
 
+        damaged = (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError)  # of a kubeconfig that is not valid
         try:
             try:
                 k8s.config.load_kube_config()
@@ -81,9 +82,7 @@ class Pod:
             api = k8s.client.CoreV1Api()
             pod = api.read_namespaced_pod(self.name, self.namespace, _request_timeout=TIMEOUT_SECONDS)
             return api.api_client.sanitize_for_serialization(pod)
-        except (k8s.config.ConfigException, k8s.client.ApiException, HTTPError, OSError):
-            return None
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):  # of a kubeconfig that is not valid
+        except (k8s.config.ConfigException, k8s.client.ApiException, HTTPError, OSError, *damaged):
             return None
 
 

@@ -31,7 +31,7 @@ def check_weights(parameters: config.Config) -> None:
     if net.source == "timm" and not _is_described_elsewhere(net.timm.model):
         from peco.networks import timm_nets
 
-        timm_nets.by_name(replace(net.timm, pretrained=False), net.image_size or size)
+        timm_nets.by_name(replace(net.timm, pretrained=False), net.image_size or size)  # fetches nothing
     if net.source == "path" and Path(net.path).exists():
         from peco.networks import timm_nets
 

@@ -131,7 +131,7 @@ class NameIndex:
         Args:
             text: what a list or table writes.
             places: see `places`.
-            in_folder: a folder in the text must be that of the image; else only one of another split is none.
+            in_folder: a folder in the text must be that of the image. If false, another one will do, but for that of another split.
         """
         text = text.replace("\\", "/").strip().removeprefix("./")
         if "://" in text:

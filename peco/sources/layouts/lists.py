@@ -20,7 +20,7 @@ def split_lists(listing: Listing) -> Reading | None:
     """Text files named after splits that list the images of each, perhaps with a label. Images in none of them belong to train.
 
     Raises:
-        PecoError: two lists of different splits name one image.
+        PecoError: two lists of different splits name one image, or more than a tenth of a list's lines name none.
     """
     lists = _find_lists(listing)
     if TRAIN not in lists.values():

@@ -22,7 +22,7 @@ from peco.files.words import (
     words,
 )
 
-JPEG = ("jpg", "jpeg", "jpe", "jfif")  # masks are stored without loss
+_JPEG = ("jpg", "jpeg", "jpe", "jfif")  # masks are stored without loss
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def masks_beside_images(names: Iterable[str]) -> set[str]:
 def _image_of(name: str) -> str | None:
     """Stem of the image that a file is the mask of. A JPEG with an ending such as `_color` may be a photo."""
     image = masked_image(stem(name))
-    return image if extension(name) not in JPEG or ends_in_mask(stem(name)) else None
+    return image if extension(name) not in _JPEG or ends_in_mask(stem(name)) else None
 
 
 def _holds_masks(name: str, folders: Mapping[str, list[str]]) -> bool:
@@ -125,4 +125,4 @@ def _are_masks_of(files: list[str], images: list[str]) -> bool:
     """True if at least half of the files are no JPEG and have the name of an image, but for an ending such as `_mask`."""
     stems = set(map(stem, images))
     paired = [name for name in files if stem(name) in stems or masked_image(stem(name)) in stems]
-    return 2 * sum(extension(name) not in JPEG for name in paired) >= max(1, len(files))
+    return 2 * sum(extension(name) not in _JPEG for name in paired) >= max(1, len(files))

@@ -249,15 +249,18 @@ def _split_column(file: str, header: list[str], rows: list[list[str]], names: in
     return None, {}
 
 
+def _is_varied(values: list[str]) -> bool:
+    """True for more than 20 values, most of them different."""
+    return len(values) > 20 and 2 * len(set(values)) > len(values)
+
+
 def _is_no_class(values: list[str]) -> bool:
-    """True for measurements and free text: more than 20 values, most of them different, that are fractions or of four words."""
+    """True for measurements and free text: varied values that are fractions or of four words."""
     values = [value for value in values if value]
-    if len(values) <= 20 or 2 * len(set(values)) <= len(values):
-        return False
     odd = sum(
         re.fullmatch(r"-?\d*\.\d*[1-9]\d*(e-?\d+)?", value) is not None or len(value.split()) > 3 for value in values
     )
-    return 2 * odd > len(values)
+    return _is_varied(values) and 2 * odd > len(values)
 
 
 def _label_column(
@@ -275,8 +278,7 @@ def _label_column(
     if named or len(last) == 1:
         return None, ()
     if len(rest) == 1:
-        values = [row[rest[0]] for row in rows]
-        varied = len(values) > 20 and len(set(values)) > len(values) / 2
+        varied = _is_varied([row[rest[0]] for row in rows])
         return (None if varied or plain[rest[0]] in _TEXTS else rest[0]), ()
     ones = [[row[i] for i in rest] for row in rows[:_SAMPLE]]
     if len(rest) > 1 and all(
