@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.interleaved import measure, operations, products, table, training_step
 from peco.core import config
+from peco.core.device import plain_attention
 from peco.core.params import parse_params
 from peco.mim.masking import block_mask
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss
@@ -57,7 +58,7 @@ def ours(cfg: config.Config, batch: Batch) -> Made:
     vit, size = cfg.pretrain.vit, cfg.loader.image_size
     backbone, _, _ = build_backbone(vit, size, cfg.pretrain.layer_scale, 0.0)
     model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
-    model.plain_attention()
+    plain_attention(model)
     return model, lambda: mim_loss(model(batch.x_BCHW, batch.masked_BM), batch.tokens_BL, batch.masked_BM)[0]
 
 

@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.interleaved import training_step
 from benchmarks.mim_step import Batch
+from peco.core.device import plain_attention
 from peco.core.params import parse_params
 from peco.mim.model import MaskedImageModel, build_backbone
 from peco.stages.pretrain import TokenTask
@@ -38,7 +39,7 @@ def train(preset: str) -> None:
     torch.manual_seed(0)
     backbone, _, _ = build_backbone(cfg.pretrain.vit, cfg.loader.image_size, cfg.pretrain.layer_scale, 0.0)
     model = MaskedImageModel(backbone, cfg.tokenizer.quantizer.codes)
-    model.plain_attention()
+    plain_attention(model)
     task = TokenTask(model, None)
     trained = parallel(task, dist) if dist.world > 1 else task
     made = Batch(cfg, IMAGES)

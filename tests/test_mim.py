@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peco.core import config
+from peco.core.device import plain_attention
 from peco.core.errors import PecoError
 from peco.mim.model import MaskedImageModel, build_backbone, mim_loss, patchify, pixel_loss, unpatchify
 
@@ -132,7 +133,8 @@ def test_logits_and_gradients_are_those_of_whole_blocks(layer_scale: float | Non
 def test_plain_attention_computes_the_same() -> None:
     model, x = tiny().eval(), torch.rand(2, 3, 32, 32)
     fused = model(x, MASKED)
-    model.plain_attention()
+    plain_attention(model)
+    assert not any(block.attn.fused_attn for block in model.backbone.blocks)
     torch.testing.assert_close(model(x, MASKED), fused)
 
 

@@ -22,12 +22,14 @@ from peco.annotations.loader import IndexLoader
 from peco.annotations.sets import IGNORE
 from peco.core import config
 from peco.core.errors import PecoError
+from peco.core.params import parse_params
 from peco.data.images import decode, upright_size
 from peco.evaluate.segmentation import crop as segmentation_crop
 from peco.evaluate.segmentation.crop import Crop
 from peco.masks.folder import open_folder
 from peco.scenes import scenes
 from peco.sources.open import VAL_START
+from pipelines.workflow.compose import PRESETS, compose_params
 
 WIDTH, HEIGHT = 20, 12
 RIGHT, LEFT = 0, 1  # index of the class in the halves of `half_and_half`
@@ -413,6 +415,14 @@ def test_annotated_scenes_are_not_used_for_pre_training(descriptor: Path) -> Non
         annotated_scenes.open_segmentation(descriptor.with_name("nothing.yaml"), SIZES, "val")
     with pytest.raises(IndexError):
         annotated_scenes.open_segmentation(descriptor, SIZES, "val").image(4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_cache_holds_all_scenes_of_an_evaluation(preset: str) -> None:
+    """Epochs are permutations: of slightly too few places most scenes would be drawn again in each epoch."""
+    evaluate = parse_params(compose_params(preset, [])).evaluate
+    for sizes in (evaluate.segmentation.scenes, evaluate.detection.scenes):
+        assert sizes.train + sizes.val <= annotated_scenes.CACHED
 
 
 def test_uncached_scenes_are_the_same(descriptor: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ BACKGROUND = "background"
 FIRST = {"train": 10_000_000, "val": 20_000_000}
 """Index of the first scene of each split, beyond all scenes that `peco/sources/open.py` draws."""
 MAX_COUNT = 10_000_000
-CACHED_SIZE = 128  # maximum side in pixels of cached scenes; larger ones would take too much memory
+CACHED = 2048  # scenes: both splits of any preset, so that each scene is drawn once
+CACHED_SIZE = 128  # maximum side in pixels of cached scenes; larger ones would take more than 0.3 GB
 
 
 def open_segmentation(path: Path, sizes: config.AnnotatedScenes, split: str) -> SegmentationScenes:
@@ -96,4 +97,4 @@ def _open(path: Path, sizes: config.AnnotatedScenes, split: str) -> tuple[int, i
     return read_descriptor(path), FIRST[split], count, sizes.size, sizes.objects
 
 
-_render_cached = lru_cache(maxsize=1024)(scenes.render)  # drawn once, not in every epoch
+_render_cached = lru_cache(maxsize=CACHED)(scenes.render)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from peco.core.environment import DEVICE
 from peco.core.errors import PecoError
@@ -46,3 +47,14 @@ def select_device(local_rank: int = 0) -> torch.device:
             "start at most one process per GPU, or set PECO_DEVICE=cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+def plain_attention(model: nn.Module) -> None:
+    """Let layers with a relative position bias attend by plain matrix products from now on, for training on the CPU.
+
+    PyTorch's fused attention has no gradient of the bias there. What it does instead takes longer: it looks for rows that are
+    masked as a whole.
+    """
+    for layer in model.modules():
+        if getattr(layer, "relative_position_bias_table", None) is not None and hasattr(layer, "fused_attn"):
+            layer.fused_attn = False  # type: ignore[assignment]

@@ -90,15 +90,6 @@ class MaskedImageModel(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=INIT_STD)
         nn.init.zeros_(self.head.bias)
 
-    def plain_attention(self) -> None:
-        """Attend by plain matrix multiplications from now on, for training on the CPU.
-
-        PyTorch's fused attention has no gradient of the bias there. What it does instead takes longer: it looks for rows that are
-        masked as a whole.
-        """
-        for block in cast(Any, self.backbone).blocks:
-            block.attn.fused_attn = False
-
     def forward(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
         """Scores of the codes, or pixels, at the masked patches.
 

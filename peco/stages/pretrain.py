@@ -132,9 +132,6 @@ def main(run: StageRun) -> None:
         line = start.load(task.model, given, cfg.vit, head=cfg.init.head)
         if dist.rank == 0:
             print(f"{run.name}: {line}", flush=True)
-    task.to(dist.device)
-    if dist.device.type == "cpu":
-        task.model.plain_attention()
     transform = MaskedView(seed, run.config.tokens.view, size, grid, cfg.masking, store, tokenizer_size)
     inputs = [paths.SHARDS, paths.TOKENIZER, paths.TOKENS]
     work = run.work([*inputs, *([Path(cfg.init.path)] if cfg.init.source == "path" else [])], dist.share)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from peco.core.config import Optim
-from peco.core.device import computes_bf16
+from peco.core.device import computes_bf16, plain_attention
 from peco.core.errors import Interrupted, PecoError
 from peco.core.stopping import StopSignals
 from peco.training import checkpoint
@@ -150,6 +150,8 @@ class _Training:
         self.window = -(-self.total // MAX_CURVE_POINTS)
         self.schedule = checkpoint.CheckpointSchedule()
         task.to(dist.device).train()
+        if dist.device.type == "cpu":
+            plain_attention(task)
         self.optimizer = torch.optim.AdamW(
             task.param_groups(optim), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )

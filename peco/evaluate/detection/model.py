@@ -30,6 +30,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
 
 from peco.core import config
 from peco.evaluate.detection.letterbox import letterbox_image, whole_view
@@ -154,6 +155,7 @@ def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: in
         "rpn_post_nms_top_n_train": 4 * regions,
         "rpn_pre_nms_top_n_test": 2 * regions,
         "rpn_post_nms_top_n_test": 2 * regions,
+        "box_roi_pool": _pool(7),
         "box_head": TwoMLPHead(channels * 7 * 7, 4 * channels),
         "box_predictor": FastRCNNPredictor(4 * channels, classes + 1),
         "box_batch_size_per_image": regions,
@@ -162,6 +164,7 @@ def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: in
     }
     pyramid = SimplePyramid(backbone, channels)
     if masks:
+        parts["mask_roi_pool"] = _pool(14)
         parts["mask_head"] = MaskRCNNHeads(channels, (channels,) * 4, 1)
         parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, classes + 1)
     model: nn.Module = (MaskRCNN if masks else FasterRCNN)(pyramid, **parts)
@@ -169,6 +172,11 @@ def assemble_detector(backbone: nn.Module, classes: int, side: int, channels: in
         side, cast(Any, backbone).pretrained_cfg["mean"], cast(Any, backbone).pretrained_cfg["std"]
     )
     return model
+
+
+def _pool(side: int) -> MultiScaleRoIAlign:
+    """Crops of `side` x `side` from the pyramid. As in ViTDet, each of their cells is sampled as densely as its map."""
+    return MultiScaleRoIAlign([str(i) for i in range(len(STRIDES))], output_size=side, sampling_ratio=0)
 
 
 @dataclass(frozen=True)
