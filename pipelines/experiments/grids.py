@@ -79,9 +79,9 @@ def _values(key: str, *values: object) -> Callable[[Config], list[Variant]]:
     return lambda _: [_variant(key, value) for value in values]
 
 
-def _scaled(key: str, *factors: float) -> Callable[[Config], list[Variant]]:
-    """Multiples of the current value."""
-    return lambda config: [_variant(key, round(attrgetter(key)(config) * factor)) for factor in factors]
+def _scaled(key: str, *factors: float, digits: int | None = None) -> Callable[[Config], list[Variant]]:
+    """Multiples of the current value, rounded to whole numbers or to `digits` decimals."""
+    return lambda config: [_variant(key, round(attrgetter(key)(config) * factor, digits)) for factor in factors]
 
 
 def _variant(key: str, value: object) -> Variant:
@@ -180,6 +180,10 @@ ABLATIONS = {
     "views": Ablation("the number of stored views", _values("tokens.views", 1, 2, 4)),
     "online": Ablation("stored views, or fresh ones with tokens computed while training", _online),
     "start": Ablation("the start of pre-training: given weights or random ones, at the current length and at a third", _starts),
+    "lr": Ablation("the learning rate of pre-training, from a third of the current one to three times it",
+                   _scaled("pretrain.optim.lr", 1 / 3, 1, 3, digits=6)),
+    "warmup": Ablation("the warm-up of pre-training, from none to four times the current one",
+                       _scaled("pretrain.optim.warmup_epochs", 0, 1, 4, digits=3)),
     "target": Ablation("the target of pre-training: PeCo's tokens, a pixel codebook's, a feature-distilled one's, or pixels",
                        lambda config: variants(config, list(VARIANTS))),
 }  # fmt: skip
