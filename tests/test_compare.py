@@ -127,6 +127,7 @@ def test_the_page_loads_nothing_and_shows_the_budget(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["compare.md", "compare.html"]
     markdown, text = (path.read_text() for path in paths)
     assert "Preset tiny, seeds 0 1, tokens.views=1; mean ± sample standard deviation" in markdown
+    assert "The built-in scenes show that the chain works; to compare codebooks, take photographs" in markdown
     assert "tokenizer: 800 images, epochs: 4; pre-training: 2,016 images, epochs: 10" in markdown
     assert "resnet50 failed: error: no network" in markdown
     parsed = Page(text)

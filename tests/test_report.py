@@ -219,6 +219,12 @@ def test_data_parameters_and_versions_are_shown(folder: Path, monkeypatch: pytes
     assert "Images seen: the perceptual network 32, the tokenizer 32 and pre-training 32." in text
 
 
+@pytest.mark.parametrize(("source", "limited"), [("scenes", True), ("images", False), ("webdataset", False)])
+def test_only_the_built_in_scenes_do_not_compare_codebooks(source: str, limited: bool) -> None:
+    text = report.describe(CFG, {"source": source, "splits": {"train": {"samples": 9}}})
+    assert ("don't compare codebooks" in text) == limited
+
+
 def test_skipped_evaluations_have_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("knn", "linear", "finetune"):
         write_scores(folder, f"evaluate/{name}", {"skipped": "train and val share no class"})

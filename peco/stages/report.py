@@ -41,6 +41,10 @@ CODE_IMAGES = 512  # for the counts of codes
 GALLERY_CODES, GALLERY_PATCHES = 9, 8
 # Contact sheets have at most this number of classes, of images per class, and of pixels per side.
 SHEET_CLASSES, SHEET_IMAGES, SHEET_SIZE = 24, 6, 96
+LIMITS_OF_SCENES = (
+    " These scenes show that the chain works. They don't compare codebooks, since a histogram of small patches alone predicts "
+    "most of their classes; take photographs for that."
+)
 PACKAGES = ("peco", "torch", "timm", "numpy", "pillow", "simplejpeg")
 
 
@@ -80,12 +84,14 @@ def describe(cfg: config.Config, index: dict[str, Any]) -> str:
     """Preset, data and models in a few sentences."""
     words = {"train": "training", "val": "validation"}
     images = page.joined([f"{page.number(split['samples'])} {words[name]}" for name, split in index["splits"].items()])
-    source = {"scenes": "the built-in set of procedural scenes"}.get(index["source"], "images of your own")
+    built_in = index["source"] == "scenes"
+    source = "the built-in set of procedural scenes" if built_in else "images of your own"
     vit, quantizer = cfg.pretrain.vit, cfg.tokenizer.quantizer
     return (
         f"Preset {cfg.preset}, seed {cfg.seed}, on {source}: {images} images. A ViT of {vit.depth} blocks of width "
         f"{vit.embed_dim} sees {cfg.loader.image_size} {page.TIMES} {cfg.loader.image_size} pixels in patches of {vit.patch_size}; "
         f"the codebook has {page.number(quantizer.codes)} codes. {budget(cfg, index['splits']['train']['samples'])}"
+        f"{LIMITS_OF_SCENES if built_in else ''}"
     )
 
 

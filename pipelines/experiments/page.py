@@ -38,6 +38,9 @@ class Heading:
     lead: str
 
 
+SCENES = "The built-in scenes show that the chain works; to compare codebooks, take photographs (docs/results.md)."
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The content of a page, in its order.
@@ -77,9 +80,10 @@ def describe(
         notes = [*notes, f"The current parameters are not in these tables: budget and baselines are those of {title}."]
     found, omitted = tables.tabulate(results, reference.variant, reference.variant if reference.is_current else None)
     chosen = [f"seeds {' '.join(map(str, seeds))}", *settings]
+    limits = f" {SCENES}" if reference.config.dataset.source == "scenes" else ""
     return Comparison(
         heading,
-        f"Preset {reference.config.preset}, {', '.join(chosen)}; mean ± sample standard deviation over seeds.",
+        f"Preset {reference.config.preset}, {', '.join(chosen)}; mean ± sample standard deviation over seeds.{limits}",
         tuple(_budget(reference.config, results[reference.variant][0])),
         tuple(found),
         (*notes, *(f"No table of {reason}." for reason in omitted)),
