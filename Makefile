@@ -34,16 +34,16 @@ params: setup ## write params.yaml: PRESET=… DATA=… SET="key=value …"
 repro: setup ## run the whole workflow, from images to a report: PRESET, DATA and SET as for params
 	@$(if $(PRESET)$(DATA)$(SET),python -m pipelines.params $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data "$$DATA") $(SET) &&) python -m pipelines.repro
 
-compare: setup ## compare PeCo with its baselines over SEEDS: VARIANTS="peco pixel regression vqkd" SET="key=value …" JOBS=1
+compare: setup ## compare PeCo with its baselines over SEEDS: VARIANTS="peco pixel regression vqkd" SET="key=value …" JOBS=1 RECORDS=folder
 	$(if $(PRESET)$(DATA),$(error compare takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make compare`))
-	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.compare --seeds $(SEEDS) $(if $(VARIANTS),--variants $(VARIANTS)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(RECORDS),--records '$(RECORDS)')
 
 plan: setup ## print what `make repro` costs, stage by stage: images, steps, memory, disk, time: GPU=H100 for GPU hours
 	@GOMP_SPINCOUNT=10000 python -m peco.plan $(if $(GPU_GIVEN),--gpu '$(GPU_GIVEN)')
 
-ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME: list the grids) SET="key=value …" JOBS=1
+ablation: setup ## run a grid of experiments over SEEDS: NAME=… (without NAME: list the grids) SET="key=value …" JOBS=1 RECORDS=folder
 	$(if $(PRESET)$(DATA),$(error ablation takes the current params.yaml; run `make params PRESET=… DATA=…` first, then `make ablation`))
-	@python -m pipelines.ablation $(NAME_GIVEN) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+	@python -m pipelines.ablation $(NAME_GIVEN) --seeds $(SEEDS) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS)) $(if $(RECORDS),--records '$(RECORDS)')
 
 test: setup ## run all tests
 	@python -m pytest -n 2 --durations=20

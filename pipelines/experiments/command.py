@@ -11,6 +11,7 @@ from pathlib import Path
 from peco.core.errors import PecoError
 from pipelines.experiments import page
 from pipelines.experiments.plan import Experiment, Snapshot, check_inputs
+from pipelines.experiments.records import Records
 from pipelines.experiments.results import finished, read_metrics
 from pipelines.experiments.run import Runner
 from pipelines.workflow import variables
@@ -22,6 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="parameters of all experiments")
     parser.add_argument("--jobs", type=int, default=1, help="number of experiments at a time")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the scores of finished experiments there, and don't run those again",
+    )
 
 
 def main(work: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -61,16 +68,26 @@ def run(
     """
     check_inputs(next(iter(experiments.values())).config)
     with single_instance(command):
-        runner = Runner(command, experiments, snapshot, args.jobs)
+        records = Records(args.records, snapshot) if args.records else None
+        if records and (others := records.others):
+            print(
+                f"{args.records}: {len(others)} records are of other code or inputs and don't count: {', '.join(others)}"
+            )
+        runner = Runner(command, experiments, snapshot, args.jobs, records)
         runner.run()
-    done = finished(snapshot.commit) & experiments.keys()
+    recorded = records.metrics if records else {}
+    done = (finished(snapshot.commit) | recorded.keys()) & experiments.keys()
     if runner.stop.first and len(done) + len(runner.failed) < len(experiments):
         with contextlib.suppress(OSError):  # the terminal was closed
             print(f"stopped: {len(done)} of {len(experiments)} are finished; the same command resumes", file=sys.stderr)
         return runner.stop.status
     if not done:
         raise PecoError(f"all experiments failed; the first: {next(iter(runner.failed.values()))}")
-    measured = [(each, read_metrics(name, snapshot.commit)) for name, each in experiments.items() if name in done]
+    measured = [
+        (each, recorded.get(name) or read_metrics(name, snapshot.commit))
+        for name, each in experiments.items()
+        if name in done
+    ]
     notes = [f"{each.title} failed: {runner.failed[name]}" for name, each in experiments.items() if name not in done]
     found = page.describe(heading, measured, args.seeds, args.set, notes)
     written = page.write(found, stem)

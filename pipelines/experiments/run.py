@@ -21,7 +21,8 @@ from typing import BinaryIO
 from peco.core import workfiles
 from peco.core.stopping import POLL_SECONDS, StopSignals
 from pipelines.experiments.plan import Experiment, Snapshot
-from pipelines.experiments.results import finished
+from pipelines.experiments.records import Records
+from pipelines.experiments.results import finished, read_metrics
 from pipelines.experiments.single import CLONES
 from pipelines.workflow.environment import EXPERIMENTS
 from pipelines.workflow.processes import processes_with, stop_with_parent
@@ -54,14 +55,23 @@ class Runner:
         experiments: by name, in the order in which they are to run.
         snapshot: the state of the repository that they start from.
         jobs: number of experiments at a time.
+        records: experiments in them are not run either; those that are finished are added.
 
     Attributes:
         failed: the reasons of failures, by name.
         stop: the stop signals.
     """
 
-    def __init__(self, command: str, experiments: Mapping[str, Experiment], snapshot: Snapshot, jobs: int) -> None:
+    def __init__(
+        self,
+        command: str,
+        experiments: Mapping[str, Experiment],
+        snapshot: Snapshot,
+        jobs: int,
+        records: Records | None = None,
+    ) -> None:
         self.command, self.experiments, self.snapshot, self.jobs = command, experiments, snapshot, jobs
+        self.records = records
         self.failed: dict[str, str] = {}
         self.stop = StopSignals(self._on_stop)
         self._running: list[_Job] = []
@@ -73,6 +83,9 @@ class Runner:
         with self.stop:
             self._clear_leftovers()
             before = finished(self.snapshot.commit)
+            for name in before & self.experiments.keys():
+                self._record(name)
+            before |= self.records.metrics.keys() if self.records else set()
             left = deque(name for name in self.experiments if name not in before)
             self._ended = len(self.experiments) - len(left)
             _print(f"{len(self.experiments)} experiments: {self._ended} finished before")
@@ -141,6 +154,7 @@ class Runner:
                 os.close(job.output)
             if job.name in finished(self.snapshot.commit):
                 self._ended += 1
+                self._record(job.name)
                 self._report(job.name, f"finished after {_since(job.start)}")
             elif self.stop.first:
                 self._report(job.name, "stopped")
@@ -148,6 +162,10 @@ class Runner:
                 self._ended += 1
                 self.failed[job.name] = _reason(job)
                 self._report(job.name, f"failed: {self.failed[job.name]}")
+
+    def _record(self, name: str) -> None:
+        if self.records and name not in self.records.metrics:
+            self.records.add(name, self.experiments[name], read_metrics(name, self.snapshot.commit))
 
     def _report(self, name: str, event: str) -> None:
         count = f"{self._ended} of {len(self.experiments)}"
