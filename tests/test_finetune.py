@@ -25,8 +25,8 @@ OPTIM = config.Optim(
     layer_decay=0.5, ema=None, accumulate=1, precision="fp32", compile=False,
 )  # fmt: skip
 FINETUNE = config.Finetune(
-    drop_path=0.1, mixup=0.8, cutmix=1.0, label_smoothing=0.1, rand_augment="rand-m9-mstd0.5-inc1", crop_scale=(0.3, 1.0),
-    random_erase=0.25, optim=OPTIM,
+    labels=1.0, drop_path=0.1, mixup=0.8, cutmix=1.0, label_smoothing=0.1, rand_augment="rand-m9-mstd0.5-inc1",
+    crop_scale=(0.3, 1.0), random_erase=0.25, optim=OPTIM,
 )  # fmt: skip
 
 

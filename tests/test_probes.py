@@ -16,7 +16,7 @@ from peco.core import artifacts, config
 from peco.core.errors import PecoError
 from peco.mim.model import build_backbone
 from peco.probes import features, knn, linear
-from peco.probes.holdout import holdout_split, skip_reason
+from peco.probes.holdout import holdout_split, share_of_classes, skip_reason
 
 VIT = config.Vit("beit_base_patch16_224", patch_size=8, embed_dim=32, depth=3, num_heads=2, mlp_ratio=2)
 
@@ -54,6 +54,16 @@ def test_the_holdout_has_all_classes_when_samples_are_sorted_by_class(classes: i
     fit, held = holdout_split(labels, 0.2)
     assert set(labels[held]) == set(labels[fit]) == set(range(classes))
     assert sorted([*fit, *held]) == list(range(len(labels))) and len(held) == round(0.2 * len(labels))
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.sampled_from([0.01, 0.1, 0.25, 0.3, 1.0]))
+def test_a_share_of_the_labels_has_that_share_of_each_class(values: list[int], share: float) -> None:
+    labels = np.array(values)
+    chosen = share_of_classes(labels, share)
+    assert len(set(chosen.tolist())) == len(chosen) and chosen.tolist() == sorted(chosen.tolist())
+    for label in set(values):
+        exact = share * values.count(label)
+        assert exact - 1e-6 <= np.count_nonzero(labels[chosen] == label) < exact + 1
 
 
 def test_one_sample_cannot_be_split() -> None:

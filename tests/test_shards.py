@@ -395,6 +395,17 @@ def test_a_range_reads_the_same_as_the_slice_of_all(written: Path, bounds: list[
     assert list(shards.read(*bounds)) == list(shards.read(0, 45))[slice(*bounds)]
 
 
+@given(st.sets(st.integers(0, 44), min_size=1))
+def test_a_part_of_a_split_is_a_split(written: Path, chosen: set[int]) -> None:
+    everything = open_shards(written, "train")
+    part = everything.take(np.array(sorted(chosen)))
+    samples = list(everything.read(0, 45))
+    expected = [replace(samples[i], index=number) for number, i in enumerate(sorted(chosen))]
+    assert list(part.read(0, len(part))) == expected
+    assert part.labels.tolist() == [sample.label for sample in expected]
+    assert sum(shard.samples for shard in part.shards) == len(part) == len(chosen)
+
+
 @pytest.mark.parametrize("bounds", [(-1, 3), (3, 2), (0, 46)])
 def test_ranges_outside_the_split_are_refused(written: Path, bounds: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="of 45 in train"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -255,6 +256,15 @@ def test_trainings_of_one_stage_serve_their_metrics_on_one_port(
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("", port))
+
+
+def test_fine_tuning_learns_from_the_given_share_of_the_labels(here: Path) -> None:
+    cfg = change(CFG, "evaluate.finetune", labels=0.25)
+    cfg = change(cfg, "evaluate.finetune.optim", epochs=1, batch_size=16, warmup_epochs=0)
+    evaluate_finetune.main(run_of(evaluate_finetune, cfg))
+    labels = open_shards(paths.SHARDS, "train").labels
+    used = sum(math.ceil(count / 4) for count in np.bincount(labels) if count)
+    assert f"| images seen | {16 * math.ceil(used / 16)} |" in (paths.CLASSIFIER / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("batch", "accumulate", "world"), [(9, 1, 1), (24, 4, 2), (8, 1, 8)])

@@ -449,6 +449,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Finetune:
+    labels: Fraction  # share of train to learn from, of each class
     drop_path: Fraction
     mixup: NonNegative
     cutmix: NonNegative
@@ -463,6 +464,7 @@ class Finetune:
         require_all(
             self,
             key,
+            ("labels", self.labels > 0, "a number over 0, at most 1"),
             ("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1], "two rising numbers over 0, at most 1"),
             (
                 "optim.batch_size",

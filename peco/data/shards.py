@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class ShardSet:
         labeled: True if every sample has a label.
         starts: int64 (shards,), index of the first sample of each shard.
         offsets: int64 (samples,), byte at which a sample begins in its tar.
+        ends: int64 (samples,), byte at which it ends there.
         max_pixels: the limit with which the shards were written.
     """
 
@@ -88,6 +89,7 @@ class ShardSet:
     labeled: bool
     starts: np.ndarray
     offsets: np.ndarray
+    ends: np.ndarray
     max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
@@ -108,17 +110,34 @@ class ShardSet:
             yield from self._read_shard(number, start, min(stop, end))
             start = end
 
+    def take(self, indices: np.ndarray) -> ShardSet:
+        """Some of the samples as a split of its own: the `index` of its samples counts from 0.
+
+        Args:
+            indices: int64, rising.
+        """
+        numbers = np.searchsorted(self.starts, indices, side="right") - 1
+        found, counts = np.unique(numbers, return_counts=True)
+        return replace(
+            self,
+            shards=tuple(
+                replace(self.shards[i], samples=n) for i, n in zip(found.tolist(), counts.tolist(), strict=True)
+            ),
+            labels=self.labels[indices],
+            starts=np.cumsum(counts) - counts,
+            offsets=self.offsets[indices],
+            ends=self.ends[indices],
+        )
+
     def _read_shard(self, number: int, start: int, stop: int) -> Iterator[Sample]:
         shard = self.shards[number]
         path = self.root / shard.name
-        last = int(self.starts[number]) + shard.samples - 1
         try:
             with open(path, "rb") as file:
                 if file.seek(0, io.SEEK_END) != shard.bytes:
                     raise ValueError("its size differs from the index")
                 for index in range(start, stop):
-                    begin = int(self.offsets[index])
-                    end = int(self.offsets[index + 1]) if index < last else shard.bytes
+                    begin, end = int(self.offsets[index]), int(self.ends[index])
                     if not 0 <= begin < end <= shard.bytes:
                         raise ValueError("its offsets are not those of its samples")
                     file.seek(begin)
@@ -162,6 +181,9 @@ def open_shards(root: Path, split: str) -> ShardSet:
     shards = tuple(ShardInfo(**shard) for shard in entry["shards"])
     counts = np.array([shard.samples for shard in shards], dtype=np.int64)
     labels = _load_array(root / f"{split}.labels.npy", entry["samples"])
+    offsets = _load_array(root / f"{split}.offsets.npy", entry["samples"])
+    ends = np.roll(offsets, -1)
+    ends[np.cumsum(counts) - 1] = [shard.bytes for shard in shards]
     if not -1 <= labels.min() <= labels.max() < len(index["classes"]) or entry["labelled"] != (labels >= 0).all():
         raise PecoError(f"{root / f'{split}.labels.npy'}: its labels are not those of index.json; {_REMEDY}")
     return ShardSet(
@@ -172,7 +194,8 @@ def open_shards(root: Path, split: str) -> ShardSet:
         labels=labels,
         labeled=entry["labelled"],
         starts=np.cumsum(counts) - counts,
-        offsets=_load_array(root / f"{split}.offsets.npy", entry["samples"]),
+        offsets=offsets,
+        ends=ends,
         max_pixels=index.get("max_pixels", MAX_PIXELS),
     )
 

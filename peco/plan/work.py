@@ -180,8 +180,8 @@ def _works(cfg: config.Config, data: Data, annotated: dict[str, dict[str, Any]])
     frozen = (Part("features", starts * (train + val), "center"),)
     for task, on in (("knn", tasks.knn), ("linear", tasks.linear)):
         yield Work(f"evaluate@{task}", frozen if on and data.labelled else ())
-    on = tasks.finetune and data.labelled
-    yield _trained("finetune", evaluate.finetune.optim, "classifier", train, val, starts if on else 0)
+    tuned, on = evaluate.finetune, tasks.finetune and data.labelled
+    yield _trained("finetune", tuned.optim, "classifier", round(tuned.labels * train), val, starts if on else 0)
     for task, dense, network in (
         ("segmentation", evaluate.segmentation, "segmenter"),
         ("detection", evaluate.detection, "detector"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
 
 from peco.core.errors import PecoError
+from peco.core.numbers import evenly_spaced
 
 
 class Labeled(Protocol):
@@ -44,6 +46,24 @@ def holdout_split(labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.n
     end, spaced = np.arange(n - held, n), np.arange(held) * n // held
     chosen = end if len(np.unique(labels[end])) >= len(np.unique(labels[spaced])) else spaced
     return np.setdiff1d(np.arange(n), chosen), chosen
+
+
+def share_of_classes(labels: np.ndarray, share: float) -> np.ndarray:
+    """A share of the samples of each class, rounded up, evenly spaced in the split.
+
+    Args:
+        labels: int64 (n,).
+        share: over 0, at most 1.
+
+    Returns:
+        their indices, int64, rising.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        count = math.ceil(round(share * len(places), 6))  # without the error of 0.1 * 30 = 3.0000000000000004
+        chosen.append(places[evenly_spaced(len(places), count)])
+    return np.sort(np.concatenate(chosen))
 
 
 def skip_reason(train: Labeled, val: Labeled) -> str | None:

@@ -98,7 +98,7 @@ def _budget(config: Config, metrics: ExperimentMetrics) -> list[tuple[str, str]]
         ("Perceptual network", net.optim, train if net.source == "train" else None),
         ("Tokenizer", config.tokenizer.optim, train),
         ("Pre-training", config.pretrain.optim, train),
-        ("Fine-tuning", evaluate.finetune.optim, train if finetuned else None),
+        ("Fine-tuning", evaluate.finetune.optim, round(evaluate.finetune.labels * train) if finetuned else None),
         ("Segmentation", evaluate.segmentation.optim, metrics[MASKS[0].file].get("train_images")),
         ("Detection", evaluate.detection.optim, metrics[BOXES[0].file].get("train_images")),
     )

@@ -22,6 +22,7 @@ from peco.evaluate.finetune import storage
 from peco.evaluate.finetune.model import augment, build_classifier, evaluate_classifier, rand_augment
 from peco.evaluate.finetune.task import FinetuneTask
 from peco.networks import timm_nets
+from peco.probes.holdout import share_of_classes
 from peco.probes.labeled import labeled_splits
 from peco.runtime import model_card, paths
 from peco.runtime.fit import train_loader
@@ -54,6 +55,7 @@ def main(run: StageRun) -> None:
     dist = Dist.init()
     require_pairs(cfg, dist.world)
     train_split, val = labeled_splits()
+    train_split = train_split.take(share_of_classes(train_split.labels, cfg.labels))
     backbone_size = artifacts.input_size(paths.BACKBONE)
     if cfg.rand_augment is not None:
         rand_augment(cfg.rand_augment, backbone_size)  # a wrong notation is reported here, not by a loader process
