@@ -143,6 +143,14 @@ def test_the_page_loads_nothing_and_shows_the_budget(tmp_path: Path) -> None:
     assert [path.read_text() for path in paths] == [markdown, text]
 
 
+def test_the_budget_has_only_trainings_that_took_place() -> None:
+    given = ["tokenizer.init.source=path", "tokenizer.init.path=data/x", "tokenizer.init.train=false"]
+    cfg = parse_params(compose_params("tiny", [*given, "perceptual_net.source=path", "perceptual_net.path=data/y"]))
+    measured = [(Experiment(PECO, 0, (), cfg, is_current=True), shifted(0))]
+    found = page.describe(page.Heading("Comparison", "backbone", "PeCo."), measured, [0], [])
+    assert [stage for stage, _ in found.budget] == ["Pre-training", "Fine-tuning", "Segmentation"]
+
+
 def test_a_plot_has_one_dot_per_seed_within_its_frame() -> None:
     plot = dot_plot([("one", [0.5, 0.7], False), ("two", [0.6], True)], label="kNN")
     xs = [float(x) for x in re.findall(r'cx="([\d.]+)"', plot)]

@@ -96,7 +96,7 @@ def _budget(config: Config, metrics: ExperimentMetrics) -> list[tuple[str, str]]
     finetuned = "skipped" not in metrics[FINETUNE.file]
     trainings = (
         ("Perceptual network", net.optim, train if net.source == "train" else None),
-        ("Tokenizer", config.tokenizer.optim, train),
+        ("Tokenizer", config.tokenizer.optim, train if config.tokenizer.init.train else None),
         ("Pre-training", config.pretrain.optim, train),
         ("Fine-tuning", evaluate.finetune.optim, round(evaluate.finetune.labels * train) if finetuned else None),
         ("Segmentation", evaluate.segmentation.optim, metrics[MASKS[0].file].get("train_images")),
